@@ -1,0 +1,45 @@
+/* The thread-local sentence behind core/base/error.h. */
+#include "core/base/error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MESSAGE_BYTES = 2048 };
+static _Thread_local char message[MESSAGE_BYTES];
+
+int kn_fail(int code, const char *format, ...)
+{
+    char text[MESSAGE_BYTES]; /* the arguments may point into the present message */
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    memcpy(message, text, sizeof text);
+    return code;
+}
+
+int kn_fail_prefix(int code, const char *format, ...)
+{
+    char text[MESSAGE_BYTES];
+    va_list arguments;
+    va_start(arguments, format);
+    int used = vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    if (used >= 0 && used < (int)sizeof text)
+        snprintf(text + used, sizeof text - (size_t)used, ": %s", message);
+    memcpy(message, text, sizeof text);
+    return code;
+}
+
+const char *kn_error_message(void)
+{
+    return message;
+}
+
+_Noreturn void kn_assert_failed(const char *condition, const char *file, int line)
+{
+    fprintf(stderr, "kinora: internal error at %s:%d: %s\n", file, line, condition);
+    abort();
+}

@@ -1,0 +1,74 @@
+/* Rank-aware lines to standard error and a log file. */
+#include "core/base/log.h"
+
+#include "core/base/error.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+static struct {
+    int rank, ranks, quiet;
+    FILE *file;
+} state = {.ranks = 1};
+
+void kn_log_set_rank(int rank, int ranks)
+{
+    state.rank = rank;
+    state.ranks = ranks;
+}
+
+int kn_log_set_file(const char *path)
+{
+    if (state.file)
+        fclose(state.file);
+    state.file = NULL;
+    if (!path)
+        return KN_OK;
+    state.file = fopen(path, "a");
+    if (!state.file)
+        return kn_fail(KN_EIO, "cannot write the log file %s: %s", path, strerror(errno));
+    setvbuf(state.file, NULL, _IOLBF, 0);
+    return KN_OK;
+}
+
+void kn_log_set_quiet(int quiet)
+{
+    state.quiet = quiet;
+}
+
+static void write_line(int to_terminal, const char *level, const char *format, va_list arguments)
+{
+    char text[2048];
+    vsnprintf(text, sizeof text, format, arguments);
+    if (to_terminal && state.ranks > 1)
+        fprintf(stderr, "kinora[%d]: %s%s\n", state.rank, level, text);
+    else if (to_terminal)
+        fprintf(stderr, "kinora: %s%s\n", level, text);
+    if (state.file) {
+        time_t now = time(NULL);
+        struct tm parts;
+        char stamp[32];
+        gmtime_r(&now, &parts);
+        strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", &parts);
+        fprintf(state.file, "%s %s%s\n", stamp, level, text);
+    }
+}
+
+void kn_log(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    write_line(state.rank == 0 && !state.quiet, "", format, arguments);
+    va_end(arguments);
+}
+
+void kn_warn(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    write_line(1, "warning: ", format, arguments);
+    va_end(arguments);
+}

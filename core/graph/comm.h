@@ -1,0 +1,35 @@
+/* The communicator table: what ranks can do together, whatever carries the bytes.
+ *
+ * Implementations live in dist/ (self: one process, no MPI started; mpi; later nccl). Every call is started, then
+ * waited for; calls on one communicator complete in the order they were started. Each carries a name for the watchdog.
+ * Sums run in rank order (0 + 1 + 2 ...), in float32, so that a layout gives the same bits each time.
+ * All functions return 0 or a negative KN_E* code with a sentence. */
+#ifndef KN_GRAPH_COMM_H
+#define KN_GRAPH_COMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct KnComm KnComm;
+
+/* What a started operation is waited for with; 0 is "already complete". */
+typedef int64_t KnCommTicket;
+
+typedef struct KnCommTable {
+    const char *kind; /* "self", "mpi" */
+    int (*all_reduce_start)(KnComm *comm, float *values, int64_t count, const char *name, KnCommTicket *ticket);
+    int (*wait)(KnComm *comm, KnCommTicket ticket);
+    int (*all_gather)(KnComm *comm, const void *mine, void *all, size_t bytes_each, const char *name);
+    int (*broadcast)(KnComm *comm, void *bytes, size_t count, int root, const char *name);
+    int (*barrier)(KnComm *comm, const char *name);
+    void (*destroy)(KnComm *comm);
+} KnCommTable;
+
+/* Every implementation begins with this. */
+struct KnComm {
+    const KnCommTable *table;
+    int rank, ranks;
+    int local_rank, local_ranks; /* among the ranks of this host */
+};
+
+#endif

@@ -1,0 +1,70 @@
+/* Memory plan, backend table and executor: from a finished graph to results.
+ *
+ * The plan gives every intermediate an offset in one arena by liveness, before anything is allocated; the executor
+ * allocates exactly that, binds leaves to memory that callers own, and runs the nodes in order on a backend.
+ * Prologue nodes (casts and packings of parameters) run at the first run and after kn_executor_parameters_changed. */
+#ifndef KN_GRAPH_EXECUTOR_H
+#define KN_GRAPH_EXECUTOR_H
+
+#include "core/graph/comm.h"
+#include "core/graph/graph.h"
+
+typedef struct KnBackend KnBackend;
+
+/* What a kernel gets: its node's operands as plain addresses. */
+typedef struct KnCall {
+    const KnNode *node;
+    void *inputs[KN_MAX_INPUTS];   /* NULL where the node has none */
+    void *outputs[KN_MAX_OUTPUTS];
+    void *workspace;               /* workspace_bytes(node) bytes, 64-byte aligned, uninitialized */
+    KnComm *comm;                  /* for collective nodes; NULL when there is none */
+    int64_t *tickets;              /* collective tickets, by tensor id of the operand */
+} KnCall;
+
+/* A backend is a table of functions; `ops` kernels are found by op id. */
+struct KnBackend {
+    const char *name;
+    int (*supports)(KnBackend *backend, const KnNode *node);
+    size_t (*workspace_bytes)(KnBackend *backend, const KnNode *node);
+    int (*run)(KnBackend *backend, const KnCall *call); /* 0 or KN_E* */
+    /* Rewrites a finished graph into the backend's favoured form (packed weights ...); may be NULL. */
+    void (*lower)(KnBackend *backend, KnGraph *graph);
+    int (*allocate)(KnBackend *backend, void **memory, size_t bytes, const char *what);
+    void (*release)(KnBackend *backend, void *memory);
+};
+
+typedef struct KnPlan {
+    size_t arena_bytes;                         /* the peak; exactly what the executor allocates */
+    size_t category_bytes[KN_MEMORY_CATEGORIES];/* leaves: their sizes; others: their share of the arena at its peak */
+    size_t *offsets;                            /* per tensor id; SIZE_MAX for leaves and dead tensors */
+    size_t *workspace_offsets;                  /* per node id */
+    int tensor_count, node_count;
+} KnPlan;
+
+/* Liveness plan; `keep` tensors stay readable after the run. */
+void kn_plan_make(KnPlan *plan, const KnGraph *graph, KnBackend *backend, KnTensor *const *keep, int keep_count);
+void kn_plan_clear(KnPlan *plan);
+char *kn_plan_report(const KnPlan *plan); /* a small table for people; free() it */
+
+typedef struct KnExecutor KnExecutor;
+
+/* Plans and allocates. The graph must be finished and outlive the executor. With `shared_arena` (may be NULL) several
+ * executors that never run at the same time use one piece of memory: pass the same pointer to each. */
+int kn_executor_create(KnExecutor **executor, const KnGraph *graph, KnBackend *backend, KnTensor *const *keep,
+                       int keep_count);
+void kn_executor_destroy(KnExecutor *executor);
+const KnPlan *kn_executor_plan(const KnExecutor *executor);
+
+/* Binds a leaf to memory of kn_tensor_bytes(leaf); the caller keeps ownership and may rebind. */
+void kn_executor_bind(KnExecutor *executor, const KnTensor *leaf, void *memory);
+/* Address of a kept value or bound leaf; valid after a run, until the next. */
+void *kn_executor_data(const KnExecutor *executor, const KnTensor *tensor);
+
+void kn_executor_set_comm(KnExecutor *executor, KnComm *comm);
+void kn_executor_parameters_changed(KnExecutor *executor);
+int kn_executor_run(KnExecutor *executor);
+
+/* Seconds spent in each op since the last reset, when profiling is on (KINORA_PROFILE=1): a table for people. */
+char *kn_executor_profile(const KnExecutor *executor); /* free() it */
+
+#endif
