@@ -1,0 +1,252 @@
+/* The ops: what model-building code may say.
+ *
+ * Each function checks shapes, appends a node to the graph and returns its (first) output. An op is one shape rule
+ * (here), one gradient rule built from the same ops, one cost rule, and one kernel per backend; the rows of the op
+ * table are in the family files (linear.c, attention.c, ...), and every backend indexes its kernels by KnOpId.
+ *
+ * Shapes: [L, D] is rows x columns; tensors of more dimensions are read as [product of leading, last]. "x" may be f32
+ * or bf16 unless said otherwise, and statistics, parameters of norms, modulation rows and biases are always f32.
+ * Kernels accumulate in float32. Index tensors are i32. */
+#ifndef KN_OPS_OPS_H
+#define KN_OPS_OPS_H
+
+#include "core/graph/graph.h"
+
+typedef enum KnOpId {
+    /* linear.c */
+    KN_OP_MATMUL,
+    KN_OP_PACK_MATRIX,
+    KN_OP_SUM_ROWS,
+    /* attention.c */
+    KN_OP_ATTENTION,
+    KN_OP_ATTENTION_BACKWARD,
+    /* norm.c */
+    KN_OP_LAYER_NORM,
+    KN_OP_LAYER_NORM_BACKWARD,
+    KN_OP_RMS_NORM,
+    KN_OP_RMS_NORM_BACKWARD,
+    /* modulate.c */
+    KN_OP_MODULATE,
+    KN_OP_MODULATE_BACKWARD,
+    KN_OP_GATED_RESIDUAL,
+    KN_OP_GATED_RESIDUAL_BACKWARD,
+    /* rope.c */
+    KN_OP_ROPE,
+    KN_OP_TIMESTEP_EMBEDDING,
+    /* pointwise.c */
+    KN_OP_ACTIVATION,
+    KN_OP_ACTIVATION_BACKWARD,
+    KN_OP_ADD,
+    KN_OP_ADD_ROW,
+    KN_OP_MULTIPLY,
+    KN_OP_SCALE,
+    KN_OP_CAST,
+    /* gather.c */
+    KN_OP_GATHER_ROWS,
+    KN_OP_SCATTER_ROWS,
+    KN_OP_CONCATENATE,
+    KN_OP_SLICE,
+    KN_OP_PAD,
+    KN_OP_SWAP_AXES,
+    /* loss.c */
+    KN_OP_MASKED_MSE,
+    KN_OP_MASKED_MSE_BACKWARD,
+    KN_OP_SUM_OF_SQUARES,
+    /* update.c: change state in place */
+    KN_OP_ACCUMULATE,
+    KN_OP_ADAMW,
+    KN_OP_MUON,
+    KN_OP_EMA,
+    /* collective.c */
+    KN_OP_ALL_REDUCE_START,
+    KN_OP_ALL_REDUCE_WAIT,
+    KN_OP_COUNT
+} KnOpId;
+
+/* The table itself, by id. */
+const KnOp *kn_op(KnOpId id);
+
+/* The gradient rule of ops that have none: asserts that nothing differentiable asked for one. */
+void kn_no_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *grad_outputs, const int *wanted,
+                    KnTensor **grad_inputs);
+
+/* --- linear.c: matrix products ------------------------------------------------------------------------------------ */
+
+typedef struct KnMatmulAttributes {
+    int transpose_a, transpose_b; /* operand is stored [K, M] / [N, K] */
+    int packed_b;                 /* b is the output of pack_matrix; transpose_b then says how it was before */
+    int64_t m, n, k;
+} KnMatmulAttributes;
+
+/* C[M,N] of `dtype` = op(A)[M,K] op(B)[K,N] + bias[N]; A and B of one dtype, bias f32 or NULL. */
+KnTensor *kn_matmul(KnGraph *graph, KnTensor *a, int transpose_a, KnTensor *b, int transpose_b, KnTensor *bias,
+                    KnDtype dtype);
+/* y[L,out] = x[L,in] weight[out,in]^T + bias; weight is cast to x's dtype. bias may be NULL. Result in x's dtype. */
+KnTensor *kn_linear(KnGraph *graph, KnTensor *x, KnTensor *weight, KnTensor *bias);
+
+typedef struct KnPackAttributes {
+    int transpose; /* the source is stored [N, K] */
+    int64_t k, n;
+    KnDtype dtype; /* of the packed values */
+} KnPackAttributes;
+/* The backend's packed form of a matmul's B operand, as u8 [bytes]; `bytes` comes from the backend. Source f32 or
+ * bf16; `dtype` is that of the packed values. Only backends' lowering passes append it. No gradient. */
+KnTensor *kn_pack_matrix(KnGraph *graph, KnTensor *b, int transpose, KnDtype dtype, size_t bytes);
+
+/* [D] f32 = sum over rows of x[L,D], in fixed order. */
+KnTensor *kn_sum_rows(KnGraph *graph, KnTensor *x);
+
+/* --- attention.c -------------------------------------------------------------------------------------------------- */
+
+typedef struct KnAttentionAttributes {
+    int64_t heads;
+    float scale;
+} KnAttentionAttributes;
+
+/* softmax(scale q k^T) v by a span table: spans i32 [S,4] rows (q_start, q_len, k_start, k_len); within a span every
+ * query sees every key. Query rows must not appear in two spans; key rows may. q [Lq, H*d], k, v [Lk, H*d]; head h is
+ * columns h*d..h*d+d-1. Rows of no span, and rows whose span has no keys, give zeros and lse = -inf.
+ * Returns out [Lq, H*d]; output 1 of the node is lse f32 [H, Lq] (natural log of the sum of exponentials). */
+KnTensor *kn_attention(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, int64_t heads,
+                       float scale);
+/* ATTENTION_BACKWARD inputs: q, k, v, spans, out, lse, grad_out; outputs: dq, dk, dv (dtype of q). */
+
+/* --- norm.c ------------------------------------------------------------------------------------------------------- */
+
+typedef struct KnNormAttributes {
+    float eps;
+} KnNormAttributes;
+
+/* (x - mean) / sqrt(var + eps) over columns. Inputs of the node: x, weight, bias, scale, shift, rows.
+ * Affine: weight and bias f32 [D] (both or neither). Modulated: scale and shift f32 [R,D] with rows i32 [L] choosing
+ * the row of each token: y = norm * (1 + scale[row]) + shift[row] (all three or none; never with affine).
+ * Output 1: f32 [L,2] of (mean, 1/sqrt(var + eps)). */
+KnTensor *kn_layer_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, KnTensor *bias, float eps);
+KnTensor *kn_layer_norm_modulated(KnGraph *graph, KnTensor *x, KnTensor *scale, KnTensor *shift, KnTensor *rows,
+                                  float eps);
+/* LAYER_NORM_BACKWARD inputs: x, stats, grad_out, weight, scale, rows (the latter three as above, or NULL); outputs:
+ * dx, then for affine dweight [D], dbias [D]; for modulated dscale [R,D], dshift [R,D] (f32). */
+
+/* x / sqrt(mean(x^2) + eps) * weight[D]. Output 1: f32 [L] of 1/sqrt(...). */
+KnTensor *kn_rms_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, float eps);
+/* RMS_NORM_BACKWARD inputs: x, rstd, weight, grad_out; outputs: dx, dweight f32 [D]. */
+
+/* --- modulate.c --------------------------------------------------------------------------------------------------- */
+
+/* x * (1 + scale[row]) + shift[row]; scale, shift f32 [R,D]; rows i32 [L]. */
+KnTensor *kn_modulate(KnGraph *graph, KnTensor *x, KnTensor *scale, KnTensor *shift, KnTensor *rows);
+/* MODULATE_BACKWARD inputs: x, scale, rows, grad_out; outputs: dx, dscale, dshift. */
+
+/* x + y * gate[row]; x and y of one dtype; gate f32 [R,D]. */
+KnTensor *kn_gated_residual(KnGraph *graph, KnTensor *x, KnTensor *y, KnTensor *gate, KnTensor *rows);
+/* GATED_RESIDUAL_BACKWARD inputs: y, gate, rows, grad_out; outputs: dy, dgate (dx is grad_out itself). */
+
+/* --- rope.c ------------------------------------------------------------------------------------------------------- */
+
+typedef struct KnRopeAttributes {
+    int64_t heads;
+    int64_t axis_pairs[3]; /* how many of a head's pairs turn with t, with y, with x; the sum is head size / 2 */
+    int inverse;           /* turns back: the gradient */
+} KnRopeAttributes;
+
+/* Rotary embedding of interleaved pairs: pair j of a head (columns 2j, 2j+1) of token l is turned by the angle whose
+ * (cos, sin) is table[p][2j], table[p][2j+1], where p is the token's position on the axis that pair j belongs to.
+ * x [L, H*d], positions i32 [L,3] as (t, y, x), table f32 [P, d]. */
+KnTensor *kn_rope(KnGraph *graph, KnTensor *x, KnTensor *positions, KnTensor *table,
+                  const KnRopeAttributes *attributes);
+
+/* f32 [R, dim] = [cos(t f_i) | sin(t f_i)], f_i = 10000^(-i/(dim/2)), of t f32 [R]. No gradient. */
+KnTensor *kn_timestep_embedding(KnGraph *graph, KnTensor *timesteps, int64_t dim);
+
+/* --- pointwise.c -------------------------------------------------------------------------------------------------- */
+
+typedef enum KnActivation { KN_GELU_TANH, KN_GELU_EXACT, KN_SILU } KnActivation;
+typedef struct KnActivationAttributes {
+    KnActivation kind;
+} KnActivationAttributes;
+KnTensor *kn_activation(KnGraph *graph, KnTensor *x, KnActivation kind);
+/* ACTIVATION_BACKWARD inputs: x, grad_out; output dx. */
+
+KnTensor *kn_add(KnGraph *graph, KnTensor *a, KnTensor *b);       /* same shape and dtype */
+KnTensor *kn_add_row(KnGraph *graph, KnTensor *x, KnTensor *row); /* row f32 with columns(x) elements, to every row */
+KnTensor *kn_multiply(KnGraph *graph, KnTensor *a, KnTensor *b);  /* same shape and dtype */
+typedef struct KnScaleAttributes {
+    float factor;
+} KnScaleAttributes;
+KnTensor *kn_scale(KnGraph *graph, KnTensor *x, float factor);
+KnTensor *kn_cast(KnGraph *graph, KnTensor *x, KnDtype dtype); /* f32 <-> bf16; returns x itself when already so */
+
+/* --- gather.c ----------------------------------------------------------------------------------------------------- */
+
+/* [N, D]: row i is x[index[i]], or zeros where index[i] is negative. An embedding is a gather from a parameter. */
+KnTensor *kn_gather_rows(KnGraph *graph, KnTensor *x, KnTensor *index);
+/* [rows, D]: row r is the sum of x[i] with index[i] == r, in order of i; negative indices are left out. */
+KnTensor *kn_scatter_rows(KnGraph *graph, KnTensor *x, KnTensor *index, int64_t rows);
+
+typedef struct KnSliceAttributes {
+    int axis; /* 0: rows, 1: columns of the two-dimensional reading */
+    int64_t start, length, total;
+} KnSliceAttributes;
+KnTensor *kn_concatenate(KnGraph *graph, KnTensor *a, KnTensor *b, int axis);
+KnTensor *kn_slice(KnGraph *graph, KnTensor *x, int axis, int64_t start, int64_t length);
+/* x at [start, start + length) of an otherwise zero tensor of `total`. */
+KnTensor *kn_pad(KnGraph *graph, KnTensor *x, int axis, int64_t start, int64_t total);
+
+typedef struct KnSwapAttributes {
+    int64_t outer, middle, inner;
+} KnSwapAttributes;
+/* x read as [outer, middle, inner] becomes [middle, outer, inner]; the tensor's own shape is kept. */
+KnTensor *kn_swap_axes(KnGraph *graph, KnTensor *x, int64_t outer, int64_t middle);
+
+/* --- loss.c ------------------------------------------------------------------------------------------------------- */
+
+/* Scalar f32 = sum over l of weight[l] * sum over d of (prediction - target)^2. target f32 [L,D], weight f32 [L];
+ * a weight of 0 masks a token whatever its values. Normalization is the caller's, in the weights. */
+KnTensor *kn_masked_mse(KnGraph *graph, KnTensor *prediction, KnTensor *target, KnTensor *weight);
+/* MASKED_MSE_BACKWARD inputs: prediction, target, weight, grad_loss (scalar f32, or NULL for 1); output:
+ * dprediction. */
+
+KnTensor *kn_sum_of_squares(KnGraph *graph, KnTensor *x); /* scalar f32, fixed order; no gradient */
+
+/* --- update.c: the optimizers' steps, on state leaves in place; none has a gradient ------------------------------- */
+
+/* What changes from step to step, as one f32 input tensor of KN_HYPER_COUNT values. */
+enum {
+    KN_HYPER_LR,          /* learning rate of matrices under Muon */
+    KN_HYPER_LR_OTHER,    /* learning rate of everything under AdamW */
+    KN_HYPER_CORRECTION1, /* 1 - beta1^t */
+    KN_HYPER_CORRECTION2, /* 1 - beta2^t */
+    KN_HYPER_EMA,         /* decay of the averaged weights at this step */
+    KN_HYPER_CLIP,        /* largest global gradient norm; 0 = no clipping */
+    KN_HYPER_COUNT
+};
+
+typedef struct KnUpdateAttributes {
+    float beta1, beta2, eps, weight_decay; /* AdamW (decoupled decay) */
+    float momentum;                        /* Muon */
+    int newton_schulz_steps;
+} KnUpdateAttributes;
+
+void kn_accumulate(KnGraph *graph, KnTensor *state, KnTensor *x); /* state += x, both f32 */
+
+/* One AdamW step (Loshchilov and Hutter, 2019) on f32 leaves of one shape. `norm2` is the scalar square of the global
+ * gradient norm: the gradient is scaled by min(1, clip / norm), and where norm2 is not finite nothing changes. */
+void kn_adamw(KnGraph *graph, KnTensor *parameter, KnTensor *gradient, KnTensor *moment1, KnTensor *moment2,
+              KnTensor *hyper, KnTensor *norm2, const KnUpdateAttributes *attributes);
+
+/* One Muon step (Jordan et al., 2024) on stacks of matrices [count, rows, columns]: m = momentum m + g;
+ * u = g + momentum m; u is orthogonalized by Newton-Schulz iterations (3.4445, -4.7750, 2.0315) in bf16 with float32
+ * sums; parameter -= lr (0.2 sqrt(max(rows, columns)) u + weight_decay parameter). The gradient is clipped as above. */
+void kn_muon(KnGraph *graph, KnTensor *parameter, KnTensor *gradient, KnTensor *momentum, KnTensor *hyper,
+             KnTensor *norm2, const KnUpdateAttributes *attributes);
+
+/* average += (1 - decay) (parameter - average), decay = hyper[KN_HYPER_EMA]; nothing where norm2 is not finite. */
+void kn_ema(KnGraph *graph, KnTensor *average, KnTensor *parameter, KnTensor *hyper, KnTensor *norm2);
+
+/* --- collective.c ------------------------------------------------------------------------------------------------- */
+
+/* Starts summing the state leaf over all ranks / waits until its sum is complete. In place. */
+void kn_all_reduce_start(KnGraph *graph, KnTensor *state);
+void kn_all_reduce_wait(KnGraph *graph, KnTensor *state);
+
+#endif
