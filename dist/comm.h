@@ -1,0 +1,48 @@
+/* Ranks working together: opening the communicator, agreeing, and ending as one.
+ *
+ * A command opens it first and closes it last:
+ *
+ *     KnComm *comm;
+ *     KN_TRY(kn_comm_open(&comm));
+ *     int code = train(comm, ...);
+ *     return kn_comm_close(comm, code);
+ *
+ * Between the two it may fail anywhere, on any rank: kn_comm_close then ends the job on all ranks, with the sentence
+ * of the first that failed printed once. Steps that must succeed on all ranks or on none (a checkpoint) agree on
+ * their result by kn_comm_error_agree. The functions of the table are in core/graph/comm.h. */
+#ifndef KN_DIST_COMM_H
+#define KN_DIST_COMM_H
+
+#include "core/graph/comm.h"
+
+/* One rank without MPI, unless the process was started as one of several (mpirun, srun --mpi=pmix): then all of them.
+ * Tells the log its rank. KN_EPEER where MPI cannot start or does not see the other processes. */
+int kn_comm_open(KnComm **comm);
+
+/* Every rank calls it with its result. All 0: an orderly end, returns 0. Negative: one process returns `code` with its
+ * sentence kept; of several ranks none returns, the job ends. A clean stop that all ranks agreed on closes with 0. */
+int kn_comm_close(KnComm *comm, int code);
+
+/* Prints the present sentence (kn_error_message) as an error, once for the whole job, and ends all ranks with exit
+ * status 1. Does not return; only for the front door and kn_comm_close. */
+_Noreturn void kn_comm_abort(KnComm *comm);
+
+/* Collective. Every rank brings its result: 0 when all brought 0; else all get the code of the first rank that failed
+ * and the same sentence, "rank N: ..." (as it was, where there is but one rank). The communicator stays usable. */
+int kn_comm_error_agree(KnComm *comm, int code);
+
+/* Collective. *stop becomes 1 on all ranks where any rank's process was asked to stop (dist/signals.h), else 0. Costs a
+ * barrier; call it at the same place on every rank. */
+int kn_comm_stop_agree(KnComm *comm, int *stop);
+
+/* Collective. Texts of any length from all ranks to all: texts[rank], each for the caller to free(). */
+int kn_comm_gather_text(KnComm *comm, const char *mine, char **texts, const char *name);
+
+/* A start and its wait in one. */
+int kn_comm_all_reduce(KnComm *comm, float *values, int64_t count, const char *name);
+
+/* The implementations, for kn_comm_open and tests. MPI: once a process, KN_EPEER on failure. */
+int kn_comm_self_open(KnComm **comm);
+int kn_comm_mpi_open(KnComm **comm);
+
+#endif
