@@ -7,6 +7,8 @@
 #ifndef KN_BASE_CONFIG_H
 #define KN_BASE_CONFIG_H
 
+#include "core/base/text.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -15,11 +17,6 @@ typedef enum KnPrediction { KN_PREDICT_VELOCITY, KN_PREDICT_SAMPLE } KnPredictio
 typedef enum KnSigmaDistribution { KN_SIGMA_LOGIT_NORMAL, KN_SIGMA_UNIFORM } KnSigmaDistribution;
 typedef enum KnSchedule { KN_SCHEDULE_CONSTANT, KN_SCHEDULE_COSINE, KN_SCHEDULE_LINEAR } KnSchedule;
 typedef enum KnTextKind { KN_TEXT_TRAINED, KN_TEXT_NONE } KnTextKind;
-
-typedef struct KnStringList {
-    int count;
-    char **items;
-} KnStringList;
 
 /* The transformer's shape: also what a diffusers config.json states. */
 typedef struct KnModelConfig {
@@ -119,8 +116,10 @@ typedef struct KnConfig {
 void kn_config_init(KnConfig *config);
 void kn_config_clear(KnConfig *config);
 
-/* Reads `path` over the present values, then applies `overrides` ("train.steps=100", as --set gives them), then
- * checks what spans several keys (heads divide hidden, ...). An error names file:line:column or the --set argument. */
+/* Reads `path` (NULL: no file) over the present values, then applies `overrides` ("train.steps=100", as --set gives
+ * them), then
+ * checks what spans several keys (heads divide hidden, ...). An error names file:line:column or the --set argument.
+ * After a failure the config holds a mixture: clear it. */
 int kn_config_load(KnConfig *config, const char *path, const char *const *overrides, int override_count);
 
 /* The resolved configuration as YAML, every key with its value. */
