@@ -35,7 +35,8 @@ struct KnBackend {
 
 typedef struct KnPlan {
     size_t arena_bytes;                         /* the peak; exactly what the executor allocates */
-    size_t category_bytes[KN_MEMORY_CATEGORIES];/* leaves: their sizes; others: their share of the arena at its peak */
+    size_t live_peak_bytes;                     /* most bytes alive at one node; the rest of the arena is gaps */
+    size_t category_bytes[KN_MEMORY_CATEGORIES];/* leaves: their sizes; others: alive at that node */
     size_t *offsets;                            /* per tensor id; SIZE_MAX for leaves and dead tensors */
     size_t *workspace_offsets;                  /* per node id */
     int tensor_count, node_count;
@@ -48,8 +49,7 @@ char *kn_plan_report(const KnPlan *plan); /* a small table for people; free() it
 
 typedef struct KnExecutor KnExecutor;
 
-/* Plans and allocates. The graph must be finished and outlive the executor. With `shared_arena` (may be NULL) several
- * executors that never run at the same time use one piece of memory: pass the same pointer to each. */
+/* Plans and allocates. The graph must be finished and outlive the executor. */
 int kn_executor_create(KnExecutor **executor, const KnGraph *graph, KnBackend *backend, KnTensor *const *keep,
                        int keep_count);
 void kn_executor_destroy(KnExecutor *executor);

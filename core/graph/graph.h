@@ -119,16 +119,21 @@ void kn_block_end(KnGraph *graph);
 
 /* --- Passes ------------------------------------------------------------------------------------------------------ */
 
+/* The op that sums two gradients of one tensor: kn_add of core/ops, which this floor cannot name. */
+typedef KnTensor *(*KnAddRule)(KnGraph *graph, KnTensor *a, KnTensor *b);
+
 /* Appends the backward of the scalar `loss` (f32) for `wanted` (parameters, inputs); gradients[i] receives the tensor
  * that holds d loss / d wanted[i], in f32 for parameters and in the tensor's own dtype for others, or NULL where the
- * loss does not depend on it. `add` is the op that sums two gradients of one tensor. */
-void kn_gradient(KnGraph *graph, KnTensor *loss, KnTensor *const *wanted, int wanted_count, KnTensor **gradients);
+ * loss does not depend on it. The op that makes `loss` is given NULL as its output's gradient, which means 1. */
+void kn_gradient(KnGraph *graph, KnTensor *loss, KnTensor *const *wanted, int wanted_count, KnTensor **gradients,
+                 KnAddRule add);
 
 /* Marks as recomputed: between forward and backward only the values that enter a block stay; the block's forward
  * nodes are emitted again right before its backward. Call after kn_gradient. */
 void kn_recompute_blocks(KnGraph *graph);
 
-/* Removes nodes whose outputs nobody needs (`keep` and in-place nodes are needed), renumbers, and marks the prologue. */
+/* Removes nodes whose outputs nobody needs (`keep` and in-place nodes are needed), marks the prologue (what depends on
+ * parameters alone), moves it to the front and renumbers. */
 void kn_graph_finish(KnGraph *graph, KnTensor *const *keep, int keep_count);
 
 /* Sum over nodes, prologue left out. */

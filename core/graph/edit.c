@@ -1,0 +1,133 @@
+/* Passes that rewrite a graph: recompute by block, removal of what nobody needs, the prologue. */
+#include "core/graph/edit.h"
+
+#include "core/base/error.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void kn_graph_take_nodes(KnGraph *graph, KnNodeList *taken)
+{
+    taken->count = graph->node_count;
+    taken->nodes = graph->nodes;
+    graph->nodes = NULL;
+    graph->node_count = graph->node_capacity = 0;
+}
+
+void kn_graph_put_node(KnGraph *graph, KnNode *node)
+{
+    KN_RESERVE(graph->nodes, graph->node_count, graph->node_capacity);
+    node->id = graph->node_count;
+    graph->nodes[graph->node_count++] = node;
+}
+
+/* Emits the forward nodes of `block` once more; clones[tensor id] receives the new outputs. */
+static void emit_again(KnGraph *graph, const KnNodeList *old, int block, KnTensor **clones)
+{
+    for (int i = 0; i < old->count; i++) {
+        const KnNode *node = old->nodes[i];
+        if (node->block != block || node->backward || node->prologue)
+            continue;
+        KnTensor *inputs[KN_MAX_INPUTS];
+        for (int k = 0; k < node->input_count; k++) {
+            KnTensor *input = node->inputs[k];
+            inputs[k] = input && clones[input->id] ? clones[input->id] : input;
+        }
+        KnNode *clone = kn_node_append(graph, node->op, node->attributes, KN_ATTRIBUTE_BYTES, inputs, node->input_count);
+        clone->block = block;
+        clone->backward = 1;
+        for (int k = 0; k < node->output_count; k++) {
+            const KnTensor *output = node->outputs[k];
+            clones[output->id] = kn_node_output(graph, clone, output->dtype, output->dims, output->shape);
+        }
+    }
+}
+
+void kn_recompute_blocks(KnGraph *graph)
+{
+    int tensors = graph->tensor_count, blocks = 0;
+    KnNodeList old;
+    kn_graph_mark_prologue(graph); /* weights for compute are never made twice */
+    kn_graph_take_nodes(graph, &old);
+    for (int i = 0; i < old.count; i++)
+        if (old.nodes[i]->block >= blocks)
+            blocks = old.nodes[i]->block + 1;
+    KnTensor **clones = kn_alloc((size_t)tensors * sizeof *clones);
+    char *emitted = kn_alloc((size_t)blocks);
+    for (int i = 0; i < old.count; i++) {
+        KnNode *node = old.nodes[i];
+        if (node->backward && node->block >= 0) {
+            if (!emitted[node->block])
+                emit_again(graph, &old, node->block, clones);
+            emitted[node->block] = 1;
+            for (int k = 0; k < node->input_count; k++) {
+                const KnTensor *input = node->inputs[k];
+                /* values that enter the block, made by other blocks or by none, stay as they are */
+                if (input && input->id < tensors && input->producer && input->producer->block == node->block &&
+                    !input->producer->backward && !input->producer->prologue)
+                    node->inputs[k] = clones[input->id];
+            }
+        }
+        kn_graph_put_node(graph, node);
+    }
+    free(clones);
+    free(emitted);
+    free(old.nodes);
+}
+
+static void mark_needed(const KnGraph *graph, KnTensor *const *keep, int keep_count, char *needed)
+{
+    for (int i = 0; i < keep_count; i++)
+        if (keep[i])
+            needed[keep[i]->id] = 1;
+    for (int i = graph->node_count - 1; i >= 0; i--) {
+        const KnNode *node = graph->nodes[i];
+        int any = node->op->changes_input != 0;
+        for (int k = 0; k < node->output_count; k++)
+            any |= needed[node->outputs[k]->id];
+        for (int k = 0; any && k < node->input_count; k++)
+            if (node->inputs[k])
+                needed[node->inputs[k]->id] = 1;
+    }
+}
+
+static int is_needed(const KnNode *node, const char *needed)
+{
+    int any = node->op->changes_input != 0;
+    for (int k = 0; k < node->output_count; k++)
+        any |= needed[node->outputs[k]->id];
+    return any;
+}
+
+static int depends_on_parameters_alone(const KnNode *node)
+{
+    if (node->op->changes_input || node->input_count == 0)
+        return 0;
+    for (int k = 0; k < node->input_count; k++) {
+        const KnTensor *input = node->inputs[k];
+        if (input && input->role != KN_ROLE_PARAMETER && !(input->producer && input->producer->prologue))
+            return 0;
+    }
+    return 1;
+}
+
+void kn_graph_mark_prologue(KnGraph *graph)
+{
+    for (int i = 0; i < graph->node_count; i++)
+        graph->nodes[i]->prologue = depends_on_parameters_alone(graph->nodes[i]);
+}
+
+void kn_graph_finish(KnGraph *graph, KnTensor *const *keep, int keep_count)
+{
+    char *needed = kn_alloc((size_t)graph->tensor_count);
+    KnNodeList old;
+    mark_needed(graph, keep, keep_count, needed);
+    kn_graph_mark_prologue(graph);
+    kn_graph_take_nodes(graph, &old);
+    for (int prologue = 1; prologue >= 0; prologue--)
+        for (int i = 0; i < old.count; i++)
+            if (old.nodes[i]->prologue == prologue && is_needed(old.nodes[i], needed))
+                kn_graph_put_node(graph, old.nodes[i]);
+    free(old.nodes);
+    free(needed);
+}

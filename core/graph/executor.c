@@ -1,0 +1,193 @@
+/* Running a finished graph: one arena, bound leaves, nodes in order. */
+#include "core/graph/executor.h"
+
+#include "core/base/error.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+struct KnExecutor {
+    const KnGraph *graph;
+    KnBackend *backend;
+    KnComm *comm;
+    KnPlan plan;
+    unsigned char *arena;
+    void **data;           /* per tensor id */
+    int64_t *tickets;      /* per tensor id */
+    double *seconds;       /* per node id, when profiling */
+    int64_t runs;
+    int prologue_stale;
+};
+
+int kn_executor_create(KnExecutor **executor, const KnGraph *graph, KnBackend *backend, KnTensor *const *keep,
+                       int keep_count)
+{
+    KnExecutor *made = kn_alloc(sizeof *made);
+    *executor = NULL;
+    made->graph = graph;
+    made->backend = backend;
+    made->prologue_stale = 1;
+    kn_plan_make(&made->plan, graph, backend, keep, keep_count);
+    made->data = kn_alloc((size_t)graph->tensor_count * sizeof *made->data);
+    made->tickets = kn_alloc((size_t)graph->tensor_count * sizeof *made->tickets);
+    if (getenv("KINORA_PROFILE"))
+        made->seconds = kn_alloc((size_t)graph->node_count * sizeof *made->seconds);
+    void *arena = NULL;
+    int code = backend->allocate(backend, &arena, made->plan.arena_bytes, "the step's intermediate values");
+    if (code < 0) {
+        kn_executor_destroy(made);
+        return code;
+    }
+    made->arena = arena;
+    for (int i = 0; i < graph->tensor_count; i++)
+        if (made->plan.offsets[i] != SIZE_MAX)
+            made->data[i] = made->arena + made->plan.offsets[i];
+    *executor = made;
+    return KN_OK;
+}
+
+void kn_executor_destroy(KnExecutor *executor)
+{
+    if (!executor)
+        return;
+    if (executor->arena)
+        executor->backend->release(executor->backend, executor->arena);
+    kn_plan_clear(&executor->plan);
+    free(executor->data);
+    free(executor->tickets);
+    free(executor->seconds);
+    free(executor);
+}
+
+const KnPlan *kn_executor_plan(const KnExecutor *executor)
+{
+    return &executor->plan;
+}
+
+void kn_executor_bind(KnExecutor *executor, const KnTensor *leaf, void *memory)
+{
+    KN_ASSERT(leaf->role != KN_ROLE_VALUE);
+    executor->data[leaf->id] = memory;
+}
+
+void *kn_executor_data(const KnExecutor *executor, const KnTensor *tensor)
+{
+    return executor->data[tensor->id];
+}
+
+void kn_executor_set_comm(KnExecutor *executor, KnComm *comm)
+{
+    executor->comm = comm;
+}
+
+void kn_executor_parameters_changed(KnExecutor *executor)
+{
+    executor->prologue_stale = 1;
+}
+
+static double now_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int run_node(KnExecutor *executor, const KnNode *node)
+{
+    KnCall call = {.node = node,
+                   .comm = executor->comm,
+                   .tickets = executor->tickets,
+                   .workspace = executor->arena + executor->plan.workspace_offsets[node->id]};
+    for (int k = 0; k < node->input_count; k++) {
+        if (!node->inputs[k])
+            continue;
+        call.inputs[k] = executor->data[node->inputs[k]->id];
+        KN_ASSERT(call.inputs[k] || kn_tensor_elements(node->inputs[k]) == 0); /* an unbound leaf */
+    }
+    for (int k = 0; k < node->output_count; k++)
+        call.outputs[k] = executor->data[node->outputs[k]->id];
+    double start = executor->seconds ? now_seconds() : 0;
+    int code = executor->backend->run(executor->backend, &call);
+    if (executor->seconds)
+        executor->seconds[node->id] += now_seconds() - start;
+    return code;
+}
+
+int kn_executor_run(KnExecutor *executor)
+{
+    for (int i = 0; i < executor->graph->node_count; i++) {
+        const KnNode *node = executor->graph->nodes[i];
+        if (node->prologue && !executor->prologue_stale)
+            continue;
+        KN_TRY(run_node(executor, node));
+    }
+    executor->prologue_stale = 0;
+    executor->runs++;
+    return KN_OK;
+}
+
+typedef struct ProfileRow {
+    const KnNode *example;
+    int nodes;
+    double seconds;
+    KnCost cost;
+} ProfileRow;
+
+static int slower_first(const void *left, const void *right)
+{
+    const ProfileRow *a = left, *b = right;
+    return a->seconds < b->seconds ? 1 : a->seconds > b->seconds ? -1 : 0;
+}
+
+static int same_kind(const KnNode *a, const KnNode *b)
+{
+    if (a->op != b->op || a->prologue != b->prologue || a->backward != b->backward)
+        return 0;
+    return memcmp(a->attributes, b->attributes, KN_ATTRIBUTE_BYTES) == 0;
+}
+
+char *kn_executor_profile(const KnExecutor *executor)
+{
+    if (!executor->seconds)
+        return kn_strdup("");
+    ProfileRow *rows = kn_alloc((size_t)executor->graph->node_count * sizeof *rows);
+    int count = 0;
+    double total = 0;
+    for (int i = 0; i < executor->graph->node_count; i++) {
+        const KnNode *node = executor->graph->nodes[i];
+        int at = 0;
+        while (at < count && !same_kind(rows[at].example, node))
+            at++;
+        if (at == count)
+            rows[count++].example = node;
+        KnCost cost = {0};
+        node->op->cost(node, &cost);
+        rows[at].nodes++;
+        rows[at].seconds += executor->seconds[i];
+        rows[at].cost.matmul_flops += cost.matmul_flops + cost.attention_flops;
+        rows[at].cost.bytes += cost.bytes;
+        total += executor->seconds[i];
+    }
+    qsort(rows, (size_t)count, sizeof *rows, slower_first);
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *out = open_memstream(&text, &bytes);
+    KN_ASSERT(out);
+    double runs = executor->runs ? (double)executor->runs : 1;
+    fprintf(out, "%10s %6s %10s %9s %6s  op (milliseconds a run)\n", "ms", "%", "GFLOP/s", "GB/s", "nodes");
+    for (int i = 0; i < count; i++) {
+        double seconds = rows[i].seconds > 0 ? rows[i].seconds : 1e-9;
+        const KnTensor *output = rows[i].example->output_count ? rows[i].example->outputs[0] : NULL;
+        fprintf(out, "%10.4f %6.2f %10.1f %9.2f %6d  %s%s%s [%lld,%lld]\n", 1e3 * seconds / runs,
+                100 * rows[i].seconds / total, rows[i].cost.matmul_flops * runs / seconds * 1e-9,
+                rows[i].cost.bytes * runs / seconds * 1e-9, rows[i].nodes, rows[i].example->op->name,
+                rows[i].example->backward ? " backward" : "", rows[i].example->prologue ? " prologue" : "",
+                output ? (long long)kn_tensor_rows(output) : 0, output ? (long long)kn_tensor_columns(output) : 0);
+    }
+    fprintf(out, "%10.4f total\n", 1e3 * total / runs);
+    fclose(out);
+    free(rows);
+    return text;
+}
