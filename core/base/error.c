@@ -27,8 +27,12 @@ int kn_fail_prefix(int code, const char *format, ...)
     va_start(arguments, format);
     int used = vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    if (used >= 0 && used < (int)sizeof text)
-        snprintf(text + used, sizeof text - (size_t)used, ": %s", message);
+    if (used >= 0 && used + 2 < (int)sizeof text) {
+        size_t room = sizeof text - (size_t)used - 3, length = strnlen(message, room);
+        memcpy(text + used, ": ", 2);
+        memcpy(text + used + 2, message, length);
+        text[(size_t)used + 2 + length] = '\0';
+    }
     memcpy(message, text, sizeof text);
     return code;
 }

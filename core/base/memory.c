@@ -1,5 +1,4 @@
 /* Checked allocation and bump arenas. */
-#define _GNU_SOURCE
 #include "core/base/memory.h"
 
 #include "core/base/error.h"

@@ -33,7 +33,8 @@ static void emit_again(KnGraph *graph, const KnNodeList *old, int block, KnTenso
             KnTensor *input = node->inputs[k];
             inputs[k] = input && clones[input->id] ? clones[input->id] : input;
         }
-        KnNode *clone = kn_node_append(graph, node->op, node->attributes, KN_ATTRIBUTE_BYTES, inputs, node->input_count);
+        KnNode *clone =
+            kn_node_append(graph, node->op, node->attributes, KN_ATTRIBUTE_BYTES, inputs, node->input_count);
         clone->block = block;
         clone->backward = 1;
         for (int k = 0; k < node->output_count; k++) {

@@ -14,9 +14,9 @@ struct KnExecutor {
     KnComm *comm;
     KnPlan plan;
     unsigned char *arena;
-    void **data;           /* per tensor id */
-    int64_t *tickets;      /* per tensor id */
-    double *seconds;       /* per node id, when profiling */
+    void **data;      /* per tensor id */
+    int64_t *tickets; /* per tensor id */
+    double *seconds;  /* per node id, when profiling */
     int64_t runs;
     int prologue_stale;
 };

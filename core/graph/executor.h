@@ -14,11 +14,11 @@ typedef struct KnBackend KnBackend;
 /* What a kernel gets: its node's operands as plain addresses. */
 typedef struct KnCall {
     const KnNode *node;
-    void *inputs[KN_MAX_INPUTS];   /* NULL where the node has none */
+    void *inputs[KN_MAX_INPUTS]; /* NULL where the node has none */
     void *outputs[KN_MAX_OUTPUTS];
-    void *workspace;               /* workspace_bytes(node) bytes, 64-byte aligned, uninitialized */
-    KnComm *comm;                  /* for collective nodes; NULL when there is none */
-    int64_t *tickets;              /* collective tickets, by tensor id of the operand */
+    void *workspace;  /* workspace_bytes(node) bytes, 64-byte aligned, uninitialized */
+    KnComm *comm;     /* for collective nodes; NULL when there is none */
+    int64_t *tickets; /* collective tickets, by tensor id of the operand */
 } KnCall;
 
 /* A backend is a table of functions; `ops` kernels are found by op id. */
@@ -34,11 +34,11 @@ struct KnBackend {
 };
 
 typedef struct KnPlan {
-    size_t arena_bytes;                         /* the peak; exactly what the executor allocates */
-    size_t live_peak_bytes;                     /* most bytes alive at one node; the rest of the arena is gaps */
-    size_t category_bytes[KN_MEMORY_CATEGORIES];/* leaves: their sizes; others: alive at that node */
-    size_t *offsets;                            /* per tensor id; SIZE_MAX for leaves and dead tensors */
-    size_t *workspace_offsets;                  /* per node id */
+    size_t arena_bytes;                          /* the peak; exactly what the executor allocates */
+    size_t live_peak_bytes;                      /* most bytes alive at one node; the rest of the arena is gaps */
+    size_t category_bytes[KN_MEMORY_CATEGORIES]; /* leaves: their sizes; others: alive at that node */
+    size_t *offsets;                             /* per tensor id; SIZE_MAX for leaves and dead tensors */
+    size_t *workspace_offsets;                   /* per node id */
     int tensor_count, node_count;
 } KnPlan;
 

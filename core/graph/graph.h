@@ -34,10 +34,10 @@ typedef enum KnCategory {
     KN_MEMORY_PARAMETERS, /* masters, bound from outside */
     KN_MEMORY_STATE,      /* gradients and optimizer state, bound from outside */
     KN_MEMORY_INPUTS,
-    KN_MEMORY_WEIGHTS,    /* compute copies: casts and packed forms of parameters (prologue values) */
-    KN_MEMORY_ACTIVATIONS,/* forward values that the backward needs */
-    KN_MEMORY_TEMPORARY,  /* all other values */
-    KN_MEMORY_WORKSPACE,  /* scratch of single nodes */
+    KN_MEMORY_WEIGHTS,     /* compute copies: casts and packed forms of parameters (prologue values) */
+    KN_MEMORY_ACTIVATIONS, /* forward values that the backward needs */
+    KN_MEMORY_TEMPORARY,   /* all other values */
+    KN_MEMORY_WORKSPACE,   /* scratch of single nodes */
     KN_MEMORY_CATEGORIES
 } KnCategory;
 
@@ -45,14 +45,14 @@ typedef struct KnNode KnNode;
 typedef struct KnGraph KnGraph;
 
 typedef struct KnTensor {
-    int id;                  /* index in graph->tensors */
+    int id; /* index in graph->tensors */
     KnDtype dtype;
     KnRole role;
-    int dims;                /* 0 is a scalar */
+    int dims; /* 0 is a scalar */
     int64_t shape[KN_MAX_DIMS];
-    const char *name;        /* parameters: the exact name of the published layout; else may be "" */
-    KnNode *producer;        /* NULL for leaves */
-    int block;               /* parameters: which block buffer it lives in (the unit of sharding and saving) */
+    const char *name; /* parameters: the exact name of the published layout; else may be "" */
+    KnNode *producer; /* NULL for leaves */
+    int block;        /* parameters: which block buffer it lives in (the unit of sharding and saving) */
 } KnTensor;
 
 int64_t kn_tensor_elements(const KnTensor *tensor);
@@ -68,25 +68,25 @@ typedef struct KnCost {
 
 /* One row of the op table. All functions are required; an op without a gradient says so with kn_no_gradient. */
 typedef struct KnOp {
-    int id;                 /* index in every backend's kernel table */
+    int id; /* index in every backend's kernel table */
     const char *name;
     /* Appends the nodes of the gradient rule. grad_outputs[i] is NULL where no gradient arrives; the rule sets
      * grad_inputs[i] for each input with wanted[i] != 0 (others stay NULL). */
     void (*gradient)(KnGraph *graph, const KnNode *node, KnTensor *const *grad_outputs, const int *wanted,
                      KnTensor **grad_inputs);
     void (*cost)(const KnNode *node, KnCost *cost);
-    int changes_input;      /* 1 + index of the state input that is written in place; 0 = none. Never removed as dead. */
+    int changes_input; /* 1 + index of the state input that is written in place; 0 = none. Never removed as dead. */
 } KnOp;
 
 struct KnNode {
     const KnOp *op;
-    int id;                 /* position in graph->nodes */
+    int id; /* position in graph->nodes */
     int input_count, output_count;
-    KnTensor *inputs[KN_MAX_INPUTS];   /* NULL = an optional input left out */
+    KnTensor *inputs[KN_MAX_INPUTS]; /* NULL = an optional input left out */
     KnTensor *outputs[KN_MAX_OUTPUTS];
-    int block;              /* which recompute block the node belongs to; -1 = none */
-    int backward;           /* appended by the gradient pass */
-    int prologue;           /* depends on parameters alone: run once per parameter change (set by kn_graph_finish) */
+    int block;    /* which recompute block the node belongs to; -1 = none */
+    int backward; /* appended by the gradient pass */
+    int prologue; /* depends on parameters alone: run once per parameter change (set by kn_graph_finish) */
     _Alignas(16) unsigned char attributes[KN_ATTRIBUTE_BYTES];
 };
 
@@ -96,7 +96,7 @@ struct KnGraph {
     KnNode **nodes;
     int tensor_count, tensor_capacity;
     KnTensor **tensors;
-    int block;              /* stamped on nodes appended now; -1 outside of blocks */
+    int block; /* stamped on nodes appended now; -1 outside of blocks */
     int in_backward;
 };
 

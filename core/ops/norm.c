@@ -88,7 +88,7 @@ static void backward_cost(const KnNode *node, KnCost *cost)
 }
 
 const KnOp kn_op_layer_norm = {KN_OP_LAYER_NORM, "layer_norm", layer_norm_gradient, forward_cost, 0};
-const KnOp kn_op_layer_norm_backward = {KN_OP_LAYER_NORM_BACKWARD, "layer_norm_backward", kn_no_gradient,
-                                        backward_cost, 0};
+const KnOp kn_op_layer_norm_backward = {KN_OP_LAYER_NORM_BACKWARD, "layer_norm_backward", kn_no_gradient, backward_cost,
+                                        0};
 const KnOp kn_op_rms_norm = {KN_OP_RMS_NORM, "rms_norm", rms_norm_gradient, forward_cost, 0};
 const KnOp kn_op_rms_norm_backward = {KN_OP_RMS_NORM_BACKWARD, "rms_norm_backward", kn_no_gradient, backward_cost, 0};

@@ -101,6 +101,7 @@ KnTensor *kn_sum_rows(KnGraph *graph, KnTensor *x);
 typedef struct KnAttentionAttributes {
     int64_t heads;
     float scale;
+    double pairs; /* query-key pairs that the spans are expected to hold: for the cost rule alone */
 } KnAttentionAttributes;
 
 /* softmax(scale q k^T) v by a span table: spans i32 [S,4] rows (q_start, q_len, k_start, k_len); within a span every
@@ -109,6 +110,9 @@ typedef struct KnAttentionAttributes {
  * Returns out [Lq, H*d]; output 1 of the node is lse f32 [H, Lq] (natural log of the sum of exponentials). */
 KnTensor *kn_attention(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, int64_t heads,
                        float scale);
+/* Spans are data: the cost rule counts every query against every key unless told how many pairs to expect. Call it
+ * right after kn_attention, with its result. */
+void kn_attention_expect_pairs(KnTensor *out, double pairs);
 /* ATTENTION_BACKWARD inputs: q, k, v, spans, out, lse, grad_out; outputs: dq, dk, dv (dtype of q). */
 
 /* --- norm.c ------------------------------------------------------------------------------------------------------- */
@@ -178,6 +182,9 @@ KnTensor *kn_cast(KnGraph *graph, KnTensor *x, KnDtype dtype); /* f32 <-> bf16; 
 
 /* --- gather.c ----------------------------------------------------------------------------------------------------- */
 
+typedef struct KnGatherAttributes {
+    int64_t rows;
+} KnGatherAttributes;
 /* [N, D]: row i is x[index[i]], or zeros where index[i] is negative. An embedding is a gather from a parameter. */
 KnTensor *kn_gather_rows(KnGraph *graph, KnTensor *x, KnTensor *index);
 /* [rows, D]: row r is the sum of x[i] with index[i] == r, in order of i; negative indices are left out. */

@@ -1,8 +1,7 @@
 /* Rotary positions (Su et al., 2021) and the sinusoidal timestep embedding. */
 #include "core/ops/rows.h"
 
-KnTensor *kn_rope(KnGraph *graph, KnTensor *x, KnTensor *positions, KnTensor *table,
-                  const KnRopeAttributes *attributes)
+KnTensor *kn_rope(KnGraph *graph, KnTensor *x, KnTensor *positions, KnTensor *table, const KnRopeAttributes *attributes)
 {
     int64_t columns = kn_tensor_columns(x), head = columns / attributes->heads;
     const int64_t *pairs = attributes->axis_pairs;
