@@ -19,7 +19,7 @@ static void name_in_block(char *name, int64_t layer, const char *suffix)
 /* weight [out, in] and bias [out], uniform within 1 / sqrt(in): the usual start of linear layers. */
 static void add_linear(KnParameterSet *set, int block, const char *name, int64_t out, int64_t in, int matrix)
 {
-    char full[NAME_BYTES];
+    char full[NAME_BYTES + 16];
     snprintf(full, sizeof full, "%s.weight", name);
     KnParameter *weight = kn_parameter_add(set, block, full, 2, (int64_t[]){out, in});
     weight->init = KN_INIT_UNIFORM;
@@ -130,7 +130,7 @@ static KnTensor *block_leaf(Builder *b, const char *suffix)
 
 static KnTensor *linear(Builder *b, KnTensor *x, const char *name)
 {
-    char weight[NAME_BYTES], bias[NAME_BYTES];
+    char weight[NAME_BYTES + 16], bias[NAME_BYTES + 16];
     snprintf(weight, sizeof weight, "%s.weight", name);
     snprintf(bias, sizeof bias, "%s.bias", name);
     return kn_linear(b->graph, x, leaf(b, weight), leaf(b, bias));
@@ -193,8 +193,7 @@ static KnTensor *attend(Builder *b, KnTensor *x, KnTensor *context, const char *
         q = rotated(b, q);
         k = rotated(b, k);
     }
-    KnTensor *out =
-        kn_attention(b->graph, q, k, v, rotate ? b->in->self_spans : b->in->cross_spans, heads, scale);
+    KnTensor *out = kn_attention(b->graph, q, k, v, rotate ? b->in->self_spans : b->in->cross_spans, heads, scale);
     double pairs = rotate ? b->in->self_pairs : b->in->cross_pairs;
     if (pairs > 0)
         kn_attention_expect_pairs(out, pairs);

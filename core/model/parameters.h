@@ -1,8 +1,9 @@
 /* Parameters: which tensors a model has, how they begin, and the block buffers that hold them.
  *
- * A model declares its parameters once, into a set. Those of one block lie in one contiguous float32 buffer, matrices of
- * one shape next to each other: the block is the unit of sharding, reducing, optimizing and saving. Values, gradients,
- * moments and averages are all KnParameterValues over the same set, so that one offset finds a parameter in each. */
+ * A model declares its parameters once, into a set. Those of one block lie in one contiguous float32 buffer, matrices
+ * of one shape next to each other: the block is the unit of sharding, reducing, optimizing and saving. Values,
+ * gradients, moments and averages are all KnParameterValues over the same set, so that one offset finds a parameter in
+ * each. */
 #ifndef KN_MODEL_PARAMETERS_H
 #define KN_MODEL_PARAMETERS_H
 
@@ -16,15 +17,15 @@ typedef enum KnInit {
 } KnInit;
 
 typedef struct KnParameter {
-    char *name;      /* exactly as in the published layout */
+    char *name; /* exactly as in the published layout */
     int dims;
     int64_t shape[KN_MAX_DIMS];
     int64_t elements;
     int block;
-    int64_t offset;  /* elements from the start of the block's buffer */
+    int64_t offset; /* elements from the start of the block's buffer */
     KnInit init;
     float init_scale;
-    int matrix;      /* a matrix of a repeated block: what Muon takes */
+    int matrix; /* a matrix of a repeated block: what Muon takes */
 } KnParameter;
 
 typedef struct KnParameterSet {

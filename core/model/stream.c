@@ -106,6 +106,5 @@ void kn_stream_leaves(KnGraph *graph, const KnModelConfig *config, KnStreamShape
     leaves->text_spans = input(graph, KN_I32, shape.clips, 4, "input.text_spans");
     leaves->text_ids = input(graph, KN_I32, shape.text_tokens, 0, "input.text_ids");
     leaves->text_positions = input(graph, KN_I32, shape.text_tokens, 0, "input.text_positions");
-    leaves->rope_table =
-        input(graph, KN_F32, KN_ROPE_POSITIONS, config->hidden / config->heads, "input.rope_table");
+    leaves->rope_table = input(graph, KN_F32, KN_ROPE_POSITIONS, config->hidden / config->heads, "input.rope_table");
 }

@@ -15,14 +15,14 @@ typedef struct KnStreamShape {
 typedef struct KnStream {
     KnStreamShape shape;
     int64_t tokens, clips, text_tokens; /* used so far */
-    int32_t *positions;      /* [tokens, 3] */
-    int32_t *rows;           /* [tokens]: 2 clip + (given) */
-    float *timesteps;        /* [2 clips]: 1000 sigma, 0 in turn */
-    int32_t *self_spans;     /* [clips, 4] */
-    int32_t *cross_spans;    /* [clips, 4] */
-    int32_t *text_spans;     /* [clips, 4] */
-    int32_t *text_ids;       /* [text_tokens]; -1 where unused */
-    int32_t *text_positions; /* [text_tokens]; -1 where unused */
+    int32_t *positions;                 /* [tokens, 3] */
+    int32_t *rows;                      /* [tokens]: 2 clip + (given) */
+    float *timesteps;                   /* [2 clips]: 1000 sigma, 0 in turn */
+    int32_t *self_spans;                /* [clips, 4] */
+    int32_t *cross_spans;               /* [clips, 4] */
+    int32_t *text_spans;                /* [clips, 4] */
+    int32_t *text_ids;                  /* [text_tokens]; -1 where unused */
+    int32_t *text_positions;            /* [text_tokens]; -1 where unused */
 } KnStream;
 
 void kn_stream_create(KnStream *stream, KnStreamShape shape);
@@ -30,10 +30,10 @@ void kn_stream_destroy(KnStream *stream);
 void kn_stream_clear(KnStream *stream);
 
 typedef struct KnStreamClip {
-    int64_t grid[3];       /* patches in t, y, x */
-    const uint8_t *given;  /* [grid product]: 1 where a patch is given; NULL = none */
+    int64_t grid[3];      /* patches in t, y, x */
+    const uint8_t *given; /* [grid product]: 1 where a patch is given; NULL = none */
     float sigma;
-    const int32_t *text;   /* ids; NULL when text states come from outside */
+    const int32_t *text; /* ids; NULL when text states come from outside */
     int64_t text_tokens;
 } KnStreamClip;
 

@@ -30,8 +30,8 @@ static void add_matrix(KnParameterSet *set, int block, int64_t layer, const char
 void kn_text_encoder_parameters(const KnTextConfig *config, int64_t text_dim, int64_t vocabulary, int first_block,
                                 KnParameterSet *set)
 {
-    KnParameter *table = kn_parameter_add(set, first_block, "text_encoder.embedding.weight", 2,
-                                          (int64_t[]){vocabulary, text_dim});
+    KnParameter *table =
+        kn_parameter_add(set, first_block, "text_encoder.embedding.weight", 2, (int64_t[]){vocabulary, text_dim});
     table->init = KN_INIT_NORMAL;
     table->init_scale = 1;
     table = kn_parameter_add(set, first_block, "text_encoder.positions.weight", 2,
@@ -85,8 +85,8 @@ KnTensor *kn_text_encoder_build(KnGraph *graph, const KnTextConfig *config, cons
 {
     KnTensor *words = kn_parameter_leaf(graph, set, "text_encoder.embedding.weight");
     KnTensor *places = kn_parameter_leaf(graph, set, "text_encoder.positions.weight");
-    KnTensor *x = kn_add(graph, kn_gather_rows(graph, words, inputs->ids),
-                         kn_gather_rows(graph, places, inputs->positions));
+    KnTensor *x =
+        kn_add(graph, kn_gather_rows(graph, words, inputs->ids), kn_gather_rows(graph, places, inputs->positions));
     x = kn_cast(graph, x, dtype);
     for (int64_t i = 0; i < config->layers; i++) {
         kn_block_begin(graph);
