@@ -72,3 +72,11 @@ void kn_warn(const char *format, ...)
     write_line(1, "warning: ", format, arguments);
     va_end(arguments);
 }
+
+void kn_log_error(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    write_line(1, "error: ", format, arguments);
+    va_end(arguments);
+}

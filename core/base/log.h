@@ -1,7 +1,7 @@
 /* Logging: the only way that code below the command functions speaks to the user.
  *
  * A line goes to standard error as "kinora: text" (with the rank, when there are several) and, when a log file is
- * set, to that file with a time stamp. Information is printed by rank 0 only; warnings by every rank. */
+ * set, to that file with a time stamp. Information is printed by rank 0 only; warnings and errors by every rank. */
 #ifndef KN_BASE_LOG_H
 #define KN_BASE_LOG_H
 
@@ -16,5 +16,6 @@ void kn_log_set_quiet(int quiet);
 
 void kn_log(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void kn_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void kn_log_error(const char *format, ...) __attribute__((format(printf, 1, 2))); /* the last words of a command */
 
 #endif

@@ -1,0 +1,486 @@
+/* The communicator over MPI, by running this program under mpirun with 2, 3 and 4 ranks.
+ *
+ * Without arguments it is the cmocka test, which starts `mpirun -n K itself SCENARIO` and looks at exit code and
+ * output; with an argument it is one rank of that scenario. A scenario checks with CHECK, whose failure ends the job.
+ */
+#include "core/base/error.h"
+#include "core/base/log.h"
+#include "core/base/memory.h"
+#include "dist/comm.h"
+#include "dist/signals.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition))                                                                                              \
+            return kn_fail(KN_EFORMAT, "check failed at line %d: %s (%s)", __LINE__, #condition, kn_error_message());  \
+    } while (0)
+
+static double seconds(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void pause_seconds(double duration)
+{
+    struct timespec pause = {(time_t)duration, (long)((duration - floor(duration)) * 1e9)};
+    nanosleep(&pause, NULL);
+}
+
+/* ---- scenarios: each runs on every rank ---- */
+
+/* Values over many magnitudes, so that every order of summation gives other bits. */
+static float value_of(int rank, int64_t index, int salt)
+{
+    uint64_t x = (uint64_t)index * 0x9E3779B97F4A7C15u + (uint64_t)(rank + 1) * 0xD1B54A32D192ED03u + (uint64_t)salt;
+    x ^= x >> 29;
+    x *= 0xBF58476D1CE4E5B9u;
+    x ^= x >> 32;
+    double mantissa = (double)(x & 0xffffff) / 0xffffff - 0.5;
+    return (float)(mantissa * pow(10, (double)(x >> 60) / 2 - 4));
+}
+
+static float expected_sum(int ranks, int64_t index, int salt)
+{
+    float sum = value_of(0, index, salt);
+    for (int rank = 1; rank < ranks; rank++)
+        sum += value_of(rank, index, salt);
+    return sum;
+}
+
+static int check_sums(KnComm *comm, const float *values, int64_t count, int salt)
+{
+    for (int64_t i = 0; i < count; i++) {
+        float expected = expected_sum(comm->ranks, i, salt);
+        CHECK(memcmp(&values[i], &expected, sizeof expected) == 0);
+    }
+    return KN_OK;
+}
+
+static int scenario_sums(KnComm *comm)
+{
+    static const int64_t counts[] = {0, 1, 2, 3, 1023, 1024, 1025, 4099, 65536, 65537, 300007, 2000003};
+    enum { COUNT = sizeof counts / sizeof *counts };
+    float *buffers[COUNT];
+    KnCommTicket tickets[COUNT];
+    CHECK(strcmp(comm->table->kind, "mpi") == 0);
+    for (int i = 0; i < COUNT; i++) { /* all under way at the same time */
+        buffers[i] = kn_alloc((size_t)counts[i] * sizeof(float));
+        for (int64_t k = 0; k < counts[i]; k++)
+            buffers[i][k] = value_of(comm->rank, k, i);
+        KN_TRY(comm->table->all_reduce_start(comm, buffers[i], counts[i], "gradients", &tickets[i]));
+    }
+    for (int i = COUNT - 1; i >= 0; i--) { /* waited for in any order */
+        KN_TRY(comm->table->wait(comm, tickets[i]));
+        KN_TRY(check_sums(comm, buffers[i], counts[i], i));
+        free(buffers[i]);
+    }
+    return KN_OK;
+}
+
+static int scenario_bytes(KnComm *comm)
+{
+    static const size_t sizes[] = {1, 8, 64, 65, 1000, (32u << 20) + 5};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        size_t bytes = sizes[i];
+        unsigned char *mine = kn_alloc(bytes), *all = kn_alloc(bytes * (size_t)comm->ranks);
+        memset(mine, 10 + comm->rank, bytes);
+        KN_TRY(comm->table->all_gather(comm, mine, all, bytes, "parts"));
+        for (size_t k = 0; k < bytes * (size_t)comm->ranks; k++)
+            CHECK(all[k] == 10 + (int)(k / bytes));
+        memset(all, comm->rank, bytes);
+        memcpy(all, comm->rank == comm->ranks - 1 ? "z" : "a", 1);
+        KN_TRY(comm->table->broadcast(comm, all, bytes, comm->ranks - 1, "weights"));
+        CHECK(all[0] == 'z');
+        for (size_t k = 1; k < bytes; k++)
+            CHECK(all[k] == comm->ranks - 1);
+        free(mine);
+        free(all);
+    }
+    char *texts[8], mine[16];
+    snprintf(mine, sizeof mine, "%.*s", comm->rank * 3, "abcdefghijkl");
+    KN_TRY(kn_comm_gather_text(comm, mine, texts, "words"));
+    for (int rank = 0; rank < comm->ranks; rank++) {
+        CHECK(strlen(texts[rank]) == (size_t)rank * 3 && strncmp(texts[rank], "abcdefghijkl", (size_t)rank * 3) == 0);
+        free(texts[rank]);
+    }
+    CHECK(comm->local_ranks == comm->ranks && comm->local_rank == comm->rank);
+    return KN_OK;
+}
+
+/* The main thread only computes: the sum must appear in its memory without any further call. */
+static int scenario_overlap(KnComm *comm)
+{
+    enum { COUNT = 2000000 };
+    volatile float *values = kn_alloc(COUNT * sizeof *values);
+    for (int64_t i = 0; i < COUNT; i++)
+        values[i] = value_of(comm->rank, i, 1);
+    KnCommTicket ticket;
+    KN_TRY(comm->table->all_reduce_start(comm, (float *)values, COUNT, "gradients", &ticket));
+    double start = seconds(CLOCK_MONOTONIC);
+    int64_t arrived = 0;
+    while (arrived < COUNT && seconds(CLOCK_MONOTONIC) < start + 30)
+        for (; arrived < COUNT; arrived++)
+            if (values[arrived] != expected_sum(comm->ranks, arrived, 1))
+                break;
+    CHECK(arrived == COUNT);
+    KN_TRY(comm->table->wait(comm, ticket));
+    free((void *)values);
+    return KN_OK;
+}
+
+/* Waiting for a late rank leaves the core to others. */
+static int scenario_polite(KnComm *comm)
+{
+    if (comm->rank == 1)
+        pause_seconds(1.5);
+    double start = seconds(CLOCK_PROCESS_CPUTIME_ID);
+    KN_TRY(comm->table->barrier(comm, "late"));
+    double used = seconds(CLOCK_PROCESS_CPUTIME_ID) - start;
+    CHECK(used < 0.3);
+    return KN_OK;
+}
+
+static int scenario_other_name(KnComm *comm)
+{
+    float value = 1;
+    KN_TRY(comm->table->barrier(comm, "first"));
+    return kn_comm_all_reduce(comm, &value, 1, comm->rank == 1 ? "bias" : "weight");
+}
+
+static int scenario_other_size(KnComm *comm)
+{
+    float values[200000] = {0};
+    return kn_comm_all_reduce(comm, values, comm->rank == 1 ? 200000 : 199999, "weight");
+}
+
+static int scenario_other_kind(KnComm *comm)
+{
+    char bytes[100] = "";
+    return comm->rank == 1 ? comm->table->broadcast(comm, bytes, sizeof bytes, 0, "config")
+                           : comm->table->barrier(comm, "config");
+}
+
+static int scenario_early_end(KnComm *comm)
+{
+    return comm->rank == 1 ? KN_OK : comm->table->barrier(comm, "step 7");
+}
+
+static int scenario_one_fails(KnComm *comm)
+{
+    if (comm->rank == comm->ranks - 1)
+        return kn_fail(KN_EIO, "cannot read the shard clips-00003.h5");
+    return comm->table->barrier(comm, "step 7");
+}
+
+static int scenario_rank_zero_fails(KnComm *comm)
+{
+    if (comm->rank == 0)
+        return kn_fail(KN_EIO, "cannot read the shard clips-00003.h5");
+    return comm->table->barrier(comm, "step 7");
+}
+
+static int scenario_all_fail(KnComm *comm)
+{
+    (void)comm;
+    return kn_fail(KN_EINPUT, "cannot read the shard clips-00003.h5");
+}
+
+/* The others are not even in a call, with a reduction under way that cannot complete. */
+static int scenario_fails_while_others_compute(KnComm *comm)
+{
+    static float values[1000000];
+    KnCommTicket ticket;
+    if (comm->rank == 1) {
+        pause_seconds(0.3);
+        return kn_fail(KN_EIO, "cannot read the shard clips-00003.h5");
+    }
+    KN_TRY(comm->table->all_reduce_start(comm, values, 1000000, "gradients", &ticket));
+    pause_seconds(100);
+    return KN_OK;
+}
+
+static int scenario_agreed_failure(KnComm *comm)
+{
+    return kn_comm_error_agree(comm, comm->rank == 1 ? kn_fail(KN_EIO, "cannot read the shard clips-00003.h5") : KN_OK);
+}
+
+static int scenario_agreement(KnComm *comm)
+{
+    CHECK(kn_comm_error_agree(comm, KN_OK) == KN_OK);
+    int code = kn_comm_error_agree(comm, comm->rank > 0 ? kn_fail(KN_EIO, "disk %d is full", comm->rank) : KN_OK);
+    CHECK(code == KN_EIO);
+    CHECK(strcmp(kn_error_message(), "rank 1: disk 1 is full") == 0);
+    code = kn_comm_error_agree(comm, code);
+    CHECK(strcmp(kn_error_message(), "rank 1: disk 1 is full") == 0);
+    float value = 1;
+    KN_TRY(kn_comm_all_reduce(comm, &value, 1, "still usable"));
+    CHECK(value == (float)comm->ranks);
+    return KN_OK;
+}
+
+static int scenario_stop(KnComm *comm)
+{
+    int stop = -1;
+    kn_signals_install();
+    KN_TRY(kn_comm_stop_agree(comm, &stop));
+    CHECK(stop == 0);
+    if (comm->rank == comm->ranks - 1)
+        raise(SIGUSR1);
+    KN_TRY(kn_comm_stop_agree(comm, &stop));
+    CHECK(stop == 1);
+    CHECK(kn_stop_requested() == (comm->rank == comm->ranks - 1 ? SIGUSR1 : 0));
+    return KN_OK;
+}
+
+/* Prints seconds of a 32 MiB sum: waited for at once, hidden behind computing of the same length, and the computing. */
+static int scenario_speed(KnComm *comm)
+{
+    enum { COUNT = 8 << 20, TURNS = 5 };
+    float *values = kn_alloc(COUNT * sizeof *values);
+    for (int turn = 0; turn < TURNS; turn++) {
+        KnCommTicket ticket;
+        KN_TRY(comm->table->barrier(comm, "start"));
+        double start = seconds(CLOCK_MONOTONIC);
+        KN_TRY(kn_comm_all_reduce(comm, values, COUNT, "gradients"));
+        double alone = seconds(CLOCK_MONOTONIC) - start;
+        KN_TRY(comm->table->all_reduce_start(comm, values, COUNT, "gradients", &ticket));
+        volatile double sum = 0;
+        start = seconds(CLOCK_MONOTONIC);
+        while (seconds(CLOCK_MONOTONIC) < start + 2 * alone)
+            for (int i = 0; i < 1000; i++)
+                sum += sin(sum);
+        start = seconds(CLOCK_MONOTONIC);
+        KN_TRY(comm->table->wait(comm, ticket));
+        kn_log("32 MiB over %d ranks: %.1f ms alone, %.1f ms exposed beside computing", comm->ranks, alone * 1e3,
+               (seconds(CLOCK_MONOTONIC) - start) * 1e3);
+        start = seconds(CLOCK_MONOTONIC);
+        for (int i = 0; i < 100; i++)
+            KN_TRY(comm->table->barrier(comm, "latency"));
+        kn_log("barrier: %.1f us", (seconds(CLOCK_MONOTONIC) - start) * 1e4);
+    }
+    free(values);
+    return KN_OK;
+}
+
+/* More than 2^31 bytes and elements; by hand only (17 GiB on two ranks). */
+static int scenario_large(KnComm *comm)
+{
+    int64_t count = ((int64_t)1 << 31) + 5;
+    float *values = kn_alloc((size_t)count * sizeof *values);
+    for (int64_t i = 0; i < count; i++)
+        values[i] = (float)(i % 1000 + comm->rank);
+    KN_TRY(kn_comm_all_reduce(comm, values, count, "gradients"));
+    for (int64_t i = 0; i < count; i++)
+        CHECK(values[i] == (float)(i % 1000) + (float)(i % 1000 + 1));
+    values[count - 1] = (float)comm->rank;
+    KN_TRY(comm->table->broadcast(comm, values, (size_t)count * sizeof *values, 1, "weights"));
+    CHECK(values[count - 1] == 1);
+    free(values);
+    return KN_OK;
+}
+
+static const struct {
+    const char *name;
+    int (*run)(KnComm *comm);
+} scenarios[] = {
+    {"sums", scenario_sums},
+    {"bytes", scenario_bytes},
+    {"overlap", scenario_overlap},
+    {"polite", scenario_polite},
+    {"other_name", scenario_other_name},
+    {"other_size", scenario_other_size},
+    {"other_kind", scenario_other_kind},
+    {"early_end", scenario_early_end},
+    {"one_fails", scenario_one_fails},
+    {"rank_zero_fails", scenario_rank_zero_fails},
+    {"all_fail", scenario_all_fail},
+    {"fails_while_others_compute", scenario_fails_while_others_compute},
+    {"agreed_failure", scenario_agreed_failure},
+    {"agreement", scenario_agreement},
+    {"stop", scenario_stop},
+    {"speed", scenario_speed},
+    {"large", scenario_large},
+};
+
+static int run_rank(const char *scenario)
+{
+    KnComm *comm;
+    int code = kn_comm_open(&comm);
+    if (code < 0) {
+        kn_log_error("%s", kn_error_message());
+        return EXIT_FAILURE;
+    }
+    for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++)
+        if (strcmp(scenarios[i].name, scenario) == 0)
+            return kn_comm_close(comm, scenarios[i].run(comm)) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+    return 2;
+}
+
+/* ---- the test around them ---- */
+
+static char program[4096];
+static char output[1 << 16];
+
+/* Runs `prefix program SCENARIO`; its exit code, its output in `output`. */
+static int run_command(const char *prefix, const char *scenario)
+{
+    char *command = kn_format("timeout -k 5 60 %s %s %s 2>&1", prefix, program, scenario);
+    FILE *pipe = popen(command, "r");
+    assert_non_null(pipe);
+    size_t length = fread(output, 1, sizeof output - 1, pipe);
+    output[length] = '\0';
+    int status = pclose(pipe);
+    free(command);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+}
+
+static int run_scenario(int ranks, const char *scenario)
+{
+    char *prefix = kn_format("mpirun --oversubscribe --bind-to none -n %d", ranks);
+    int code = run_command(prefix, scenario);
+    free(prefix);
+    return code;
+}
+
+static int occurrences(const char *words)
+{
+    int count = 0;
+    for (const char *at = output; (at = strstr(at, words)); at += strlen(words))
+        count++;
+    return count;
+}
+
+static void succeeds_on_2_3_4(const char *scenario)
+{
+    for (int ranks = 2; ranks <= 4; ranks++) {
+        int code = run_scenario(ranks, scenario);
+        if (code != 0)
+            print_error("%s on %d ranks:\n%s\n", scenario, ranks, output);
+        assert_int_equal(code, 0);
+    }
+}
+
+/* The job ends within seconds, with a non-zero code and the sentence once. */
+static void fails_once(const char *scenario, const char *sentence)
+{
+    for (int ranks = 2; ranks <= 4; ranks++) {
+        double start = seconds(CLOCK_MONOTONIC);
+        int code = run_scenario(ranks, scenario);
+        double lasted = seconds(CLOCK_MONOTONIC) - start;
+        if (code == 0 || code >= 124 || occurrences(sentence) != 1 || lasted > 20)
+            print_error("%s on %d ranks, code %d, %.1f s:\n%s\n", scenario, ranks, code, lasted, output);
+        assert_int_not_equal(code, 0);
+        assert_true(code < 124); /* timeout's and signals' codes */
+        assert_int_equal(occurrences(sentence), 1);
+        assert_true(lasted < 20);
+    }
+}
+
+static void sums_have_the_bits_of_rank_order(void **state)
+{
+    (void)state;
+    succeeds_on_2_3_4("sums");
+}
+
+static void gathers_broadcasts_and_texts_arrive(void **state)
+{
+    (void)state;
+    succeeds_on_2_3_4("bytes");
+}
+
+static void a_sum_completes_while_the_main_thread_computes(void **state)
+{
+    (void)state;
+    succeeds_on_2_3_4("overlap");
+}
+
+static void waiting_leaves_the_core_to_others(void **state)
+{
+    (void)state;
+    succeeds_on_2_3_4("polite");
+}
+
+static void different_calls_are_named_and_end_the_job(void **state)
+{
+    (void)state;
+    fails_once("other_name", "rank 0 and rank 1 have parted ways: call 2 of rank 0 is all_reduce 'weight' of 4 bytes, "
+                             "call 2 of rank 1 is all_reduce 'bias' of 4 bytes");
+    fails_once("other_size",
+               "is all_reduce 'weight' of 799996 bytes, call 1 of rank 1 is all_reduce 'weight' of 800000");
+    fails_once("other_kind", "call 1 of rank 0 is barrier 'config' of 0 bytes, call 1 of rank 1 is broadcast 'config'");
+    fails_once("early_end", "call 1 of rank 0 is barrier 'step 7' of 0 bytes, call 1 of rank 1 is barrier 'end of the");
+}
+
+static void a_failing_rank_ends_all_with_its_sentence_once(void **state)
+{
+    (void)state;
+    fails_once("one_fails", "cannot read the shard clips-00003.h5");
+    fails_once("rank_zero_fails", "error: rank 0: cannot read the shard clips-00003.h5");
+    fails_once("all_fail", "cannot read the shard clips-00003.h5");
+    fails_once("fails_while_others_compute", "error: rank 1: cannot read the shard clips-00003.h5");
+    fails_once("agreed_failure", "error: rank 1: cannot read the shard clips-00003.h5");
+}
+
+static void ranks_agree_on_errors_and_stay_usable(void **state)
+{
+    (void)state;
+    succeeds_on_2_3_4("agreement");
+}
+
+static void a_signal_to_one_rank_stops_all(void **state)
+{
+    (void)state;
+    succeeds_on_2_3_4("stop");
+}
+
+static void unconnected_processes_are_refused(void **state)
+{
+    (void)state;
+    assert_int_equal(run_command("env SLURM_STEP_NUM_TASKS=4 SLURM_PROCID=1", "agreement"), EXIT_FAILURE);
+    assert_int_equal(occurrences("started as one of 4 processes by srun without --mpi=pmix"), 1);
+    assert_int_equal(run_command("env PMI_SIZE=2 PMI_RANK=0", "agreement"), EXIT_FAILURE);
+    assert_int_equal(occurrences("use mpirun or srun --mpi=pmix"), 1);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2)
+        return run_rank(argv[1]);
+    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (length < 0 || system("command -v mpirun >/dev/null") != 0) {
+        printf("mpirun is not installed: skipped\n");
+        return 0;
+    }
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    setenv("ASAN_OPTIONS", "detect_leaks=0", 1); /* Open MPI's own */
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sums_have_the_bits_of_rank_order),
+        cmocka_unit_test(gathers_broadcasts_and_texts_arrive),
+        cmocka_unit_test(a_sum_completes_while_the_main_thread_computes),
+        cmocka_unit_test(waiting_leaves_the_core_to_others),
+        cmocka_unit_test(different_calls_are_named_and_end_the_job),
+        cmocka_unit_test(a_failing_rank_ends_all_with_its_sentence_once),
+        cmocka_unit_test(ranks_agree_on_errors_and_stay_usable),
+        cmocka_unit_test(a_signal_to_one_rank_stops_all),
+        cmocka_unit_test(unconnected_processes_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
