@@ -117,9 +117,8 @@ void kn_config_init(KnConfig *config);
 void kn_config_clear(KnConfig *config);
 
 /* Reads `path` (NULL: no file) over the present values, then applies `overrides` ("train.steps=100", as --set gives
- * them), then
- * checks what spans several keys (heads divide hidden, ...). An error names file:line:column or the --set argument.
- * After a failure the config holds a mixture: clear it. */
+ * them), then checks what spans several keys (heads divide hidden, ...). An error names file:line:column or the --set
+ * argument. After a failure the config holds a mixture: clear it. */
 int kn_config_load(KnConfig *config, const char *path, const char *const *overrides, int override_count);
 
 /* The resolved configuration as YAML, every key with its value. */

@@ -2,8 +2,10 @@
  *
  * Whatever is written goes to a temporary name in the same folder (".tmp-NAME-..."), is fsynced, renamed to its
  * final name, and the folder is fsynced; a failure at any of these steps (a full disk reported only by close(), too)
- * removes the temporary and leaves what stood under the final name untouched. Every sentence names the path and the
- * system's reason. All functions that return int give KN_OK or KN_EIO unless stated. */
+ * removes the temporary and leaves what stood under the final name untouched. (Should the folder's fsync fail, the
+ * new file stands complete and the failure is reported all the same.) A final name that is a device, pipe or folder
+ * is refused; a symbolic link is replaced. Every sentence names the path and the system's reason. All functions that
+ * return int give KN_OK or KN_EIO unless stated. */
 #ifndef KN_BASE_FILE_H
 #define KN_BASE_FILE_H
 
@@ -19,7 +21,7 @@ int kn_file_size(const char *path, int64_t *bytes); /* of a regular file */
 
 /* Paths; free() what they return. An absolute `name` is returned as it is; an empty folder gives `name`. */
 char *kn_path_join(const char *folder, const char *name);
-char *kn_path_folder(const char *path);     /* "a/b/c.h5" -> "a/b", "c.h5" -> ".", "/c" -> "/" */
+char *kn_path_folder(const char *path);     /* as dirname: "a/b" of "a/b/c" and "a/b/c/", else "." or "/" */
 const char *kn_path_name(const char *path); /* the part after the last '/', inside `path` */
 
 /* A whole file in memory, followed by a NUL that `size` does not count; free(*bytes). KN_EMEMORY when too large. */

@@ -23,7 +23,7 @@ typedef enum KnMatrixForm {
     KN_PACKED      /* B only: written by kn_matmul_pack */
 } KnMatrixForm;
 
-typedef enum KnActivation { KN_IDENTITY, KN_GELU_TANH, KN_SILU } KnActivation;
+typedef enum KnEpilogue { KN_EPILOGUE_NONE, KN_EPILOGUE_GELU_TANH, KN_EPILOGUE_SILU } KnEpilogue;
 
 typedef struct KnMatmul {
     int64_t m, n, k;
@@ -40,7 +40,7 @@ typedef struct KnMatmul {
     float alpha;         /* 0 stands for 1 */
     const float *bias;   /* [n] or NULL */
     int accumulate;      /* C += instead of C =; C must be f32 and there is no activation */
-    KnActivation activation;
+    KnEpilogue activation;
     void *preactivation; /* [m,n] like C, of C's type and leading dimension: the values that enter the activation; or NULL */
 } KnMatmul;
 
