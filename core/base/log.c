@@ -12,6 +12,7 @@
 static struct {
     int rank, ranks, quiet;
     FILE *file;
+    char status[512]; /* what stands at the foot of the terminal now */
 } state = {.ranks = 1};
 
 void kn_log_set_rank(int rank, int ranks)
@@ -39,14 +40,35 @@ void kn_log_set_quiet(int quiet)
     state.quiet = quiet;
 }
 
+int kn_log_is_shown(void)
+{
+    return state.rank == 0 && !state.quiet;
+}
+
+void kn_log_status(const char *line)
+{
+    if (!line || !line[0]) {
+        if (state.status[0])
+            fputs("\r\033[K", stderr);
+        state.status[0] = '\0';
+        return;
+    }
+    snprintf(state.status, sizeof state.status, "%s", line);
+    fprintf(stderr, "\r%s\033[K", state.status);
+}
+
 static void write_line(int to_terminal, const char *level, const char *format, va_list arguments)
 {
     char text[2048];
     vsnprintf(text, sizeof text, format, arguments);
+    if (to_terminal && state.status[0])
+        fputs("\r\033[K", stderr);
     if (to_terminal && state.ranks > 1)
         fprintf(stderr, "kinora[%d]: %s%s\n", state.rank, level, text);
     else if (to_terminal)
         fprintf(stderr, "kinora: %s%s\n", level, text);
+    if (to_terminal && state.status[0])
+        fputs(state.status, stderr);
     if (state.file) {
         time_t now = time(NULL);
         struct tm parts;
@@ -61,7 +83,7 @@ void kn_log(const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    write_line(state.rank == 0 && !state.quiet, "", format, arguments);
+    write_line(kn_log_is_shown(), "", format, arguments);
     va_end(arguments);
 }
 

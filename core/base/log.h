@@ -18,4 +18,11 @@ void kn_log(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void kn_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void kn_log_error(const char *format, ...) __attribute__((format(printf, 1, 2))); /* the last words of a command */
 
+/* Whether information is printed here: not quiet, and rank 0. */
+int kn_log_is_shown(void);
+
+/* The line that core/base/progress.c redraws at the foot of a terminal (NULL or "" takes it away): log lines scroll
+ * past above it. Only when standard error is a terminal. */
+void kn_log_status(const char *line);
+
 #endif
