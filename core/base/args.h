@@ -46,7 +46,7 @@ typedef struct KnArgInts {
 
 typedef struct KnArgList {
     int count;
-    const char **items; /* pointers into argv; release the array with kn_arg_list_clear */
+    const char **items; /* pointers into argv; release them with kn_args_clear */
 } KnArgList;
 
 typedef struct KnArg {
@@ -70,7 +70,7 @@ typedef struct KnArgSpec {
     int least_positionals, most_positionals; /* most = -1: any number */
 } KnArgSpec;
 
-/* Fills `options` (fallbacks first) and `positionals` (NULL when the command has none). argv[0] is the command's
+/* Fills `options` (the fallback of each absent option included) and `positionals` (NULL when the command has none). argv[0] is the command's
  * name. Returns KN_OK; KN_END when --help was asked and printed (pass it up: the program ends with 0); KN_EINPUT with
  * a sentence that names the option, the value and, for a misspelt option, the nearest one. On failure no list of
  * `options` or `positionals` remains allocated. */
