@@ -1,4 +1,4 @@
-/* Pictures for people: contact sheets, line charts and plain PNG files. The only file that knows cairo.
+/* Pictures for people: contact sheets, line charts and plain PNG files. Only core/base/draw*.c know cairo.
  *
  * Every PNG is made in memory and then written atomically: under its name stands a whole picture or none. All
  * functions return KN_OK, KN_EINPUT (nothing to draw), KN_EMEMORY or KN_EIO; nothing is kept of the arguments. */
@@ -16,7 +16,7 @@ int kn_draw_png(const char *path, const KnImage *image);
 
 /* A contact sheet: cells of one strip of frames with a caption under it, laid out in columns under a title. */
 typedef struct KnSheetCell {
-    const char *caption; /* NULL = none; broken into two lines, then cut with an ellipsis */
+    const char *caption; /* NULL = none; broken into three lines at most, then cut with an ellipsis */
     int frame_count;
     const KnImage *frames; /* side by side; cells of one sheet may differ in size and count */
     int mark;              /* a dot before the caption: 1 green (right), -1 red (wrong), 0 none */
@@ -36,7 +36,7 @@ int kn_draw_sheet(const char *path, const KnSheet *sheet);
 typedef struct KnSeries {
     const char *name; /* for the legend */
     int count;
-    const double *x, *y; /* x ascending; a value that is not finite (or not positive on a log axis) leaves a gap */
+    const double *x, *y; /* x finite and ascending; where y is not finite (or not positive on a log axis) is a gap */
     int smooth;          /* 1: the raw points faint, a moving average over about 2% of them strong */
     int markers;         /* 1: a dot on every point (few points: validation) */
 } KnSeries;
