@@ -68,18 +68,18 @@ int64_t kn_flow_draw_given(const KnFlowConfig *flow, uint64_t seed, uint64_t ste
 float kn_flow_noise_token(const KnFlowConfig *flow, float sigma, int given, int64_t dim, const float *x0,
                           const float *noise, float *x_sigma, float *target)
 {
+    int sample = flow->prediction == KN_PREDICT_SAMPLE;
+    float floored = fmaxf(sigma, KN_SIGMA_FLOOR);
     if (given)
         sigma = 0;
-    for (int64_t i = 0; i < dim; i++)
-        x_sigma[i] = (1 - sigma) * x0[i] + sigma * noise[i];
-    if (flow->prediction == KN_PREDICT_SAMPLE) {
-        memcpy(target, x0, (size_t)dim * sizeof *target);
-        float floored = fmaxf(sigma, KN_SIGMA_FLOOR);
-        return given ? 0 : 1 / (floored * floored);
+    for (int64_t i = 0; i < dim; i++) {
+        float clean = x0[i], unit = noise[i];
+        x_sigma[i] = (1 - sigma) * clean + sigma * unit;
+        target[i] = sample ? clean : unit - clean;
     }
-    for (int64_t i = 0; i < dim; i++)
-        target[i] = noise[i] - x0[i];
-    return given ? 0 : 1;
+    if (given)
+        return 0;
+    return sample ? 1 / (floored * floored) : 1;
 }
 
 void kn_flow_to_velocity(KnPrediction prediction, float sigma, const float *x_sigma, float *output, int64_t count)

@@ -23,8 +23,8 @@ int64_t kn_flow_draw_given(const KnFlowConfig *flow, uint64_t seed, uint64_t ste
                            uint8_t *given);
 
 /* One token of `dim` values: from x0 and unit noise to the network's input and its training target.
- * `given` tokens become x0. Returns the weight of the token's squared error that makes it one of velocity (0 where
- * given); normalization over tokens is the caller's. */
+ * x_sigma may be the memory of noise, and target that of x0. `given` tokens become x0. Returns the weight of the
+ * token's squared error that makes it one of velocity (0 where given); normalization over tokens is the caller's. */
 float kn_flow_noise_token(const KnFlowConfig *flow, float sigma, int given, int64_t dim, const float *x0,
                           const float *noise, float *x_sigma, float *target);
 

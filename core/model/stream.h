@@ -6,6 +6,7 @@
 #ifndef KN_MODEL_STREAM_H
 #define KN_MODEL_STREAM_H
 
+#include "core/graph/executor.h"
 #include "core/model/dit.h"
 
 typedef struct KnStreamShape {
@@ -47,5 +48,8 @@ typedef struct KnStreamLeaves {
 } KnStreamLeaves;
 
 void kn_stream_leaves(KnGraph *graph, const KnModelConfig *config, KnStreamShape shape, KnStreamLeaves *leaves);
+
+/* Binds all leaves but the rotary table, which is the same for every stream. The stream must outlive the runs. */
+void kn_stream_bind(KnExecutor *executor, const KnStreamLeaves *leaves, const KnStream *stream);
 
 #endif

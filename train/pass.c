@@ -1,0 +1,123 @@
+/* Building, binding and running a training pass. */
+#include "train/pass.h"
+
+#include "core/base/error.h"
+#include "core/ops/ops.h"
+#include "dist/gradients.h"
+
+#include <stdlib.h>
+
+struct KnTrainPass {
+    KnModelGraph built;
+    KnExecutor *executor;
+    KnGradientPlan gradients;
+    KnTensor *target, *weight, *loss, *loss_sum, *stats;
+    float *rope_table;
+    double flops;
+};
+
+static void build(KnTrainPass *pass, const KnTrainPassOptions *o, KnBackend *backend)
+{
+    KnModelGraph *built = &pass->built;
+    KnModelGraphOptions model = {
+        .shape = o->shape, .dtype = o->dtype, .self_pairs = o->self_pairs, .cross_pairs = o->cross_pairs};
+    kn_model_build(o->model, &model, built);
+    KnGraph *graph = built->graph;
+    pass->target = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 2, built->prediction->shape, "input.target");
+    pass->weight = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 1, &o->shape.tokens, "input.weight");
+    pass->stats = kn_leaf(graph, KN_ROLE_STATE, KN_F32, 1, (int64_t[]){2}, "stats");
+    pass->loss_sum = kn_leaf(graph, KN_ROLE_STATE, KN_F32, 0, NULL, "stats.loss");
+    pass->loss = kn_masked_mse(graph, built->prediction, pass->target, pass->weight);
+    kn_accumulate(graph, pass->loss_sum, pass->loss);
+    if (o->backward)
+        kn_place_gradients(graph, pass->loss, &o->model->parameters, o->model->config.recompute, o->reduce, pass->stats,
+                           &pass->gradients);
+    if (backend->lower)
+        backend->lower(backend, graph);
+    kn_graph_finish(graph, NULL, 0);
+    KnCost cost = kn_graph_cost(graph);
+    pass->flops = cost.matmul_flops + cost.attention_flops;
+}
+
+static void bind_parameters(KnTrainPass *pass, const KnTrainPassOptions *o)
+{
+    const KnParameterSet *set = &o->model->parameters;
+    for (int i = 0; i < set->count; i++) {
+        const KnTensor *leaf = kn_leaf_find(pass->built.graph, set->list[i].name);
+        if (leaf)
+            kn_executor_bind(pass->executor, leaf, kn_parameter_data(o->weights, &set->list[i]));
+        if (pass->gradients.sums && pass->gradients.sums[i])
+            kn_executor_bind(pass->executor, pass->gradients.sums[i], kn_parameter_data(o->gradients, &set->list[i]));
+    }
+    for (int b = 0; pass->gradients.block_sums && b < set->block_count; b++)
+        if (pass->gradients.block_sums[b])
+            kn_executor_bind(pass->executor, pass->gradients.block_sums[b], o->gradients->blocks[b]);
+    kn_executor_bind(pass->executor, pass->stats, o->stats);
+    kn_executor_bind(pass->executor, pass->loss_sum, o->stats);
+}
+
+int kn_train_pass_create(KnTrainPass **pass, const KnTrainPassOptions *options, KnBackend *backend)
+{
+    const KnModelConfig *config = &options->model->config;
+    KnTrainPass *made = kn_alloc(sizeof *made);
+    *pass = NULL;
+    build(made, options, backend);
+    int code = kn_executor_create(&made->executor, made->built.graph, backend, NULL, 0);
+    if (code < 0) {
+        kn_train_pass_destroy(made);
+        return code;
+    }
+    made->rope_table = kn_alloc((size_t)(KN_ROPE_POSITIONS * (config->hidden / config->heads)) * sizeof(float));
+    kn_dit_rope_table(config, made->rope_table);
+    kn_executor_bind(made->executor, made->built.leaves.rope_table, made->rope_table);
+    kn_executor_set_comm(made->executor, options->comm);
+    bind_parameters(made, options);
+    *pass = made;
+    return KN_OK;
+}
+
+void kn_train_pass_destroy(KnTrainPass *pass)
+{
+    if (!pass)
+        return;
+    kn_executor_destroy(pass->executor);
+    kn_gradient_plan_clear(&pass->gradients);
+    kn_graph_destroy(pass->built.graph);
+    free(pass->rope_table);
+    free(pass);
+}
+
+void kn_train_pass_bind(KnTrainPass *pass, const KnTrainBatch *batch)
+{
+    KnExecutor *executor = pass->executor;
+    const KnStream *stream = &batch->stream;
+    kn_stream_bind(executor, &pass->built.leaves, stream);
+    kn_executor_bind(executor, pass->built.patches, batch->patches);
+    kn_executor_bind(executor, pass->target, batch->target);
+    kn_executor_bind(executor, pass->weight, batch->weight);
+}
+
+void kn_train_pass_parameters_changed(KnTrainPass *pass)
+{
+    kn_executor_parameters_changed(pass->executor);
+}
+
+int kn_train_pass_run(KnTrainPass *pass)
+{
+    return kn_executor_run(pass->executor);
+}
+
+const KnPlan *kn_train_pass_plan(const KnTrainPass *pass)
+{
+    return kn_executor_plan(pass->executor);
+}
+
+double kn_train_pass_flops(const KnTrainPass *pass)
+{
+    return pass->flops;
+}
+
+char *kn_train_pass_profile(const KnTrainPass *pass)
+{
+    return kn_executor_profile(pass->executor);
+}
