@@ -70,10 +70,10 @@ typedef struct KnArgSpec {
     int least_positionals, most_positionals; /* most = -1: any number */
 } KnArgSpec;
 
-/* Fills `options` (the fallback of each absent option included) and `positionals` (NULL when the command has none). argv[0] is the command's
- * name. Returns KN_OK; KN_END when --help was asked and printed (pass it up: the program ends with 0); KN_EINPUT with
- * a sentence that names the option, the value and, for a misspelt option, the nearest one. On failure no list of
- * `options` or `positionals` remains allocated. */
+/* Fills `options` (the fallback of each absent option included) and `positionals` (NULL when the command has none).
+ * argv[0] is the command's name. Returns KN_OK; KN_END when --help was asked and printed (pass it up: the program ends
+ * with 0); KN_EINPUT with a sentence that names the option, the value and, for a misspelt option, the nearest one. On
+ * failure no list of `options` or `positionals` remains allocated. */
 int kn_args_parse(const KnArgSpec *spec, int argc, char **argv, void *options, KnArgList *positionals);
 
 /* Frees every KN_ARG_STRINGS field of `options` and `positionals` (NULL is fine). */
