@@ -1,8 +1,8 @@
 /* The configuration: one YAML file reproduces a run.
  *
- * Every key is a row of one table (core/base/config.c) with its type, default, range, choices and meaning; that table
- * reads the YAML, checks it, prints `kinora config --help` and writes the resolved file. Unknown keys, wrong types and
- * impossible values are errors with file:line:column and, for a misspelt key, the nearest valid one.
+ * Every key is a row of one table (core/base/config_table.c) with its type, default, range, choices and meaning; that
+ * table reads the YAML, checks it, prints `kinora config --help` and writes the resolved file. Unknown keys, wrong types
+ * and impossible values are errors with file:line:column and, for a misspelt key, the nearest valid one.
  * `base: FILE` at the top names a file (relative to this one) to start from. Strings belong to the config. */
 #ifndef KN_BASE_CONFIG_H
 #define KN_BASE_CONFIG_H
@@ -120,6 +120,9 @@ void kn_config_clear(KnConfig *config);
  * them), then checks what spans several keys (heads divide hidden, ...). An error names file:line:column or the --set
  * argument. After a failure the config holds a mixture: clear it. */
 int kn_config_load(KnConfig *config, const char *path, const char *const *overrides, int override_count);
+
+/* The same checks, of ranges and across keys, for a configuration that was filled in by a program. */
+int kn_config_check(const KnConfig *config);
 
 /* The resolved configuration as YAML, every key with its value. */
 char *kn_config_to_yaml(const KnConfig *config); /* free() it */
