@@ -45,7 +45,7 @@ static void read_values(KnValueKind kind, const void *patches, int64_t first, in
     } else {
         const uint16_t *latents = (const uint16_t *)patches + first;
         for (int64_t i = 0; i < count; i++)
-            values[i] = kn_bf16_to_f32(latents[i]);
+            values[i] = kn_bf16_to_float(latents[i]);
     }
 }
 
