@@ -37,7 +37,8 @@ int kn_model_from_json(const char *json, const char *name, KnModelConfig *config
                        KnPrediction *prediction);
 
 /* Writes DIR/config.json and DIR/diffusion_pytorch_model.safetensors (the transformer, names and shapes as published)
- * and, where the model has them, DIR/text_encoder.safetensors and DIR/spiece.model. Atomic: the folder appears whole. */
+ * and, where the model has an encoder, DIR/text_encoder/{model.safetensors, spiece.model}. Atomic: the folder appears
+ * whole; an existing one that is not empty is refused. */
 int kn_model_export(const KnModelFile *file, const char *directory);
 
 /* The checkpoint rows of all parameters of `values`, names behind `prefix`: for saving and for loading. Appends to

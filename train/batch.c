@@ -4,6 +4,7 @@
 #include "core/base/bf16.h"
 #include "core/base/error.h"
 #include "core/base/random.h"
+#include "core/cpu/backend.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -101,7 +102,7 @@ void kn_train_batch_fill(KnTrainBatch *batch, const KnTrainBatchOptions *options
     for (int64_t i = 0; i < pack->clip_count; i++) {
         const KnBatchClip *clip = &pack->clips[i];
         uint64_t key = clip_key(pack, i);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(kn_cpu_threads())
         for (int64_t token = 0; token < clip->tokens; token++)
             noise_token(batch, options, pack, clip, key, token);
     }

@@ -1,0 +1,304 @@
+/* Opening and exporting models. */
+#include "dist/model_file.h"
+
+#include "core/base/error.h"
+#include "core/base/file.h"
+#include "core/base/hash.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char weights_name[] = "diffusion_pytorch_model.safetensors";
+static const char text_folder[] = "text_encoder";
+static const char text_prefix[] = "text_encoder.";
+
+/* --- Checkpoint rows ---------------------------------------------------------------------------------------------- */
+
+void kn_model_checkpoint_tensors(const KnParameterValues *values, const char *prefix, KnArena *arena,
+                                 KnCheckpointTensor **tensors, int *count)
+{
+    const KnParameterSet *set = values->set;
+    *tensors = kn_realloc(*tensors, (size_t)(*count + set->count) * sizeof **tensors);
+    for (int i = 0; i < set->count; i++) {
+        const KnParameter *parameter = &set->list[i];
+        KnCheckpointTensor *tensor = &(*tensors)[(*count)++];
+        *tensor = (KnCheckpointTensor){.name = kn_arena_format(arena, "%s%s", prefix, parameter->name),
+                                       .type = KN_SAFETENSORS_F32,
+                                       .dims = parameter->dims,
+                                       .row_count = KN_ALL_ROWS,
+                                       .data = kn_parameter_data(values, parameter)};
+        memcpy(tensor->shape, parameter->shape, (size_t)parameter->dims * sizeof *tensor->shape);
+    }
+}
+
+/* --- Opening ------------------------------------------------------------------------------------------------------ */
+
+static void hash_weights(KnModelFile *file)
+{
+    unsigned char digest[KN_SHA256_BYTES];
+    const KnParameterSet *set = &file->model.parameters;
+    KnSha256 *stream = kn_sha256_create();
+    for (int i = 0; i < set->count; i++) {
+        const KnParameter *parameter = &set->list[i];
+        kn_sha256_update(stream, parameter->name, strlen(parameter->name) + 1);
+        kn_sha256_update(stream, kn_parameter_data(&file->weights, parameter),
+                         (size_t)parameter->elements * sizeof(float));
+    }
+    kn_sha256_finish(stream, digest);
+    kn_hex(digest, sizeof digest, file->hash);
+}
+
+static int create_model(KnModelFile *file, const char *json, const char *name, KnTokenizer *tokenizer)
+{
+    KnModelConfig config;
+    KnTextConfig text;
+    KnPrediction prediction;
+    int code = kn_model_from_json(json, name, &config, &text, &prediction);
+    if (code == KN_OK && text.kind == KN_TEXT_TRAINED && !tokenizer)
+        code = kn_fail(KN_EFORMAT, "%s: the model has a text encoder but no tokenizer is beside it", name);
+    if (code < 0) {
+        kn_tokenizer_destroy(tokenizer);
+        return code;
+    }
+    KN_TRY(kn_model_create(&file->model, &config, &text, prediction, tokenizer));
+    return kn_parameter_values_create(&file->weights, &file->model.parameters, "the model's weights");
+}
+
+static int checkpoint_tokenizer(const KnCheckpoint *checkpoint, KnTokenizer **tokenizer)
+{
+    const KnCheckpointTensor *found = kn_checkpoint_find(checkpoint, KN_CHECKPOINT_TOKENIZER);
+    *tokenizer = NULL;
+    if (!found)
+        return KN_OK;
+    KnCheckpointTensor tensor = *found;
+    tensor.row_start = 0;
+    tensor.row_count = KN_ALL_ROWS;
+    tensor.data = kn_alloc((size_t)tensor.shape[0]);
+    int code = kn_checkpoint_load(checkpoint, &tensor, 1);
+    if (code == KN_OK)
+        code = kn_tokenizer_load(tensor.data, (size_t)tensor.shape[0], kn_checkpoint_path(checkpoint), tokenizer);
+    free(tensor.data);
+    return code;
+}
+
+static int fill_from_checkpoint(KnModelFile *file, const KnCheckpoint *checkpoint)
+{
+    const KnCheckpointMeta *meta = kn_checkpoint_meta(checkpoint);
+    KnTokenizer *tokenizer = NULL;
+    char first[256];
+    KN_TRY(checkpoint_tokenizer(checkpoint, &tokenizer));
+    KN_TRY(create_model(file, meta->model_json, kn_checkpoint_path(checkpoint), tokenizer));
+    file->config_yaml = meta->config ? kn_strdup(meta->config) : NULL;
+    file->step = meta->step;
+    snprintf(first, sizeof first, "%s%s", KN_CHECKPOINT_AVERAGE, file->model.parameters.list[0].name);
+    const char *prefix = kn_checkpoint_find(checkpoint, first) ? KN_CHECKPOINT_AVERAGE : KN_CHECKPOINT_WEIGHTS;
+    KnArena *arena = kn_arena_create();
+    KnCheckpointTensor *tensors = NULL;
+    int count = 0;
+    kn_model_checkpoint_tensors(&file->weights, prefix, arena, &tensors, &count);
+    int code = kn_checkpoint_load(checkpoint, tensors, count);
+    free(tensors);
+    kn_arena_destroy(arena);
+    return code;
+}
+
+static int open_checkpoint(KnModelFile *file, const char *path)
+{
+    KnCheckpoint *checkpoint = NULL;
+    KN_TRY(kn_checkpoint_open(&checkpoint, path, KN_CHECK_HASHES));
+    int code = fill_from_checkpoint(file, checkpoint);
+    kn_checkpoint_close(checkpoint);
+    return code;
+}
+
+static int open_run(KnModelFile *file, KnComm *comm, const char *path)
+{
+    char *newest = NULL;
+    int code = kn_checkpoint_newest(comm, path, &newest);
+    if (code == KN_END)
+        return kn_fail(KN_EINPUT, "%s has no checkpoint yet: train it first", path);
+    if (code == KN_OK) {
+        free(file->path);
+        file->path = newest;
+        code = open_checkpoint(file, newest);
+    }
+    return code;
+}
+
+/* Every parameter is taken from the set that its name belongs to, each with the published shape. */
+static int read_parameter(const KnSafetensorsSet *set, const char *name, const KnParameter *parameter, float *out)
+{
+    const KnSafetensor *found = kn_safetensors_find(set, name);
+    if (found && (found->dims != parameter->dims ||
+                  memcmp(found->shape, parameter->shape, (size_t)parameter->dims * sizeof *found->shape))) {
+        return kn_fail(KN_EFORMAT,
+                       "%s: tensor %s has another shape than config.json asks for (%lld elements, not %lld)",
+                       kn_safetensors_path(set, found), name, (long long)kn_safetensor_elements(found),
+                       (long long)parameter->elements);
+    }
+    return kn_safetensors_read_f32(set, name, out, parameter->elements);
+}
+
+static int read_weights(KnModelFile *file, const KnSafetensorsSet *transformer, const KnSafetensorsSet *text)
+{
+    const KnParameterSet *set = &file->model.parameters;
+    for (int i = 0; i < set->count; i++) {
+        const KnParameter *parameter = &set->list[i];
+        float *out = kn_parameter_data(&file->weights, parameter);
+        int is_text = !strncmp(parameter->name, text_prefix, sizeof text_prefix - 1);
+        const char *name = parameter->name + (is_text ? sizeof text_prefix - 1 : 0);
+        KN_TRY(read_parameter(is_text ? text : transformer, name, parameter, out));
+    }
+    return KN_OK;
+}
+
+static int folder_tokenizer(const char *folder, KnTokenizer **tokenizer)
+{
+    char *path = kn_format("%s/%s/spiece.model", folder, text_folder);
+    *tokenizer = NULL;
+    int code = kn_file_exists(path) ? kn_tokenizer_load_file(path, tokenizer) : KN_OK;
+    free(path);
+    return code;
+}
+
+static int open_sets(KnModelFile *file, const char *folder)
+{
+    KnSafetensorsSet *transformer = NULL, *text = NULL;
+    char *text_path = kn_path_join(folder, text_folder);
+    int code = kn_safetensors_open(&transformer, folder);
+    if (code == KN_OK && file->model.text.kind == KN_TEXT_TRAINED)
+        code = kn_safetensors_open(&text, text_path);
+    if (code == KN_OK)
+        code = read_weights(file, transformer, text);
+    kn_safetensors_close(transformer);
+    kn_safetensors_close(text);
+    free(text_path);
+    return code;
+}
+
+static int open_folder(KnModelFile *file, const char *folder, const char *config_path)
+{
+    char *json = NULL;
+    size_t size = 0;
+    KnTokenizer *tokenizer = NULL;
+    KN_TRY(kn_file_read(config_path, &json, &size));
+    int code = folder_tokenizer(folder, &tokenizer);
+    if (code == KN_OK)
+        code = create_model(file, json, config_path, tokenizer);
+    free(json);
+    KN_TRY(code);
+    return open_sets(file, folder);
+}
+
+int kn_model_open(KnModelFile *file, KnComm *comm, const char *path)
+{
+    char *config_json = kn_path_join(path, "config.json"), *config_yaml = kn_path_join(path, "config.yaml");
+    int code;
+    *file = (KnModelFile){.path = kn_strdup(path), .step = -1};
+    if (!kn_file_exists(path))
+        code = kn_fail(KN_EIO, "there is no model at %s", path);
+    else if (kn_is_checkpoint(path))
+        code = open_checkpoint(file, path);
+    else if (kn_file_exists(config_json))
+        code = open_folder(file, path, config_json);
+    else if (kn_file_exists(config_yaml))
+        code = open_run(file, comm, path);
+    else
+        code = kn_fail(KN_EINPUT,
+                       "%s is no model: expected a run folder (config.yaml), a checkpoint (manifest.json) or a "
+                       "transformer folder (config.json)",
+                       path);
+    free(config_json);
+    free(config_yaml);
+    if (code == KN_OK)
+        hash_weights(file);
+    else
+        kn_model_close(file);
+    return code;
+}
+
+void kn_model_close(KnModelFile *file)
+{
+    kn_parameter_values_clear(&file->weights);
+    kn_model_destroy(&file->model);
+    free(file->path);
+    free(file->config_yaml);
+    *file = (KnModelFile){0};
+}
+
+/* --- Exporting ---------------------------------------------------------------------------------------------------- */
+
+/* Writes the parameters of the text encoder or those of the transformer. */
+static int write_weights(const KnModelFile *file, const char *path, int text)
+{
+    const KnParameterSet *set = &file->model.parameters;
+    KnSafetensor *tensors = kn_alloc((size_t)set->count * sizeof *tensors);
+    KnSafetensorsPair metadata = {"format", "pt"};
+    int count = 0;
+    for (int i = 0; i < set->count; i++) {
+        const KnParameter *parameter = &set->list[i];
+        int is_text = !strncmp(parameter->name, text_prefix, sizeof text_prefix - 1);
+        if (is_text != text)
+            continue;
+        KnSafetensor *tensor = &tensors[count++];
+        *tensor = (KnSafetensor){.name = parameter->name + (is_text ? sizeof text_prefix - 1 : 0),
+                                 .type = KN_SAFETENSORS_F32,
+                                 .dims = parameter->dims,
+                                 .data = kn_parameter_data(&file->weights, parameter)};
+        memcpy(tensor->shape, parameter->shape, (size_t)parameter->dims * sizeof *tensor->shape);
+    }
+    int code = kn_safetensors_write(path, tensors, count, &metadata, 1);
+    free(tensors);
+    return code;
+}
+
+static int write_in(const char *folder, const char *name, const void *bytes, size_t size)
+{
+    char *path = kn_path_join(folder, name);
+    int code = kn_file_write(path, bytes, size);
+    free(path);
+    return code;
+}
+
+static int export_text(const KnModelFile *file, const char *folder)
+{
+    size_t size = 0;
+    const void *spiece = kn_tokenizer_model(file->model.tokenizer, &size);
+    char *path = kn_path_join(folder, text_folder), *weights = kn_path_join(path, "model.safetensors");
+    int code = kn_make_directories(path);
+    if (code == KN_OK)
+        code = write_weights(file, weights, 1);
+    if (code == KN_OK)
+        code = write_in(path, "spiece.model", spiece, size);
+    free(path);
+    free(weights);
+    return code;
+}
+
+static int export_into(const KnModelFile *file, const char *folder)
+{
+    char *json = kn_model_to_json(&file->model), *weights = kn_path_join(folder, weights_name);
+    int code = kn_make_directories(folder);
+    if (code == KN_OK)
+        code = write_in(folder, "config.json", json, strlen(json));
+    if (code == KN_OK)
+        code = write_weights(file, weights, 0);
+    if (code == KN_OK && file->model.text.kind == KN_TEXT_TRAINED)
+        code = export_text(file, folder);
+    free(json);
+    free(weights);
+    return code;
+}
+
+int kn_model_export(const KnModelFile *file, const char *directory)
+{
+    char *temporary = kn_temporary_path(directory);
+    int code = export_into(file, temporary);
+    if (code == KN_OK)
+        code = kn_directory_publish(temporary, directory);
+    else
+        kn_remove_tree(temporary);
+    free(temporary);
+    return code;
+}

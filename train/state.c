@@ -1,0 +1,243 @@
+/* Starting, resuming and saving a run. */
+#include "train/state.h"
+
+#include "core/base/error.h"
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "dist/comm.h"
+#include "dist/model_file.h"
+
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* --- What must fit together --------------------------------------------------------------------------------------- */
+
+static int check_data(const KnConfig *c, const KnDataset *dataset)
+{
+    const KnShardFormat *f = kn_dataset_format(dataset);
+    const int64_t *patch = c->model.patch;
+    if (f->channels != c->model.channels || memcmp(f->patch, patch, sizeof f->patch) != 0)
+        return kn_fail(KN_EINPUT,
+                       "the shards hold patches of %lld,%lld,%lld with %lld channels, model.patch and model.channels "
+                       "say %lld,%lld,%lld with %lld: change the model or prepare the videos again",
+                       (long long)f->patch[0], (long long)f->patch[1], (long long)f->patch[2], (long long)f->channels,
+                       (long long)patch[0], (long long)patch[1], (long long)patch[2], (long long)c->model.channels);
+    return KN_OK;
+}
+
+static int check_layout(const KnConfig *c, const KnComm *comm)
+{
+    if (c->parallel.data && c->parallel.data != comm->ranks)
+        return kn_fail(KN_EINPUT, "parallel.data is %lld but %d rank%s running: start that many, or set it to 0 (auto)",
+                       (long long)c->parallel.data, comm->ranks, comm->ranks == 1 ? " is" : "s are");
+    if (c->train.packs % comm->ranks)
+        return kn_fail(KN_EINPUT, "train.packs is %lld, which %d ranks cannot share evenly: make it a multiple of %d",
+                       (long long)c->train.packs, comm->ranks, comm->ranks);
+    return KN_OK;
+}
+
+static double mean_pairs(const KnDataset *dataset)
+{
+    double pairs = 0, tokens = 0;
+    for (int64_t i = 0; i < kn_dataset_clip_count(dataset); i++) {
+        double count = (double)kn_dataset_clip(dataset, i)->tokens;
+        pairs += count * count;
+        tokens += count;
+    }
+    return tokens > 0 ? pairs / tokens : 0;
+}
+
+/* --- The run folder ----------------------------------------------------------------------------------------------- */
+
+static int prepare_folder(const KnConfig *c, int resume)
+{
+    char *config = kn_path_join(c->run_dir, "config.yaml");
+    int code = KN_OK;
+    if (!resume && kn_file_exists(config))
+        code = kn_fail(KN_EINPUT, "%s already holds a run: continue it with --resume, or choose another run.dir",
+                       c->run_dir);
+    if (code == KN_OK)
+        code = kn_make_directories(c->run_dir);
+    if (code == KN_OK) {
+        char *yaml = kn_config_to_yaml(c);
+        code = kn_file_write(config, yaml, strlen(yaml));
+        free(yaml);
+    }
+    free(config);
+    return code;
+}
+
+static int open_log(const KnConfig *c, const KnComm *comm)
+{
+    char *log = kn_format("%s/log-%d.txt", c->run_dir, comm->rank);
+    int code = kn_log_set_file(log);
+    free(log);
+    return code;
+}
+
+/* --- Model -------------------------------------------------------------------------------------------------------- */
+
+static int learn_vocabulary(const KnConfig *c, const KnDataset *dataset, KnTokenizer **tokenizer)
+{
+    const char **captions = NULL;
+    int64_t count = kn_loader_captions(dataset, &captions);
+    int code = kn_tokenizer_train(captions, count, c->text.vocabulary, tokenizer);
+    free(captions);
+    return code < 0 ? kn_fail_prefix(code, "learning a vocabulary from the captions of data.shards") : code;
+}
+
+static int load_tokenizer(const KnCheckpoint *checkpoint, KnTokenizer **tokenizer)
+{
+    const KnCheckpointTensor *found = kn_checkpoint_find(checkpoint, KN_CHECKPOINT_TOKENIZER);
+    if (!found)
+        return kn_fail(KN_EFORMAT, "%s holds no tokenizer, but model.text.kind is trained",
+                       kn_checkpoint_path(checkpoint));
+    KnCheckpointTensor tensor = *found;
+    tensor.row_start = 0;
+    tensor.row_count = KN_ALL_ROWS;
+    tensor.data = kn_alloc((size_t)tensor.shape[0]);
+    int code = kn_checkpoint_load(checkpoint, &tensor, 1);
+    if (code == KN_OK)
+        code = kn_tokenizer_load(tensor.data, (size_t)tensor.shape[0], kn_checkpoint_path(checkpoint), tokenizer);
+    free(tensor.data);
+    return code;
+}
+
+/* --- Tensors of a checkpoint -------------------------------------------------------------------------------------- */
+
+typedef struct TensorList {
+    KnArena *arena;
+    KnCheckpointTensor *tensors;
+    int count;
+} TensorList;
+
+static TensorList list_tensors(const KnTrainState *state)
+{
+    const KnOptimizerState *o = &state->optimizer;
+    TensorList list = {.arena = kn_arena_create()};
+    kn_model_checkpoint_tensors(&o->weights, KN_CHECKPOINT_WEIGHTS, list.arena, &list.tensors, &list.count);
+    if (o->average.blocks)
+        kn_model_checkpoint_tensors(&o->average, KN_CHECKPOINT_AVERAGE, list.arena, &list.tensors, &list.count);
+    kn_model_checkpoint_tensors(&o->moment1, "moment1.", list.arena, &list.tensors, &list.count);
+    kn_model_checkpoint_tensors(&o->moment2, "moment2.", list.arena, &list.tensors, &list.count);
+    return list;
+}
+
+static void free_list(TensorList *list)
+{
+    kn_arena_destroy(list->arena);
+    free(list->tensors);
+}
+
+static int load_state(KnTrainState *state, const KnCheckpoint *checkpoint)
+{
+    const char *data = kn_checkpoint_meta(checkpoint)->data_json;
+    TensorList list = list_tensors(state);
+    int code = kn_checkpoint_load(checkpoint, list.tensors, list.count);
+    free_list(&list);
+    KN_TRY(code);
+    json_t *json = json_loads(data ? data : "{}", 0, NULL);
+    const json_t *updates = json_object_get(json, "updates");
+    state->step = kn_checkpoint_meta(checkpoint)->step;
+    state->updates = json_is_integer(updates) ? json_integer_value(updates) : state->step;
+    json_decref(json);
+    return KN_OK;
+}
+
+int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnComm *comm)
+{
+    TensorList list = list_tensors(state);
+    size_t bytes = 0;
+    const void *tokenizer = state->model.tokenizer ? kn_tokenizer_model(state->model.tokenizer, &bytes) : NULL;
+    if (tokenizer) {
+        list.tensors = kn_realloc(list.tensors, (size_t)(list.count + 1) * sizeof *list.tensors);
+        list.tensors[list.count++] = (KnCheckpointTensor){.name = KN_CHECKPOINT_TOKENIZER,
+                                                          .type = KN_SAFETENSORS_U8,
+                                                          .dims = 1,
+                                                          .shape = {(int64_t)bytes},
+                                                          .row_count = KN_ALL_ROWS,
+                                                          .data = (void *)(uintptr_t)tokenizer};
+    }
+    char *yaml = kn_config_to_yaml(config), *model = kn_model_to_json(&state->model);
+    char *mesh = kn_format("{\"data\": %d}", comm->ranks);
+    char *data = kn_format("{\"updates\": %lld}", (long long)state->updates);
+    KnCheckpointSave save = {
+        .run_dir = config->run_dir,
+        .meta = {.step = state->step, .config = yaml, .model_json = model, .mesh_json = mesh, .data_json = data},
+        .tensors = list.tensors,
+        .count = list.count,
+        .keep_last = config->train.keep_last};
+    int code = kn_checkpoint_save(comm, &save);
+    free(yaml);
+    free(model);
+    free(mesh);
+    free(data);
+    free_list(&list);
+    return code;
+}
+
+/* --- Creating ----------------------------------------------------------------------------------------------------- */
+
+static int create_model(KnTrainState *state, const KnConfig *c, const KnCheckpoint *checkpoint)
+{
+    KnTokenizer *tokenizer = NULL;
+    if (c->text.kind == KN_TEXT_TRAINED && checkpoint)
+        KN_TRY(load_tokenizer(checkpoint, &tokenizer));
+    else if (c->text.kind == KN_TEXT_TRAINED)
+        KN_TRY(learn_vocabulary(c, state->dataset, &tokenizer));
+    KN_TRY(kn_model_create(&state->model, &c->model, &c->text, c->flow.prediction, tokenizer));
+    KN_TRY(kn_optimizer_state_create(&state->optimizer, &state->model.parameters, &c->optimizer));
+    if (checkpoint)
+        return load_state(state, checkpoint);
+    kn_parameter_values_init(&state->optimizer.weights, (uint64_t)c->run_seed);
+    if (state->optimizer.average.blocks)
+        kn_parameter_values_copy(&state->optimizer.average, &state->optimizer.weights);
+    return KN_OK;
+}
+
+static int open_checkpoint(const KnConfig *c, KnComm *comm, int resume, KnCheckpoint **checkpoint)
+{
+    char *path = NULL;
+    if (!resume)
+        return KN_OK;
+    int code = kn_checkpoint_newest(comm, c->run_dir, &path);
+    if (code == KN_END) {
+        kn_log("%s has no checkpoint yet: starting at step 0", c->run_dir);
+        return KN_OK;
+    }
+    if (code == KN_OK)
+        code = kn_checkpoint_open(checkpoint, path, KN_CHECK_SIZES);
+    if (code == KN_OK)
+        kn_log("resuming from %s", path);
+    free(path);
+    return code;
+}
+
+int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *comm, int resume)
+{
+    KnCheckpoint *checkpoint = NULL;
+    *state = (KnTrainState){0};
+    if (!config->run_dir || !config->run_dir[0])
+        return kn_fail(KN_EINPUT, "run.dir is not set: say where the run goes, as with --set run.dir=runs/first");
+    if (config->data.shards.count == 0)
+        return kn_fail(KN_EINPUT, "data.shards is empty: name the folders that kinora prep made");
+    KN_TRY(check_layout(config, comm));
+    KN_TRY(kn_dataset_open(&state->dataset, (const char *const *)config->data.shards.items, config->data.shards.count));
+    KN_TRY(check_data(config, state->dataset));
+    state->pairs_per_token = mean_pairs(state->dataset);
+    KN_TRY(kn_comm_error_agree(comm, comm->rank == 0 ? prepare_folder(config, resume) : KN_OK));
+    KN_TRY(open_log(config, comm));
+    KN_TRY(open_checkpoint(config, comm, resume, &checkpoint));
+    int code = create_model(state, config, checkpoint);
+    kn_checkpoint_close(checkpoint);
+    return code;
+}
+
+void kn_train_state_destroy(KnTrainState *state)
+{
+    kn_optimizer_state_clear(&state->optimizer);
+    kn_model_destroy(&state->model);
+    kn_dataset_close(state->dataset);
+    *state = (KnTrainState){0};
+}

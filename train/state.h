@@ -1,0 +1,30 @@
+/* The state of a run: data set, model, optimizer buffers and counters, from a fresh start or from a checkpoint. */
+#ifndef KN_TRAIN_STATE_H
+#define KN_TRAIN_STATE_H
+
+#include "core/base/config.h"
+#include "core/graph/comm.h"
+#include "core/model/model.h"
+#include "data/loader.h"
+#include "train/optimizer.h"
+#include "train/pass.h"
+
+typedef struct KnTrainState {
+    KnDataset *dataset;
+    KnModel model;
+    KnOptimizerState optimizer;
+    int64_t step;           /* done */
+    int64_t updates;        /* of them not skipped */
+    double pairs_per_token; /* keys that a token of the data set sees on average */
+} KnTrainState;
+
+/* Collective. Makes the run folder with its config.yaml. Without `resume`, a folder that already holds a run is
+ * refused. With it, the newest valid checkpoint is loaded (a fresh start when there is none); a checkpoint of another
+ * architecture is refused with the first differing tensor. */
+int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *comm, int resume);
+void kn_train_state_destroy(KnTrainState *state);
+
+/* Collective: a checkpoint at the present step. */
+int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnComm *comm);
+
+#endif
