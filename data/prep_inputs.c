@@ -1,0 +1,206 @@
+/* What prep works on: the walk over files and folders, and what finished shards already cover. */
+#include "core/base/error.h"
+#include "core/base/file.h"
+#include "core/base/memory.h"
+#include "core/base/text.h"
+#include "data/index.h"
+#include "data/prep.h"
+#include "data/video_read.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The folders that the walk is in, innermost first: a link back to one of them is not followed. */
+typedef struct WalkFrame {
+    const char *folder;
+    const struct WalkFrame *parent;
+} WalkFrame;
+
+void kn_prep_inputs_clear(KnPrepInputs *inputs)
+{
+    for (int64_t i = 0; i < inputs->count; i++)
+        free(inputs->items[i].path);
+    free(inputs->items);
+    *inputs = (KnPrepInputs){0};
+}
+
+/* Takes over `path`. */
+static KnPrepInput *add_input(KnPrepInputs *inputs, char *path)
+{
+    KN_RESERVE(inputs->items, inputs->count, inputs->capacity);
+    KnPrepInput *input = &inputs->items[inputs->count++];
+    *input = (KnPrepInput){.path = path};
+    return input;
+}
+
+static int walk(KnPrepInputs *inputs, char *path, const char *out, const WalkFrame *parent);
+
+static int walk_folder(KnPrepInputs *inputs, const char *folder, const char *out, const WalkFrame *parent)
+{
+    const WalkFrame here = {folder, parent};
+    KnStringList names = {0};
+    KN_TRY(kn_list_directory(folder, &names));
+    int code = KN_OK;
+    for (int i = 0; i < names.count && code == KN_OK; i++) {
+        if (names.items[i][0] == '.')
+            continue;
+        char *joined = kn_path_join(folder, names.items[i]), *real = realpath(joined, NULL);
+        /* the name found decides, not the one that a link leads to */
+        if (real && (kn_is_directory(real) || kn_video_known_suffix(joined)))
+            code = walk(inputs, real, out, &here);
+        else
+            free(real);
+        free(joined);
+    }
+    kn_string_list_clear(&names);
+    return code;
+}
+
+/* Takes over the absolute `path`. */
+static int walk(KnPrepInputs *inputs, char *path, const char *out, const WalkFrame *parent)
+{
+    if (!kn_is_directory(path)) {
+        KnPrepInput *input = add_input(inputs, path);
+        return kn_file_size(path, &input->bytes);
+    }
+    int skip = out && strcmp(path, out) == 0;
+    for (const WalkFrame *frame = parent; frame && !skip; frame = frame->parent)
+        skip = strcmp(frame->folder, path) == 0;
+    int code = skip ? KN_OK : walk_folder(inputs, path, out, parent);
+    free(path);
+    return code;
+}
+
+static int by_path(const void *a, const void *b)
+{
+    return strcmp(((const KnPrepInput *)a)->path, ((const KnPrepInput *)b)->path);
+}
+
+static void drop_repeats(KnPrepInputs *inputs)
+{
+    int64_t kept = 0;
+    qsort(inputs->items, (size_t)inputs->count, sizeof *inputs->items, by_path);
+    for (int64_t i = 0; i < inputs->count; i++) {
+        if (kept > 0 && strcmp(inputs->items[kept - 1].path, inputs->items[i].path) == 0)
+            free(inputs->items[i].path);
+        else
+            inputs->items[kept++] = inputs->items[i];
+    }
+    inputs->count = kept;
+}
+
+int kn_prep_find(KnPrepInputs *inputs, const KnArgList *names, const char *out)
+{
+    char *real_out = realpath(out, NULL);
+    int code = KN_OK;
+    for (int i = 0; i < names->count && code == KN_OK; i++) {
+        char *real = realpath(names->items[i], NULL);
+        code = real ? walk(inputs, real, real_out, NULL)
+                    : kn_fail(KN_EIO, "%s: cannot be opened: %s", names->items[i], strerror(errno));
+    }
+    free(real_out);
+    KN_TRY(code);
+    if (inputs->count == 0)
+        return kn_fail(KN_EINPUT, "%s%s: no video or image found (name a file to have it tried whatever its suffix)",
+                       names->items[0], names->count > 1 ? " and the other inputs" : "");
+    drop_repeats(inputs);
+    return KN_OK;
+}
+
+/* ---- what is done ---- */
+
+static KnPrepInput *find_input(const KnPrepInputs *inputs, const char *path)
+{
+    KnPrepInput key = {.path = (char *)path};
+    return bsearch(&key, inputs->items, (size_t)inputs->count, sizeof *inputs->items, by_path);
+}
+
+static int note_shard(KnPrepInputs *inputs, const char *out, const KnShard *shard)
+{
+    for (int64_t i = 0; i < kn_shard_source_count(shard); i++) {
+        const KnSource *source = kn_shard_source(shard, i);
+        KnPrepInput *input = find_input(inputs, source->path);
+        if (!input)
+            continue;
+        if (input->bytes != source->bytes)
+            return kn_fail(KN_EINPUT, "%s has changed since %s was begun (%lld bytes then, %lld now): use a new folder",
+                           source->path, out, (long long)source->bytes, (long long)input->bytes);
+        input->done |= source->complete;
+    }
+    for (int64_t i = 0; i < kn_shard_clip_count(shard); i++) {
+        const KnClip *clip = kn_shard_clip(shard, i);
+        KnPrepInput *input = find_input(inputs, clip->source);
+        if (input && clip->segment >= input->segments_done)
+            input->segments_done = clip->segment + 1;
+    }
+    inputs->clips_done += kn_shard_clip_count(shard);
+    return KN_OK;
+}
+
+int kn_prep_resume(KnPrepInputs *inputs, const char *out)
+{
+    char **names;
+    int count;
+    int code = kn_index_list_shards(out, &names, &count);
+    for (int i = 0; i < count; i++) {
+        KnShard *shard = NULL;
+        char *path = kn_path_join(out, names[i]);
+        int number = -1;
+        if (code == KN_OK)
+            code = kn_shard_open(&shard, path);
+        if (code == KN_OK)
+            code = note_shard(inputs, out, shard);
+        if (sscanf(names[i], "clips-%9d.h5", &number) == 1 && number >= inputs->next_number)
+            inputs->next_number = number + 1;
+        kn_shard_close(shard);
+        free(path);
+        free(names[i]);
+    }
+    free(names);
+    return code;
+}
+
+/* ---- to the other ranks ---- */
+
+/* A line of counts, then two lines an input; a path may hold anything but NUL, so its length goes first. */
+char *kn_prep_inputs_text(const KnPrepInputs *inputs)
+{
+    KnText text = {0};
+    kn_text_appendf(&text, "%lld %lld %lld\n", (long long)inputs->count, (long long)inputs->next_number,
+                    (long long)inputs->clips_done);
+    for (int64_t i = 0; i < inputs->count; i++) {
+        const KnPrepInput *input = &inputs->items[i];
+        kn_text_appendf(&text, "%zu %lld %lld %d\n%s\n", strlen(input->path), (long long)input->bytes,
+                        (long long)input->segments_done, input->done, input->path);
+    }
+    return kn_text_take(&text);
+}
+
+int kn_prep_inputs_parse(KnPrepInputs *inputs, const char *text)
+{
+    long long count, next_number, clips_done;
+    int used = 0;
+    if (sscanf(text, "%lld %lld %lld%n", &count, &next_number, &clips_done, &used) != 3)
+        return kn_fail(KN_EPEER, "the list of inputs from rank 0 is malformed");
+    text += used + 1;
+    for (long long i = 0; i < count; i++) {
+        size_t length;
+        long long bytes, segments;
+        int done;
+        if (sscanf(text, "%zu %lld %lld %d%n", &length, &bytes, &segments, &done, &used) != 4)
+            return kn_fail(KN_EPEER, "the list of inputs from rank 0 is malformed");
+        text += used + 1;
+        char *path = kn_alloc(length + 1);
+        memcpy(path, text, length);
+        KnPrepInput *input = add_input(inputs, path);
+        input->bytes = bytes;
+        input->segments_done = segments;
+        input->done = done;
+        text += length + 1;
+    }
+    inputs->next_number = next_number;
+    inputs->clips_done = clips_done;
+    return KN_OK;
+}
