@@ -27,21 +27,22 @@ typedef enum KnEpilogue { KN_EPILOGUE_NONE, KN_EPILOGUE_GELU_TANH, KN_EPILOGUE_S
 
 typedef struct KnMatmul {
     int64_t m, n, k;
-    KnDtype type;        /* of A and B: KN_F32 or KN_BF16 */
+    KnDtype type; /* of A and B: KN_F32 or KN_BF16 */
     const void *a;
     int64_t lda;
     KnMatrixForm a_form; /* KN_PLAIN or KN_TRANSPOSED */
     const void *b;
-    int64_t ldb;         /* not read when packed */
+    int64_t ldb; /* not read when packed */
     KnMatrixForm b_form;
     void *c;
     int64_t ldc;
-    KnDtype c_type;      /* KN_F32 or KN_BF16 */
-    float alpha;         /* 0 stands for 1 */
-    const float *bias;   /* [n] or NULL */
-    int accumulate;      /* C += instead of C =; C must be f32 and there is no activation */
+    KnDtype c_type;    /* KN_F32 or KN_BF16 */
+    float alpha;       /* 0 stands for 1 */
+    const float *bias; /* [n] or NULL */
+    int accumulate;    /* C += instead of C =; C must be f32 and there is no activation */
     KnEpilogue activation;
-    void *preactivation; /* [m,n] like C, of C's type and leading dimension: the values that enter the activation; or NULL */
+    void *preactivation; /* [m,n] like C, of C's type and leading dimension: the values that enter the activation; or
+                            NULL */
 } KnMatmul;
 
 /* Runs the product on all OpenMP threads; must not be called inside a parallel region. */
@@ -59,9 +60,9 @@ size_t kn_matmul_packed_bytes(int64_t k, int64_t n, KnDtype type);
 
 typedef struct KnMatmulPack {
     int64_t k, n;
-    KnDtype type;        /* of the packed values */
+    KnDtype type; /* of the packed values */
     const void *b;
-    KnDtype b_type;      /* f32 or bf16; f32 is rounded to nearest even when bf16 is packed; bf16 -> f32 is exact */
+    KnDtype b_type; /* f32 or bf16; f32 is rounded to nearest even when bf16 is packed; bf16 -> f32 is exact */
     int64_t ldb;
     KnMatrixForm b_form; /* KN_PLAIN: [k,n]; KN_TRANSPOSED: [n,k], as linear layers store their weights */
     void *packed;        /* kn_matmul_packed_bytes(k, n, type), 64-byte aligned */

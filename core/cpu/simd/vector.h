@@ -1,0 +1,159 @@
+/* Vectors of the width that this translation unit is compiled for: 16, 8 or 4 floats.
+ *
+ * The compiler's own vector types carry arithmetic, comparisons and shifts; here is what they lack: fused
+ * multiply-add, partial loads and stores, bf16, and the few functions that activations need. Where the instruction set
+ * has no FMA, kn_v_fma rounds twice. exp after Cephes' expf: error under 2 units in the last place. */
+#ifndef KN_CPU_SIMD_VECTOR_H
+#define KN_CPU_SIMD_VECTOR_H
+
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define KN_LANES 16
+#elif defined(__AVX2__)
+#define KN_LANES 8
+#else
+#define KN_LANES 4
+#endif
+
+typedef float KnV __attribute__((vector_size(4 * KN_LANES)));
+typedef int32_t KnVi __attribute__((vector_size(4 * KN_LANES)));
+typedef uint32_t KnVu __attribute__((vector_size(4 * KN_LANES)));
+typedef uint16_t KnVh __attribute__((vector_size(2 * KN_LANES)));
+
+#define KN_V_INLINE static inline __attribute__((always_inline, unused))
+
+KN_V_INLINE KnV kn_v_set(float value)
+{
+    return value - (KnV){0};
+}
+
+KN_V_INLINE KnV kn_v_load(const void *from)
+{
+    KnV v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+KN_V_INLINE void kn_v_store(void *to, KnV v)
+{
+    memcpy(to, &v, sizeof v);
+}
+
+/* The first `count` lanes (0..KN_LANES); the others are 0 and not read. */
+KN_V_INLINE KnV kn_v_load_part(const float *from, int count)
+{
+#if KN_LANES == 16
+    return (KnV)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from);
+#else
+    KnV v = {0};
+    for (int i = 0; i < count; i++)
+        v[i] = from[i];
+    return v;
+#endif
+}
+
+KN_V_INLINE void kn_v_store_part(float *to, KnV v, int count)
+{
+#if KN_LANES == 16
+    _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), (__m512)v);
+#else
+    for (int i = 0; i < count; i++)
+        to[i] = v[i];
+#endif
+}
+
+KN_V_INLINE KnV kn_v_fma(KnV a, KnV b, KnV c)
+{
+#if KN_LANES == 16
+    return (KnV)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif KN_LANES == 8
+    return (KnV)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+/* mask lanes are 0 or -1, as comparisons give them. */
+KN_V_INLINE KnV kn_v_select(KnVi mask, KnV yes, KnV no)
+{
+    return (KnV)((mask & (KnVi)yes) | (~mask & (KnVi)no));
+}
+
+/* Rounds to nearest even; NaN stays NaN (quiet). */
+KN_V_INLINE KnVh kn_v_to_bf16(KnV v)
+{
+    KnVu bits = (KnVu)v;
+    KnVu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    KnVu nan = (bits >> 16) | 0x40;
+    KnVu is_nan = (KnVu)(v != v);
+    return __builtin_convertvector((is_nan & nan) | (~is_nan & rounded), KnVh);
+}
+
+KN_V_INLINE KnV kn_v_from_bf16(KnVh v)
+{
+    return (KnV)(__builtin_convertvector(v, KnVu) << 16);
+}
+
+KN_V_INLINE KnV kn_v_load_bf16(const void *from)
+{
+    KnVh v;
+    memcpy(&v, from, sizeof v);
+    return kn_v_from_bf16(v);
+}
+
+KN_V_INLINE void kn_v_store_bf16(void *to, KnV v)
+{
+    KnVh half = kn_v_to_bf16(v);
+    memcpy(to, &half, sizeof half);
+}
+
+KN_V_INLINE void kn_v_store_bf16_part(uint16_t *to, KnV v, int count)
+{
+    KnVh half = kn_v_to_bf16(v);
+    for (int i = 0; i < count; i++)
+        to[i] = half[i];
+}
+
+KN_V_INLINE KnV kn_v_exp(KnV x)
+{
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
+    x = kn_v_select(x > 88.0f, kn_v_set(88.0f), x);
+    x = kn_v_select(x < -87.0f, kn_v_set(-87.0f), x);
+    KnV shifted = kn_v_fma(x, kn_v_set(1.44269504088896341f), kn_v_set(magic));
+    KnV n = shifted - magic;
+    KnV r = kn_v_fma(n, kn_v_set(-0.693359375f), x);
+    r = kn_v_fma(n, kn_v_set(2.12194440e-4f), r);
+    KnV p = kn_v_set(1.9875691500e-4f);
+    p = kn_v_fma(p, r, kn_v_set(1.3981999507e-3f));
+    p = kn_v_fma(p, r, kn_v_set(8.3334519073e-3f));
+    p = kn_v_fma(p, r, kn_v_set(4.1665795894e-2f));
+    p = kn_v_fma(p, r, kn_v_set(1.6666665459e-1f));
+    p = kn_v_fma(p, r, kn_v_set(5.0000001201e-1f));
+    p = kn_v_fma(p, r * r, r + 1.0f);
+    KnVi exponent = ((KnVi)shifted - (KnVi)kn_v_set(magic) + 127) << 23;
+    return p * (KnV)exponent;
+}
+
+KN_V_INLINE KnV kn_v_sigmoid(KnV x)
+{
+    return 1.0f / (1.0f + kn_v_exp(-x));
+}
+
+KN_V_INLINE KnV kn_v_silu(KnV x)
+{
+    return x * kn_v_sigmoid(x);
+}
+
+/* 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3). */
+KN_V_INLINE KnV kn_v_gelu_tanh(KnV x)
+{
+    KnV inner = kn_v_fma(x * x, kn_v_set(0.044715f), kn_v_set(1.0f));
+    return x * kn_v_sigmoid(1.5957691216057308f * x * inner);
+}
+
+#endif
