@@ -249,7 +249,7 @@ static int set_fallbacks(const KnArgSpec *spec, void *options, const unsigned ch
 /* --help wins over every mistake elsewhere in the line. */
 static int help_wanted(int argc, char **argv)
 {
-    for (int i = 1; i < argc && strcmp(argv[i], "--"); i++)
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
             return 1;
     return 0;

@@ -62,8 +62,9 @@ static void set_linear_ticks(Axis *axis, int most)
     double step = nice_step(axis->high - axis->low, most);
     double exponent = floor(log10(step) + 1e-9);
     axis->decimals = exponent < 0 ? (int)-exponent : 0;
-    for (double k = ceil(axis->low / step - 1e-9); k * step <= axis->high + 1e-9 * step; k++)
-        add_tick(axis, k * step, 1);
+    double first = ceil(axis->low / step - 1e-9);
+    for (int i = 0; i < TICKS_MAX; i++)
+        add_tick(axis, (first + i) * step, 1); /* which leaves out what lies beyond the axis */
 }
 
 /* Labels at 1, 2 and 5 of each decade when there are few decades, else at the decades alone; lines at every digit. */

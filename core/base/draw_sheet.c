@@ -39,7 +39,7 @@ static void lay_out_strip(CellLayout *layout, const KnSheetCell *cell, int targe
         width = cell->frames[i].width > width ? cell->frames[i].width : width;
         height = cell->frames[i].height > height ? cell->frames[i].height : height;
     }
-    layout->scale = height <= target ? target / height : (double)target / height;
+    layout->scale = height <= target ? (double)(target / height) : (double)target / height;
     layout->frame_width = drawn_side(width, layout->scale);
     layout->frame_height = drawn_side(height, layout->scale);
     layout->per_line = (STRIP_MAX + FRAME_GAP) / (layout->frame_width + FRAME_GAP);
