@@ -42,7 +42,7 @@ const char *kn_error_message(void)
     return message;
 }
 
-_Noreturn void kn_assert_failed(const char *condition, const char *file, int line)
+void kn_assert_failed(const char *condition, const char *file, int line)
 {
     fprintf(stderr, "kinora: internal error at %s:%d: %s\n", file, line, condition);
     abort();

@@ -48,6 +48,6 @@ const char *kn_error_message(void);
 
 /* Aborts with file, line and condition: for what can only be a bug of ours. */
 #define KN_ASSERT(condition) ((condition) ? (void)0 : kn_assert_failed(#condition, __FILE__, __LINE__))
-_Noreturn void kn_assert_failed(const char *condition, const char *file, int line);
+void kn_assert_failed(const char *condition, const char *file, int line) __attribute__((noreturn));
 
 #endif

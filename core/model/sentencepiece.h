@@ -12,7 +12,8 @@ extern "C" {
 
 typedef struct KnSentencePiece KnSentencePiece;
 
-/* Learns a unigram model; *model (malloc) and *bytes are its serialized form. */
+/* Learns a unigram model: of whole words and letters where both fit, else of parts of words; *model (malloc) and *bytes
+ * are its serialized form. */
 int kn_sentencepiece_train(const char *const *sentences, int64_t count, int64_t vocabulary, void **model,
                            size_t *bytes);
 
