@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The transformer equals diffusers' on random weights: `kinora forward` against the committed fixtures of tests/oracle.
+# float32: relative L2 1e-5 forward and 1e-4 for each gradient; bf16: 1.2 times the error of diffusers in bf16.
+# The outputs are the same bytes for 1 and 2 threads.
+set -euo pipefail
+build=$1
+fixtures=$(cd "$(dirname "$0")/../fixtures" && pwd)
+compare=$build/tests/tool_compare
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# The judge itself: it passes a file against itself and refuses another one's tensors.
+small=$fixtures/transformer-small/case.safetensors odd=$fixtures/transformer-odd/case.safetensors
+"$compare" "$small" "$small" > "$work/log" || { cat "$work/log"; exit 1; }
+if "$compare" "$odd" "$small" > "$work/log"; then
+    echo "tool_compare accepts foreign tensors"
+    exit 1
+fi
+
+if ! "$build/kinora" forward --help > /dev/null 2>&1; then
+    echo "SKIPPED, NOTHING WAS COMPARED: this build of kinora has no 'forward' command"
+    exit 77
+fi
+
+failed=0
+for fixture in "$fixtures"/transformer-*; do
+    name=$(basename "$fixture")
+    for dtype in f32 bf16; do
+        for threads in 1 2; do
+            OMP_NUM_THREADS=$threads "$build/kinora" forward --model "$fixture" --inputs "$fixture/case.safetensors" \
+                --out "$work/$name-$dtype-$threads.safetensors" --gradients --dtype $dtype
+        done
+        out=$work/$name-$dtype-1.safetensors
+        if ! cmp "$out" "$work/$name-$dtype-2.safetensors"; then
+            echo "$name $dtype: 1 and 2 threads give different bytes"
+            failed=1
+        fi
+        bounds=(--forward 1e-5 --gradient 1e-4)
+        [ $dtype = bf16 ] && bounds=(--report "$fixture/case.json" --factor 1.2)
+        echo "== $name $dtype"
+        "$compare" "$out" "$fixture/case.safetensors" "${bounds[@]}" || failed=1
+    done
+done
+exit $failed
