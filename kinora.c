@@ -9,6 +9,7 @@
 #include "core/base/log.h"
 #include "core/base/text.h"
 #include "core/cpu/backend.h"
+#include "core/cpu/isa.h"
 #include "train/commands.h"
 
 #include <stdio.h>
@@ -37,7 +38,7 @@ static void print_help(FILE *out)
 static void print_version(void)
 {
     printf("kinora %s\n", KINORA_VERSION);
-    printf("backend  cpu, %d threads\n", kn_cpu_threads());
+    printf("backend  cpu, %d threads, instruction sets up to %s\n", kn_cpu_threads(), kn_cpu_isa_name(kn_cpu_isa()));
 }
 
 static int fail_unknown(const char *name)

@@ -29,7 +29,7 @@ one_error_line() {
 expect help_lists_commands 0 'Commands:' --help
 expect help_lists_commands 0 '  config ' --help
 expect help_is_a_command_too 0 'Commands:' help
-expect version_names_backend_and_instructions 0 'backend  cpu, ' --version
+expect version_names_backend_and_instructions 0 'instruction sets up to ' --version
 expect no_command_is_a_usage_error 2 'kinora: error: no command given'
 expect unknown_command_names_the_nearest 2 'unknown command "confg"; did you mean config?' confg
 one_error_line
