@@ -8,7 +8,6 @@
 #include "core/base/safetensors.h"
 #include "core/cpu/backend.h"
 #include "core/ops/ops.h"
-#include "data/patchify.h"
 #include "dist/comm.h"
 #include "dist/gradients.h"
 #include "dist/model_file.h"
@@ -110,7 +109,7 @@ static int find_sizes(Pass *p)
                        p->options->inputs, (long long)p->size[0], (long long)text->shape[0], (long long)text->shape[1],
                        (long long)c->channels, (long long)c->text_dim);
     p->text_tokens = text->shape[0];
-    p->dim = kn_patch_dim(c);
+    p->dim = kn_model_patch_dim(c);
     return KN_OK;
 }
 

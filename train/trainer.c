@@ -138,7 +138,7 @@ static int set_up(Trainer *t)
     const KnShardFormat *format = kn_dataset_format(t->state.dataset);
     t->batch_options = (KnTrainBatchOptions){.flow = &c->flow,
                                              .shape = stream_shape(c),
-                                             .patch_dim = kn_patch_dim(&c->model),
+                                             .patch_dim = kn_model_patch_dim(&c->model),
                                              .kind = format->kind,
                                              .seed = (uint64_t)c->run_seed};
     KN_TRY(create_passes(t));

@@ -45,7 +45,7 @@ static void add_table(KnParameterSet *set, int block, const char *name, int64_t 
 
 static void add_globals(const KnModelConfig *config, KnParameterSet *set)
 {
-    int64_t hidden = config->hidden, dim = kn_patch_dim(config);
+    int64_t hidden = config->hidden, dim = kn_model_patch_dim(config);
     const int64_t *patch = config->patch;
     KnParameter *kernel = kn_parameter_add(set, 0, "patch_embedding.weight", 5,
                                            (int64_t[]){hidden, config->channels, patch[0], patch[1], patch[2]});
@@ -225,7 +225,7 @@ static KnTensor *build_block(Builder *b, KnTensor *x)
 static KnTensor *build_head(Builder *b, KnTensor *x)
 {
     KnGraph *g = b->graph;
-    int64_t channels = b->config->channels, elements = kn_patch_dim(b->config) / channels;
+    int64_t channels = b->config->channels, elements = kn_model_patch_dim(b->config) / channels;
     KnTensor *table = leaf(b, "scale_shift_table");
     KnTensor *shift = kn_add_row(g, b->temb, kn_slice(g, table, 0, 0, 1));
     KnTensor *scale = kn_add_row(g, b->temb, kn_slice(g, table, 0, 1, 1));

@@ -15,7 +15,7 @@
 
 enum { KN_ROPE_POSITIONS = 1024 }; /* most frames, rows or columns of patches in a clip */
 
-static inline int64_t kn_patch_dim(const KnModelConfig *config)
+static inline int64_t kn_model_patch_dim(const KnModelConfig *config)
 {
     return config->channels * config->patch[0] * config->patch[1] * config->patch[2];
 }

@@ -70,7 +70,7 @@ void kn_model_build(const KnModel *model, const KnModelGraphOptions *options, Kn
     *built = (KnModelGraph){.graph = kn_graph_create()};
     kn_stream_leaves(built->graph, &model->config, options->shape, &built->leaves);
     built->patches = kn_leaf(built->graph, KN_ROLE_INPUT, KN_F32, 2,
-                             (int64_t[]){options->shape.tokens, kn_patch_dim(&model->config)}, "input.patches");
+                             (int64_t[]){options->shape.tokens, kn_model_patch_dim(&model->config)}, "input.patches");
     KnDitInputs inputs = {
         .patches = kn_cast(built->graph, built->patches, options->dtype),
         .positions = built->leaves.positions,
