@@ -165,8 +165,8 @@ static int folder_tokenizer(const char *folder, KnTokenizer **tokenizer)
 static int open_sets(KnModelFile *file, const char *folder)
 {
     KnSafetensorsSet *transformer = NULL, *text = NULL;
-    char *text_path = kn_path_join(folder, text_folder);
-    int code = kn_safetensors_open(&transformer, folder);
+    char *text_path = kn_path_join(folder, text_folder), *whole = kn_path_join(folder, weights_name);
+    int code = kn_safetensors_open(&transformer, kn_file_exists(whole) ? whole : folder);
     if (code == KN_OK && file->model.text.kind == KN_TEXT_TRAINED)
         code = kn_safetensors_open(&text, text_path);
     if (code == KN_OK)
@@ -174,6 +174,7 @@ static int open_sets(KnModelFile *file, const char *folder)
     kn_safetensors_close(transformer);
     kn_safetensors_close(text);
     free(text_path);
+    free(whole);
     return code;
 }
 
