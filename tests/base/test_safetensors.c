@@ -217,6 +217,8 @@ static void foreign_and_truncated_files(void **state)
     assert_fails(kn_safetensors_open(&set, test_path("absent")), KN_EIO, "absent: No such file");
     put_text(test_path("foreign"), "#!/bin/sh\nexit 0\n");
     assert_fails(kn_safetensors_open(&set, test_path("foreign")), KN_EFORMAT, "truncated or not a safetensors file");
+    put_file(test_path("long"), "\x0b\0\0\0\0\0\0\0{}        ", 18);
+    assert_fails(kn_safetensors_open(&set, test_path("long")), KN_EFORMAT, "announces a header of 11 bytes and has 18");
     assert_ok(kn_safetensors_write(test_path("t"), sample, SAMPLE, pairs, 2));
     assert_ok(kn_file_read(test_path("t"), &bytes, &size));
     for (size_t cut = 0; cut < size; cut++) {
