@@ -1,0 +1,442 @@
+/* The rows: op x shapes. Sizes are 1, primes and powers of two; indices repeat, leave rows out and are negative where
+ * that is allowed; spans are empty, share keys, and leave queries out. */
+#include "core/base/error.h"
+#include "ops/ops_test.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#define COUNT(array) (int)(sizeof(array) / sizeof(array)[0])
+
+/* n: m, n, k, transpose a | 2 transpose b | 4 bias | 8 result in f32 | 16 b is a parameter (which may be packed) */
+static KnTensor *build_matmul(OpTrial *t, const int64_t *n)
+{
+    int transpose_a = (int)n[3] & 1, transpose_b = (int)n[3] >> 1 & 1;
+    LeafKind weight = {
+        .role = n[3] & 16 ? KN_ROLE_PARAMETER : KN_ROLE_INPUT, .dtype = t->dtype, .wanted = 1, .spread = 1};
+    KnTensor *a = transpose_a ? leaf_x(t, n[2], n[0]) : leaf_x(t, n[0], n[2]);
+    int64_t shape[2] = {transpose_b ? n[1] : n[2], transpose_b ? n[2] : n[1]};
+    KnTensor *b = leaf(t, weight, 2, shape);
+    KnTensor *bias = n[3] & 4 ? leaf_f32(t, 1, n[1]) : NULL;
+    return kn_matmul(t->graph, a, transpose_a, b, transpose_b, bias, n[3] & 8 ? KN_F32 : t->dtype);
+}
+
+/* n: rows, in, out. The weight is a float32 parameter, cast and packed on the way. */
+static KnTensor *build_linear(OpTrial *t, const int64_t *n)
+{
+    LeafKind weight = {.role = KN_ROLE_PARAMETER, .dtype = KN_F32, .wanted = 1, .spread = 0.5};
+    KnTensor *x = leaf_x(t, n[0], n[1]);
+    KnTensor *w = leaf(t, weight, 2, (int64_t[]){n[2], n[1]}), *bias = leaf_f32(t, 1, n[2]);
+    return kn_linear(t->graph, x, w, bias);
+}
+
+static KnTensor *build_sum_rows(OpTrial *t, const int64_t *n)
+{
+    return kn_sum_rows(t->graph, leaf_x(t, n[0], n[1]));
+}
+
+/* Span tables by number: one clip; packed clips; cross attention; keys shared by spans; nothing at all to see. */
+static const struct {
+    int64_t queries, keys;
+    int count;
+    int32_t spans[5][4];
+} span_tables[] = {
+    {13, 13, 1, {{0, 13, 0, 13}}},
+    {31, 31, 3, {{0, 7, 0, 7}, {7, 1, 7, 1}, {8, 23, 8, 23}}},
+    {17, 29, 3, {{0, 5, 20, 9}, {5, 11, 0, 1}, {16, 1, 1, 19}}},
+    {23, 11, 4, {{0, 9, 2, 7}, {9, 3, 2, 7}, {12, 4, 0, 11}, {16, 7, 10, 1}}},
+    {19, 12, 5, {{2, 5, 0, 6}, {7, 0, 6, 3}, {7, 4, 6, 0}, {12, 3, 3, 9}, {18, 1, 11, 1}}},
+    {5, 4, 1, {{0, 0, 0, 0}}},
+    {300, 300, 2, {{0, 171, 0, 171}, {171, 129, 171, 129}}},
+    {1, 700, 1, {{0, 1, 0, 700}}},
+    {512, 512, 2, {{0, 256, 0, 256}, {256, 256, 256, 256}}},
+};
+
+/* n: span table, heads, head size */
+static KnTensor *build_attention(OpTrial *t, const int64_t *n)
+{
+    int64_t queries = span_tables[n[0]].queries, keys = span_tables[n[0]].keys, width = n[1] * n[2];
+    KnTensor *q = leaf_x(t, queries, width), *k = leaf_x(t, keys, width), *v = leaf_x(t, keys, width);
+    KnTensor *spans = leaf_given(t, 2, (int64_t[]){span_tables[n[0]].count, 4}, span_tables[n[0]].spans[0]);
+    return kn_attention(t->graph, q, k, v, spans, n[1], 1 / sqrtf((float)n[2]));
+}
+
+/* n: rows, columns */
+static KnTensor *build_layer_norm(OpTrial *t, const int64_t *n)
+{
+    return kn_layer_norm(t->graph, leaf_x(t, n[0], n[1]), NULL, NULL, 1e-6f);
+}
+
+static KnTensor *build_layer_norm_affine(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]), *weight = leaf_f32(t, 1, n[1]), *bias = leaf_f32(t, 1, n[1]);
+    return kn_layer_norm(t->graph, x, weight, bias, 1e-6f);
+}
+
+/* n: rows, columns, conditioning rows, of which only those from n[3] on are used */
+static KnTensor *build_layer_norm_modulated(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]), *scale = leaf_f32(t, n[2], n[1]), *shift = leaf_f32(t, n[2], n[1]);
+    return kn_layer_norm_modulated(t->graph, x, scale, shift, leaf_index(t, n[0], n[3], n[2]), 1e-6f);
+}
+
+static KnTensor *build_rms_norm(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]);
+    return kn_rms_norm(t->graph, x, leaf_f32(t, 1, n[1]), 1e-6f);
+}
+
+static KnTensor *build_modulate(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]), *scale = leaf_f32(t, n[2], n[1]), *shift = leaf_f32(t, n[2], n[1]);
+    return kn_modulate(t->graph, x, scale, shift, leaf_index(t, n[0], n[3], n[2]));
+}
+
+static KnTensor *build_gated_residual(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]), *y = leaf_x(t, n[0], n[1]), *gate = leaf_f32(t, n[2], n[1]);
+    return kn_gated_residual(t->graph, x, y, gate, leaf_index(t, n[0], n[3], n[2]));
+}
+
+/* n: tokens, heads, pairs of t, y, x, inverse */
+static KnTensor *build_rope(OpTrial *t, const int64_t *n)
+{
+    enum { POSITIONS = 11 };
+    KnRopeAttributes attributes = {.heads = n[1], .axis_pairs = {n[2], n[3], n[4]}, .inverse = (int)n[5]};
+    int64_t d = 2 * (n[2] + n[3] + n[4]);
+    LeafKind table = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .spread = 1};
+    KnTensor *x = leaf_x(t, n[0], n[1] * d), *positions = leaf_index(t, 3 * n[0], 0, POSITIONS);
+    KnTensor *angles = leaf(t, table, 2, (int64_t[]){POSITIONS, d});
+    return kn_rope(t->graph, x, positions, angles, &attributes);
+}
+
+static KnTensor *build_timestep_embedding(OpTrial *t, const int64_t *n)
+{
+    LeafKind timesteps = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .center = 500, .spread = 500};
+    return kn_timestep_embedding(t->graph, leaf(t, timesteps, 1, n), n[1]);
+}
+
+/* n: rows, columns, kind, spread of the values */
+static KnTensor *build_activation(OpTrial *t, const int64_t *n)
+{
+    LeafKind x = {.role = KN_ROLE_INPUT, .dtype = t->dtype, .wanted = 1, .spread = (double)n[3]};
+    return kn_activation(t->graph, leaf(t, x, 2, n), (KnActivation)n[2]);
+}
+
+static KnTensor *build_add(OpTrial *t, const int64_t *n)
+{
+    KnTensor *a = leaf_x(t, n[0], n[1]);
+    return kn_add(t->graph, a, leaf_x(t, n[0], n[1]));
+}
+
+static KnTensor *build_add_row(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]);
+    return kn_add_row(t->graph, x, leaf_f32(t, 1, n[1]));
+}
+
+/* a is used twice, so that its gradient is a sum. */
+static KnTensor *build_multiply(OpTrial *t, const int64_t *n)
+{
+    KnTensor *a = leaf_x(t, n[0], n[1]), *b = leaf_x(t, n[0], n[1]);
+    return n[2] ? kn_multiply(t->graph, kn_multiply(t->graph, a, b), a) : kn_multiply(t->graph, a, b);
+}
+
+static KnTensor *build_scale(OpTrial *t, const int64_t *n)
+{
+    return kn_scale(t->graph, leaf_x(t, n[0], n[1]), -1.75f);
+}
+
+static KnTensor *build_cast(OpTrial *t, const int64_t *n)
+{
+    return kn_cast(t->graph, leaf_x(t, n[0], n[1]), t->dtype == KN_F32 ? KN_BF16 : KN_F32);
+}
+
+/* n: rows of the source, columns, indices, lowest index */
+static KnTensor *build_gather_rows(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]);
+    return kn_gather_rows(t->graph, x, leaf_index(t, n[2], n[3], n[0]));
+}
+
+/* n: rows of the result, columns, indices, lowest index */
+static KnTensor *build_scatter_rows(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[2], n[1]);
+    return kn_scatter_rows(t->graph, x, leaf_index(t, n[2], n[3], n[0]), n[0]);
+}
+
+/* n: rows, columns, extent of the second on the axis, axis */
+static KnTensor *build_concatenate(OpTrial *t, const int64_t *n)
+{
+    KnTensor *a = leaf_x(t, n[0], n[1]);
+    KnTensor *b = n[3] == 0 ? leaf_x(t, n[2], n[1]) : leaf_x(t, n[0], n[2]);
+    return kn_concatenate(t->graph, a, b, (int)n[3]);
+}
+
+/* n: rows, columns, start, length, axis */
+static KnTensor *build_slice(OpTrial *t, const int64_t *n)
+{
+    return kn_slice(t->graph, leaf_x(t, n[0], n[1]), (int)n[4], n[2], n[3]);
+}
+
+/* n: rows, columns, start, total, axis */
+static KnTensor *build_pad(OpTrial *t, const int64_t *n)
+{
+    return kn_pad(t->graph, leaf_x(t, n[0], n[1]), (int)n[4], n[2], n[3]);
+}
+
+/* n: rows, columns, outer, middle */
+static KnTensor *build_swap_axes(OpTrial *t, const int64_t *n)
+{
+    return kn_swap_axes(t->graph, leaf_x(t, n[0], n[1]), n[2], n[3]);
+}
+
+/* n: rows, columns; every third token is masked */
+static KnTensor *build_masked_mse(OpTrial *t, const int64_t *n)
+{
+    LeafKind data = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .spread = 1}, weights = data;
+    KnTensor *prediction = leaf_x(t, n[0], n[1]), *target = leaf(t, data, 2, n), *weight = leaf(t, weights, 1, n);
+    for (int64_t l = 0; l < n[0]; l += 3)
+        t->values[t->leaf_count - 1][l] = 0;
+    return kn_masked_mse(t->graph, prediction, target, weight);
+}
+
+static KnTensor *build_sum_of_squares(OpTrial *t, const int64_t *n)
+{
+    return kn_sum_of_squares(t->graph, leaf_x(t, n[0], n[1]));
+}
+
+static KnTensor *state(OpTrial *t, int dims, const int64_t *shape, double center, double spread)
+{
+    LeafKind kind = {.role = KN_ROLE_STATE, .dtype = KN_F32, .center = center, .spread = spread};
+    return leaf(t, kind, dims, shape);
+}
+
+static KnTensor *build_accumulate(OpTrial *t, const int64_t *n)
+{
+    KnTensor *sum = state(t, 2, n, 0, 1);
+    kn_accumulate(t->graph, sum, state(t, 2, n, 0, 1));
+    return NULL;
+}
+
+/* Hyper parameters of a fourth step, and the square of the gradient's norm; `mode` 0: no clipping, 1: clipped,
+ * 2: the norm is not finite, so nothing may change. */
+static KnTensor *hyper_leaf(OpTrial *t, int64_t mode)
+{
+    static const double values[KN_HYPER_COUNT] = {[KN_HYPER_LR] = 0.125,          [KN_HYPER_LR_OTHER] = 0.0625,
+                                                  [KN_HYPER_CORRECTION1] = 0.375, [KN_HYPER_CORRECTION2] = 0.0078125,
+                                                  [KN_HYPER_EMA] = 0.75,          [KN_HYPER_CLIP] = 0};
+    KnTensor *hyper = state(t, 1, (int64_t[]){KN_HYPER_COUNT}, 0, 0);
+    for (int i = 0; i < KN_HYPER_COUNT; i++)
+        t->values[t->leaf_count - 1][i] = values[i];
+    t->values[t->leaf_count - 1][KN_HYPER_CLIP] = mode == 1 ? 1.5 : 0;
+    return hyper;
+}
+
+static KnTensor *norm_leaf(OpTrial *t, int64_t mode)
+{
+    KnTensor *norm2 = state(t, 0, NULL, 9, 0);
+    if (mode == 2)
+        t->values[t->leaf_count - 1][0] = NAN;
+    return norm2;
+}
+
+static const KnUpdateAttributes update_attributes = {
+    .beta1 = 0.9f, .beta2 = 0.99f, .eps = 1e-8f, .weight_decay = 0.1f, .momentum = 0.95f, .newton_schulz_steps = 5};
+
+/* n: rows, columns, mode */
+static KnTensor *build_adamw(OpTrial *t, const int64_t *n)
+{
+    KnTensor *parameter = state(t, 2, n, 0, 1), *gradient = state(t, 2, n, 0, 1);
+    KnTensor *moment1 = state(t, 2, n, 0, 1), *moment2 = state(t, 2, n, 0.5, 0.5);
+    KnTensor *hyper = hyper_leaf(t, n[2]);
+    kn_adamw(t->graph, parameter, gradient, moment1, moment2, hyper, norm_leaf(t, n[2]), &update_attributes);
+    return NULL;
+}
+
+/* n: count, rows, columns, mode. The parameter starts at 0, so that its error is that of the update. */
+static KnTensor *build_muon(OpTrial *t, const int64_t *n)
+{
+    KnTensor *parameter = state(t, 3, n, 0, 0), *gradient = state(t, 3, n, 0, 1), *momentum = state(t, 3, n, 0, 1);
+    KnTensor *hyper = hyper_leaf(t, n[3]);
+    kn_muon(t->graph, parameter, gradient, momentum, hyper, norm_leaf(t, n[3]), &update_attributes);
+    return NULL;
+}
+
+static KnTensor *build_ema(OpTrial *t, const int64_t *n)
+{
+    KnTensor *average = state(t, 2, n, 0, 1), *parameter = state(t, 2, n, 0, 1), *hyper = hyper_leaf(t, n[2]);
+    kn_ema(t->graph, average, parameter, hyper, norm_leaf(t, n[2]));
+    return NULL;
+}
+
+static KnTensor *build_all_reduce(OpTrial *t, const int64_t *n)
+{
+    KnTensor *sum = state(t, 2, n, 0, 1);
+    kn_all_reduce_start(t->graph, sum);
+    kn_all_reduce_wait(t->graph, sum);
+    return NULL;
+}
+
+enum { ONE = OP_ONE_DTYPE, FORWARD = OP_NO_GRADIENT, STATE = OP_ONE_DTYPE | OP_NO_GRADIENT };
+
+const OpCase op_cases[] = {
+    {"matmul 1x1x1", build_matmul, {1, 1, 1, 0}, 0},
+    {"matmul 7x5x3", build_matmul, {7, 5, 3, 0}, 0},
+    {"matmul 13x17x19 with bias", build_matmul, {13, 17, 19, 4}, 0},
+    {"matmul a^T b", build_matmul, {11, 5, 23, 1}, 0},
+    {"matmul a b^T", build_matmul, {5, 31, 6, 2 | 4}, 0},
+    {"matmul a^T b^T", build_matmul, {9, 16, 33, 3}, 0},
+    {"matmul into f32", build_matmul, {6, 7, 64, 2 | 8}, 0},
+    {"matmul packed", build_matmul, {8, 33, 37, 16 | 4}, 0},
+    {"matmul packed b^T", build_matmul, {3, 18, 65, 16 | 2}, 0},
+    {"matmul 131x257x67", build_matmul, {131, 257, 67, 4}, OP_LARGE},
+    {"linear 1x1x1", build_linear, {1, 1, 1}, 0},
+    {"linear 12x7x10", build_linear, {12, 7, 10}, 0},
+    {"linear 257x96x131", build_linear, {257, 96, 131}, OP_LARGE},
+    {"sum_rows 1x1", build_sum_rows, {1, 1}, FORWARD},
+    {"sum_rows 131x37", build_sum_rows, {131, 37}, FORWARD},
+    {"sum_rows 521x261", build_sum_rows, {521, 261}, FORWARD | OP_LARGE},
+
+    {"attention one clip", build_attention, {0, 2, 8}, 0},
+    {"attention packed clips", build_attention, {1, 1, 12}, 0},
+    {"attention cross", build_attention, {2, 3, 4}, 0},
+    {"attention shared keys", build_attention, {3, 1, 16}, 0},
+    {"attention empty spans", build_attention, {4, 2, 6}, 0},
+    {"attention nothing", build_attention, {5, 1, 8}, 0},
+    {"attention 300 tokens", build_attention, {6, 2, 64}, OP_LARGE},
+    {"attention one query", build_attention, {7, 2, 32}, OP_LARGE},
+
+    {"layer_norm 3x1", build_layer_norm, {3, 1}, FORWARD},
+    {"layer_norm 1x2", build_layer_norm, {1, 2}, FORWARD}, /* its gradient is a difference of equals */
+    {"layer_norm 1x3", build_layer_norm, {1, 3}, 0},
+    {"layer_norm 5x17", build_layer_norm, {5, 17}, 0},
+    {"layer_norm 517x131", build_layer_norm, {517, 131}, OP_LARGE},
+    {"layer_norm affine 3x64", build_layer_norm_affine, {3, 64}, 0},
+    {"layer_norm affine 7x13", build_layer_norm_affine, {7, 13}, 0},
+    {"layer_norm affine 389x203", build_layer_norm_affine, {389, 203}, OP_LARGE},
+    {"layer_norm modulated 1x3", build_layer_norm_modulated, {1, 3, 1, 0}, 0},
+    {"layer_norm modulated 11x19", build_layer_norm_modulated, {11, 19, 4, 1}, 0},
+    {"layer_norm modulated 613x131", build_layer_norm_modulated, {613, 131, 3, 1}, OP_LARGE},
+    {"layer_norm modulated, a row each", build_layer_norm_modulated, {311, 128, 701, 5}, OP_LARGE},
+    {"rms_norm 1x1", build_rms_norm, {1, 1}, FORWARD},
+    {"rms_norm 2x2", build_rms_norm, {2, 2}, 0},
+    {"rms_norm 6x29", build_rms_norm, {6, 29}, 0},
+    {"rms_norm 401x197", build_rms_norm, {401, 197}, OP_LARGE},
+
+    {"modulate 1x1", build_modulate, {1, 1, 1, 0}, 0},
+    {"modulate 9x23", build_modulate, {9, 23, 3, 1}, 0},
+    {"modulate 613x131", build_modulate, {613, 131, 5, 1}, OP_LARGE},
+    {"gated_residual 1x1", build_gated_residual, {1, 1, 1, 0}, 0},
+    {"gated_residual 9x23", build_gated_residual, {9, 23, 3, 1}, 0},
+    {"gated_residual 613x131", build_gated_residual, {613, 131, 5, 1}, OP_LARGE},
+
+    {"rope 1 token", build_rope, {1, 1, 1, 0, 0, 0}, 0},
+    {"rope 12/10/10", build_rope, {5, 3, 6, 5, 5, 0}, 0},
+    {"rope inverse", build_rope, {7, 2, 4, 2, 2, 1}, 0},
+    {"rope 509 tokens of 2x66", build_rope, {509, 2, 13, 10, 10, 0}, OP_LARGE},
+    {"timestep_embedding", build_timestep_embedding, {7, 26}, STATE},
+
+    {"gelu_tanh 3x7", build_activation, {3, 7, KN_GELU_TANH, 3}, 0},
+    {"gelu_tanh far out", build_activation, {9, 31, KN_GELU_TANH, 40}, 0},
+    {"gelu_tanh 263x259", build_activation, {263, 259, KN_GELU_TANH, 5}, OP_LARGE},
+    {"gelu_exact 3x7", build_activation, {3, 7, KN_GELU_EXACT, 3}, 0},
+    {"gelu_exact far out", build_activation, {9, 31, KN_GELU_EXACT, 40}, 0},
+    {"gelu_exact 263x259", build_activation, {263, 259, KN_GELU_EXACT, 5}, OP_LARGE},
+    {"silu 3x7", build_activation, {3, 7, KN_SILU, 3}, 0},
+    {"silu far out", build_activation, {9, 31, KN_SILU, 100}, 0},
+    {"silu 263x259", build_activation, {263, 259, KN_SILU, 5}, OP_LARGE},
+    {"add 1x1", build_add, {1, 1}, 0},
+    {"add 5x7", build_add, {5, 7}, 0},
+    {"add 263x259", build_add, {263, 259}, OP_LARGE},
+    {"add_row 1x1", build_add_row, {1, 1}, 0},
+    {"add_row 5x19", build_add_row, {5, 19}, 0},
+    {"add_row 263x259", build_add_row, {263, 259}, OP_LARGE},
+    {"multiply 1x1", build_multiply, {1, 1, 0}, 0},
+    {"multiply twice 5x19", build_multiply, {5, 19, 1}, ONE},
+    {"multiply 263x259", build_multiply, {263, 259, 0}, OP_LARGE},
+    {"scale 5x19", build_scale, {5, 19}, 0},
+    {"scale 263x259", build_scale, {263, 259}, OP_LARGE},
+    {"cast 5x19", build_cast, {5, 19}, 0},
+    {"cast 263x259", build_cast, {263, 259}, OP_LARGE},
+
+    {"gather_rows 1x1", build_gather_rows, {1, 1, 1, 0}, 0},
+    {"gather_rows repeated and negative", build_gather_rows, {4, 9, 13, -2}, 0},
+    {"gather_rows 401x197", build_gather_rows, {31, 197, 401, -3}, OP_LARGE},
+    {"scatter_rows 1x1", build_scatter_rows, {1, 1, 1, 0}, 0},
+    {"scatter_rows repeated and negative", build_scatter_rows, {5, 9, 13, -2}, 0},
+    {"scatter_rows into few rows", build_scatter_rows, {3, 197, 701, -1}, OP_LARGE},
+    {"scatter_rows into many rows", build_scatter_rows, {997, 131, 401, -5}, OP_LARGE},
+    {"concatenate rows", build_concatenate, {3, 7, 5, 0}, 0},
+    {"concatenate columns", build_concatenate, {3, 7, 5, 1}, 0},
+    {"concatenate large columns", build_concatenate, {401, 97, 101, 1}, OP_LARGE},
+    {"slice rows", build_slice, {9, 7, 2, 5, 0}, 0},
+    {"slice columns", build_slice, {9, 7, 3, 1, 1}, 0},
+    {"slice large rows", build_slice, {601, 197, 11, 503, 0}, OP_LARGE},
+    {"pad rows", build_pad, {3, 7, 2, 8, 0}, 0},
+    {"pad columns", build_pad, {3, 7, 2, 13, 1}, 0},
+    {"pad columns at the end", build_pad, {3, 7, 6, 13, 1}, 0},
+    {"pad large columns", build_pad, {401, 131, 7, 211, 1}, OP_LARGE},
+    {"swap_axes 6x4", build_swap_axes, {6, 4, 3, 2}, 0},
+    {"swap_axes 7x5 of 3", build_swap_axes, {35, 3, 7, 5}, 0},
+    {"swap_axes large", build_swap_axes, {401, 132, 401, 4}, OP_LARGE},
+
+    {"masked_mse 2x1", build_masked_mse, {2, 1}, 0},
+    {"masked_mse 11x7", build_masked_mse, {11, 7}, 0},
+    {"masked_mse 401x197", build_masked_mse, {401, 197}, OP_LARGE},
+    {"sum_of_squares 1x1", build_sum_of_squares, {1, 1}, FORWARD},
+    {"sum_of_squares 401x197", build_sum_of_squares, {401, 197}, FORWARD | OP_LARGE},
+
+    {"accumulate 5x19", build_accumulate, {5, 19}, STATE},
+    {"accumulate 263x259", build_accumulate, {263, 259}, STATE | OP_LARGE},
+    {"adamw 5x19", build_adamw, {5, 19, 0}, STATE},
+    {"adamw clipped", build_adamw, {5, 19, 1}, STATE},
+    {"adamw where the norm is not finite", build_adamw, {5, 19, 2}, STATE},
+    {"adamw 263x259", build_adamw, {263, 259, 1}, STATE | OP_LARGE},
+    {"muon 1x1", build_muon, {1, 1, 1, 0}, STATE | OP_BF16_INSIDE},
+    {"muon wide", build_muon, {3, 5, 11, 1}, STATE | OP_BF16_INSIDE},
+    {"muon tall", build_muon, {2, 37, 7, 0}, STATE | OP_BF16_INSIDE},
+    {"muon where the norm is not finite", build_muon, {1, 5, 7, 2}, STATE | OP_BF16_INSIDE},
+    {"muon stack of 5", build_muon, {5, 64, 96, 1}, STATE | OP_BF16_INSIDE | OP_LARGE},
+    {"muon one of 67x260", build_muon, {1, 67, 260, 0}, STATE | OP_BF16_INSIDE | OP_LARGE},
+    {"muon one of 260x67", build_muon, {1, 260, 67, 0}, STATE | OP_BF16_INSIDE | OP_LARGE},
+    {"ema 5x19", build_ema, {5, 19, 0}, STATE},
+    {"ema where the norm is not finite", build_ema, {5, 19, 2}, STATE},
+    {"ema 263x259", build_ema, {263, 259, 0}, STATE | OP_LARGE},
+    {"all_reduce of one rank", build_all_reduce, {5, 19}, STATE},
+
+#define SPEED_ROWS(rows, columns)                                                                                      \
+    {"speed", build_linear, {rows, columns, columns}, OP_SPEED},                                                       \
+        {"speed", build_layer_norm_modulated, {rows, columns, 32, 0}, OP_SPEED},                                       \
+        {"speed", build_layer_norm_affine, {rows, columns}, OP_SPEED},                                                 \
+        {"speed", build_rms_norm, {rows, columns}, OP_SPEED},                                                          \
+        {"speed", build_modulate, {rows, columns, 32, 0}, OP_SPEED},                                                   \
+        {"speed", build_gated_residual, {rows, columns, 32, 0}, OP_SPEED},                                             \
+        {"speed", build_rope, {rows, columns / 64, 12, 10, 10, 0}, OP_SPEED},                                          \
+        {"speed", build_activation, {rows, columns, KN_GELU_TANH, 3}, OP_SPEED},                                       \
+        {"speed", build_activation, {rows, columns, KN_GELU_EXACT, 3}, OP_SPEED},                                      \
+        {"speed", build_activation, {rows, columns, KN_SILU, 3}, OP_SPEED},                                            \
+        {"speed", build_add, {rows, columns}, OP_SPEED}, {"speed", build_add_row, {rows, columns}, OP_SPEED},          \
+        {"speed", build_cast, {rows, columns}, OP_SPEED},                                                              \
+        {"speed", build_gather_rows, {rows, columns, rows, 0}, OP_SPEED},                                              \
+        {"speed", build_swap_axes, {rows, columns, rows, columns / 64}, OP_SPEED},                                     \
+        {"speed", build_masked_mse, {rows, columns}, OP_SPEED},                                                        \
+        {"speed", build_sum_of_squares, {rows, columns}, FORWARD | OP_SPEED},                                          \
+        {"speed", build_accumulate, {rows, columns}, STATE | OP_SPEED},                                                \
+        {"speed", build_adamw, {rows, columns, 1}, STATE | OP_SPEED},                                                  \
+    {                                                                                                                  \
+        "speed", build_ema, {rows, columns, 0}, STATE | OP_SPEED                                                       \
+    }
+
+    SPEED_ROWS(1024, 128),
+    SPEED_ROWS(4096, 384),
+    SPEED_ROWS(8192, 1536),
+    {"speed", build_attention, {8, 2, 64}, OP_SPEED},
+    {"speed", build_muon, {8, 128, 128, 1}, STATE | OP_SPEED},
+    {"speed", build_muon, {1, 128, 512, 1}, STATE | OP_SPEED},
+    {"speed", build_muon, {1, 512, 128, 1}, STATE | OP_SPEED},
+    {"speed", build_muon, {1, 1536, 1536, 1}, STATE | OP_SPEED},
+};
+
+const int op_case_count = COUNT(op_cases);

@@ -1,0 +1,98 @@
+/* Runs the op test table on the CPU backend, for every instruction set that this machine has.
+ *
+ *     test_ops                     all checks
+ *     test_ops --speed [OP]        measures instead: all ops, or those whose build has OP in the node's name */
+#include "ops/ops_test.h"
+
+#include "core/base/error.h"
+#include "core/cpu/backend.h"
+#include "core/cpu/isa.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static void check_row(void **state)
+{
+    const OpCase *row = *state;
+    const char *missing = "";
+    if (!op_supported(row, kn_cpu_backend(), &missing)) {
+        printf("skipped: %s: the CPU backend has no %s yet\n", row->name, missing);
+        skip();
+    }
+    op_check(row, kn_cpu_backend());
+}
+
+/* A row for every op, its backward and its lowered form too, and all that belongs to an op. */
+static void every_op_is_covered(void **state)
+{
+    int seen[KN_OP_COUNT] = {0};
+    (void)state;
+    for (int i = 0; i < op_case_count; i++)
+        if (!(op_cases[i].flags & OP_SPEED))
+            op_mark(&op_cases[i], kn_cpu_backend(), seen);
+    for (int id = 0; id < KN_OP_COUNT; id++) {
+        const KnOp *op = kn_op((KnOpId)id);
+        KnNode node = {.op = op};
+        assert_int_equal(op->id, id);
+        assert_non_null(op->gradient);
+        assert_non_null(op->cost);
+        if (!seen[id])
+            fail_msg("no row of the op test table contains the op %s", op->name);
+        int attention = id == KN_OP_ATTENTION || id == KN_OP_ATTENTION_BACKWARD;
+        if (!attention && !kn_cpu_backend()->supports(kn_cpu_backend(), &node))
+            fail_msg("the CPU backend has no kernel for the op %s", op->name);
+    }
+}
+
+/* Indices are data: one that names no row is refused with a sentence, not followed. */
+static void wild_indices_are_refused(void **state)
+{
+    static const int32_t index[3] = {0, 7, 1};
+    static float x[4 * 2], out[3 * 2];
+    KnGraph *graph = kn_graph_create();
+    KnTensor *source = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 2, (int64_t[]){4, 2}, "x");
+    KnTensor *chosen = kn_leaf(graph, KN_ROLE_INPUT, KN_I32, 1, (int64_t[]){3}, "index");
+    KnTensor *result = kn_gather_rows(graph, source, chosen);
+    KnCall call = {.node = result->producer, .inputs = {x, (void *)index}, .outputs = {out}};
+    (void)state;
+    assert_int_equal(kn_cpu_backend()->run(kn_cpu_backend(), &call), KN_EINPUT);
+    assert_non_null(strstr(kn_error_message(), "index 7 at position 1"));
+    kn_graph_destroy(graph);
+}
+
+static int measure(const char *only)
+{
+    for (int i = 0; i < op_case_count; i++) {
+        const char *missing;
+        if (op_cases[i].flags & OP_SPEED && op_supported(&op_cases[i], kn_cpu_backend(), &missing))
+            op_measure(&op_cases[i], kn_cpu_backend(), only);
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && !strcmp(argv[1], "--speed"))
+        return measure(argc > 2 ? argv[2] : "");
+    struct CMUnitTest *tests = calloc((size_t)op_case_count + 2, sizeof *tests);
+    int count = 0, failures = 0;
+    tests[count++] = (struct CMUnitTest)cmocka_unit_test(every_op_is_covered);
+    tests[count++] = (struct CMUnitTest)cmocka_unit_test(wild_indices_are_refused);
+    for (int i = 0; i < op_case_count; i++)
+        if (!(op_cases[i].flags & OP_SPEED))
+            tests[count++] = (struct CMUnitTest){
+                .name = op_cases[i].name, .test_func = check_row, .initial_state = (void *)&op_cases[i]};
+    KnIsa best = kn_cpu_isa();
+    for (KnIsa isa = KN_ISA_GENERIC; isa <= best; isa++) {
+        kn_cpu_isa_limit(isa);
+        printf("instruction set: %s\n", kn_cpu_isa_name(kn_cpu_isa()));
+        failures += _cmocka_run_group_tests(kn_cpu_isa_name(isa), tests, (size_t)count, NULL, NULL);
+    }
+    free(tests);
+    return failures != 0;
+}
