@@ -4,8 +4,10 @@
  * output; with an argument it is one rank of that scenario. A scenario checks with CHECK, whose failure ends the job.
  */
 #include "core/base/error.h"
+#include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/base/memory.h"
+#include "dist/checkpoint.h"
 #include "dist/comm.h"
 #include "dist/signals.h"
 
@@ -23,6 +25,8 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+
+enum { SKIPPED = 77 }; /* what CTest takes for it */
 
 #define CHECK(condition)                                                                                               \
     do {                                                                                                               \
@@ -249,6 +253,55 @@ static int scenario_stop(KnComm *comm)
     return KN_OK;
 }
 
+/* The folder of the checkpoint scenarios, made by the test; the same for all ranks. */
+#define CHECKPOINT_RUN "KINORA_TEST_RUN"
+
+static int save_weights(KnComm *comm, const char *run_dir, float weights[6], float rows[10], int64_t step)
+{
+    KnCheckpointTensor tensors[] = {
+        {.name = "shared", .type = KN_SAFETENSORS_F32, .dims = 1, .shape = {6}, .row_count = KN_ALL_ROWS},
+        {.name = "mine", .type = KN_SAFETENSORS_F32, .dims = 2, .shape = {comm->ranks, 10}, .row_count = 1},
+    };
+    tensors[0].data = weights;
+    tensors[1].data = rows;
+    tensors[1].row_start = comm->rank;
+    KnCheckpointSave save = {.run_dir = run_dir, .meta = {.step = step}, .tensors = tensors, .count = 2};
+    return kn_checkpoint_save(comm, &save);
+}
+
+static int scenario_checkpoint(KnComm *comm)
+{
+    const char *run_dir = getenv(CHECKPOINT_RUN);
+    float weights[6], rows[10], all[80], other[6];
+    for (int i = 0; i < 10; i++)
+        rows[i] = (float)(100 * comm->rank + i);
+    for (int i = 0; i < 6; i++)
+        weights[i] = (float)i / 3;
+    for (int64_t step = 1; step <= 2; step++)
+        KN_TRY(save_weights(comm, run_dir, weights, rows, step));
+    char *path;
+    KnCheckpoint *checkpoint;
+    KN_TRY(kn_checkpoint_newest(comm, run_dir, &path));
+    CHECK(strstr(path, "/checkpoints/step-00000002") != NULL);
+    KN_TRY(kn_checkpoint_open(&checkpoint, path, KN_CHECK_HASHES));
+    free(path);
+    KnCheckpointTensor wanted[] = {*kn_checkpoint_find(checkpoint, "mine"), *kn_checkpoint_find(checkpoint, "shared")};
+    wanted[0].data = all;
+    wanted[1].data = other;
+    KN_TRY(kn_checkpoint_load(checkpoint, wanted, 2));
+    kn_checkpoint_close(checkpoint);
+    for (int i = 0; i < 10 * comm->ranks; i++)
+        CHECK(all[i] == (float)(100 * (i / 10) + i % 10));
+    CHECK(memcmp(weights, other, sizeof weights) == 0);
+    return KN_OK;
+}
+
+static int scenario_checkpoint_fails(KnComm *comm)
+{
+    float weights[6] = {0}, rows[10] = {0};
+    return save_weights(comm, "/proc/no-such-place", weights, rows, 1);
+}
+
 /* Prints seconds of a 32 MiB sum: waited for at once, hidden behind computing of the same length, and the computing. */
 static int scenario_speed(KnComm *comm)
 {
@@ -315,6 +368,8 @@ static const struct {
     {"agreed_failure", scenario_agreed_failure},
     {"agreement", scenario_agreement},
     {"stop", scenario_stop},
+    {"checkpoint", scenario_checkpoint},
+    {"checkpoint_fails", scenario_checkpoint_fails},
     {"speed", scenario_speed},
     {"large", scenario_large},
 };
@@ -450,6 +505,17 @@ static void a_signal_to_one_rank_stops_all(void **state)
     succeeds_on_2_3_4("stop");
 }
 
+static void checkpoints_are_saved_by_all_and_found_by_all(void **state)
+{
+    (void)state;
+    char run_dir[] = "/tmp/kinora-mpi-XXXXXX";
+    assert_non_null(mkdtemp(run_dir));
+    setenv(CHECKPOINT_RUN, run_dir, 1);
+    succeeds_on_2_3_4("checkpoint");
+    assert_int_equal(kn_remove_tree(run_dir), KN_OK);
+    fails_once("checkpoint_fails", "error: rank 0: cannot");
+}
+
 static void unconnected_processes_are_refused(void **state)
 {
     (void)state;
@@ -466,7 +532,7 @@ int main(int argc, char **argv)
     ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
     if (length < 0 || system("command -v mpirun >/dev/null") != 0) {
         printf("mpirun is not installed: skipped\n");
-        return 0;
+        return SKIPPED;
     }
     setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
     setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
@@ -480,6 +546,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_failing_rank_ends_all_with_its_sentence_once),
         cmocka_unit_test(ranks_agree_on_errors_and_stay_usable),
         cmocka_unit_test(a_signal_to_one_rank_stops_all),
+        cmocka_unit_test(checkpoints_are_saved_by_all_and_found_by_all),
         cmocka_unit_test(unconnected_processes_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
