@@ -10,6 +10,8 @@
 #include "core/base/text.h"
 #include "core/cpu/backend.h"
 #include "core/cpu/isa.h"
+#include "data/commands.h"
+#include "infer/commands.h"
 #include "train/commands.h"
 
 #include <stdio.h>
@@ -19,6 +21,8 @@
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 3 };
 
 static const KnCommand commands[] = {
+    {"prep", "turn video files and folders into shards, alone or under mpirun", kn_command_prep},
+    {"forward", "one pass of a model on given tensors, to compare with other implementations", kn_command_forward},
     {"config", "explain every configuration key, or print what a file resolves to", kn_command_config},
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof *commands };
