@@ -21,6 +21,7 @@
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 3 };
 
 static const KnCommand commands[] = {
+    {"synth", "write captioned clips of a procedural world as video files", kn_command_synth},
     {"prep", "turn video files and folders into shards, alone or under mpirun", kn_command_prep},
     {"forward", "one pass of a model on given tensors, to compare with other implementations", kn_command_forward},
     {"config", "explain every configuration key, or print what a file resolves to", kn_command_config},

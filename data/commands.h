@@ -3,6 +3,7 @@
 #ifndef KN_DATA_COMMANDS_H
 #define KN_DATA_COMMANDS_H
 
+int kn_command_synth(int argc, char **argv);
 int kn_command_prep(int argc, char **argv);
 
 #endif

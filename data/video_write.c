@@ -16,7 +16,9 @@
 #include <libavformat/avformat.h>
 #include <libavutil/opt.h>
 
+#include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -146,7 +148,13 @@ static int complete_container(KnVideoWriter *writer)
         code = closed;
     if (code < 0)
         return failed(writer, code);
-    return kn_file_publish(writer->temporary, writer->path);
+    if (!writer->options.unsynced)
+        return kn_file_publish(writer->temporary, writer->path);
+    if (rename(writer->temporary, writer->path) == 0)
+        return KN_OK;
+    int reason = errno;
+    unlink(writer->temporary);
+    return kn_fail(KN_EIO, "%s: cannot be written: %s", writer->path, strerror(reason));
 }
 
 /* ---- H.264 ---- */

@@ -21,6 +21,7 @@ typedef struct KnVideoWriteOptions {
     int crf;             /* H.264 quality, 1 (best) to 51; 0 chooses 12, or less for tiny pictures */
     int full_colour;     /* 4:4:4 instead of 4:2:0: keeps the colour of single pixels, fewer players show it */
     int lossless;        /* exact RGB; implies full colour */
+    int unsynced;        /* the caller makes the file durable (MP4 and GIF): for many files in a row */
     const char *comment; /* metadata comment, or NULL */
 } KnVideoWriteOptions;
 

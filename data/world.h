@@ -87,7 +87,4 @@ int kn_world_matches(const KnWorld *world, const char *caption, const KnMeasured
 /* Wilson's 95% interval for a proportion (E. B. Wilson, JASA 1927); 0..1 when trials is 0. */
 void kn_wilson_interval(int64_t successes, int64_t trials, double *low, double *high);
 
-/* `kinora synth`. */
-int kn_command_synth(int argc, char **argv);
-
 #endif

@@ -9,11 +9,14 @@
 
 #include "core/base/error.h"
 #include "core/base/random.h"
+#include "data/video_read.h"
+#include "data/video_write.h"
 #include "data/world.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { FRAMES = 8, SIDE = 32, MOST_SIDE = 64, MOST_BYTES = FRAMES * MOST_SIDE * MOST_SIDE * 3 };
 static uint8_t pixels[MOST_BYTES], other[MOST_BYTES];
@@ -102,6 +105,33 @@ static void true_clips_measure_true_under_noise_and_blur(void **state)
                 add_noise(cases[c].side, cases[c].noise, i);
             assert_measured(&clip, cases[c].side, i);
         }
+}
+
+/* Through a real encoder and decoder, 4:2:0, at qualities that files have. */
+static void true_clips_measure_true_after_h264(void **state)
+{
+    (void)state;
+    static const struct {
+        int side, crf;
+    } cases[] = {{32, 6}, {32, 12}, {64, 12}, {64, 23}};
+    char path[] = "/tmp/kinora-measure-XXXXXX.mp4";
+    assert_true(close(mkstemps(path, 4)) == 0);
+    for (uint64_t i = 0; i < 80; i++) {
+        int side = cases[i % 4].side, frame_bytes = side * side * 3;
+        KnWorldClip clip = true_clip(i / 4, side, pixels);
+        KnVideoWriteOptions options = {.width = side, .height = side, .fps = 8, .crf = cases[i % 4].crf};
+        KnVideo *video;
+        const uint8_t *rgb;
+        assert_int_equal(kn_video_write(path, pixels, FRAMES, &options), KN_OK);
+        assert_int_equal(kn_video_open(&video, path, &(KnVideoOptions){0}, NULL), KN_OK);
+        for (int t = 0; t < FRAMES; t++) {
+            assert_int_equal(kn_video_next(video, &rgb, NULL), KN_OK);
+            memcpy(pixels + t * frame_bytes, rgb, (size_t)frame_bytes);
+        }
+        kn_video_close(video);
+        assert_measured(&clip, side, i);
+    }
+    unlink(path);
 }
 
 /* Colours 20 levels off towards gray and a background 8 levels off: what a half-trained model draws. */
@@ -347,6 +377,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(true_clips_measure_true_under_noise_and_blur),
+        cmocka_unit_test(true_clips_measure_true_after_h264),
         cmocka_unit_test(slightly_wrong_colours_still_count),
         cmocka_unit_test(mismatched_captions_score_chance),
         cmocka_unit_test(planted_defects_are_not_clean),
