@@ -99,7 +99,8 @@ static int run_node(KnExecutor *executor, const KnNode *node)
     KnCall call = {.node = node,
                    .comm = executor->comm,
                    .tickets = executor->tickets,
-                   .workspace = executor->arena + executor->plan.workspace_offsets[node->id]};
+                   .workspace = executor->arena + executor->plan.workspace_offsets[node->id],
+                   .workspace_bytes = executor->plan.workspace_bytes[node->id]};
     for (int k = 0; k < node->input_count; k++) {
         if (!node->inputs[k])
             continue;

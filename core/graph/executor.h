@@ -16,7 +16,8 @@ typedef struct KnCall {
     const KnNode *node;
     void *inputs[KN_MAX_INPUTS]; /* NULL where the node has none */
     void *outputs[KN_MAX_OUTPUTS];
-    void *workspace;  /* workspace_bytes(node) bytes, 64-byte aligned, uninitialized */
+    void *workspace;        /* 64-byte aligned, uninitialized */
+    size_t workspace_bytes; /* what the backend asked for when the plan was made */
     KnComm *comm;     /* for collective nodes; NULL when there is none */
     int64_t *tickets; /* collective tickets, by tensor id of the operand */
 } KnCall;
@@ -38,7 +39,7 @@ typedef struct KnPlan {
     size_t live_peak_bytes;                      /* most bytes alive at one node; the rest of the arena is gaps */
     size_t category_bytes[KN_MEMORY_CATEGORIES]; /* leaves: their sizes; others: alive at that node */
     size_t *offsets;                             /* per tensor id; SIZE_MAX for leaves and dead tensors */
-    size_t *workspace_offsets;                   /* per node id */
+    size_t *workspace_offsets, *workspace_bytes; /* per node id */
     int tensor_count, node_count;
 } KnPlan;
 

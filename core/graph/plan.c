@@ -158,6 +158,7 @@ void kn_plan_make(KnPlan *plan, const KnGraph *graph, KnBackend *backend, KnTens
     *plan = (KnPlan){.tensor_count = graph->tensor_count, .node_count = graph->node_count};
     plan->offsets = kn_alloc((size_t)graph->tensor_count * sizeof *plan->offsets);
     plan->workspace_offsets = kn_alloc((size_t)graph->node_count * sizeof *plan->workspace_offsets);
+    plan->workspace_bytes = kn_alloc((size_t)graph->node_count * sizeof *plan->workspace_bytes);
     memset(plan->offsets, 0xff, (size_t)graph->tensor_count * sizeof *plan->offsets);
     Items items = list_items(graph, backend, keep, keep_count);
     int *placed = kn_alloc((size_t)items.count * sizeof *placed);
@@ -167,10 +168,12 @@ void kn_plan_make(KnPlan *plan, const KnGraph *graph, KnBackend *backend, KnTens
         const Item *item = &items.list[i];
         if (item->offset + item->bytes > plan->arena_bytes)
             plan->arena_bytes = item->offset + item->bytes;
-        if (item->category == KN_MEMORY_WORKSPACE)
+        if (item->category == KN_MEMORY_WORKSPACE) {
             plan->workspace_offsets[item->owner] = item->offset;
-        else
+            plan->workspace_bytes[item->owner] = item->bytes;
+        } else {
             plan->offsets[item->owner] = item->offset;
+        }
     }
     count_categories(plan, graph, &items);
     free(placed);
@@ -181,6 +184,7 @@ void kn_plan_clear(KnPlan *plan)
 {
     free(plan->offsets);
     free(plan->workspace_offsets);
+    free(plan->workspace_bytes);
     *plan = (KnPlan){0};
 }
 

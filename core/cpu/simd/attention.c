@@ -210,10 +210,11 @@ static int run_attention(const KnCall *call)
     int64_t most_chunks = 0;
     for (int64_t s = 0; s < c.span_count; s++)
         most_chunks = chunks_of(c.spans + 4 * s) > most_chunks ? chunks_of(c.spans + 4 * s) : most_chunks;
-#pragma omp parallel num_threads(kn_cpu_threads())
+    size_t each = 0;
+    lay_out(&c, NULL, &each);
+#pragma omp parallel num_threads(kn_attention_team(call->workspace_bytes, each))
     {
-        size_t bytes = 0;
-        lay_out(&c, NULL, &bytes);
+        size_t bytes = each;
         Scratch scratch = lay_out(&c, (char *)call->workspace + bytes * (size_t)omp_get_thread_num(), &bytes);
 #pragma omp for schedule(dynamic) collapse(3)
         for (int64_t s = 0; s < c.span_count; s++)

@@ -57,4 +57,11 @@ static inline void *kn_attention_take(char **at, size_t bytes)
     return piece;
 }
 
+/* Threads for a region whose scratch is `each` bytes a thread: the workspace was planned for those of that time. */
+static inline int kn_attention_team(size_t workspace_bytes, size_t each)
+{
+    size_t room = workspace_bytes / each, threads = (size_t)kn_cpu_threads();
+    return (int)(room < threads ? room : threads);
+}
+
 #endif

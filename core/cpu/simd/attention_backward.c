@@ -279,11 +279,12 @@ static int run_backward(const KnCall *call)
     memset(b.dv, 0, (size_t)b.c.key_rows * width);
     find_delta(&b);
     find_groups(&b);
-#pragma omp parallel num_threads(kn_cpu_threads())
+    size_t each = 0;
+    lay_out(&b, NULL, &each);
+#pragma omp parallel num_threads(kn_attention_team(call->workspace_bytes - shared, each))
     {
-        size_t each = 0;
-        lay_out(&b, NULL, &each);
-        Scratch scratch = lay_out(&b, (char *)call->workspace + shared + each * (size_t)omp_get_thread_num(), &each);
+        size_t bytes = each;
+        Scratch scratch = lay_out(&b, (char *)call->workspace + shared + each * (size_t)omp_get_thread_num(), &bytes);
 #pragma omp for schedule(dynamic) collapse(2)
         for (int64_t group = 0; group < b.group_count; group++)
             for (int64_t head = 0; head < b.c.heads; head++)

@@ -10,6 +10,8 @@
     KERNEL(MATMUL, matmul)                                                                                             \
     KERNEL(PACK_MATRIX, pack_matrix)                                                                                   \
     KERNEL(SUM_ROWS, sum_rows)                                                                                         \
+    KERNEL(ATTENTION, attention)                                                                                       \
+    KERNEL(ATTENTION_BACKWARD, attention_backward)                                                                     \
     KERNEL(LAYER_NORM, layer_norm)                                                                                     \
     KERNEL(LAYER_NORM_BACKWARD, layer_norm_backward)                                                                   \
     KERNEL(RMS_NORM, rms_norm)                                                                                         \

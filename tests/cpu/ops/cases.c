@@ -299,14 +299,14 @@ const OpCase op_cases[] = {
     {"sum_rows 131x37", build_sum_rows, {131, 37}, FORWARD},
     {"sum_rows 521x261", build_sum_rows, {521, 261}, FORWARD | OP_LARGE},
 
-    {"attention one clip", build_attention, {0, 2, 8}, 0},
-    {"attention packed clips", build_attention, {1, 1, 12}, 0},
-    {"attention cross", build_attention, {2, 3, 4}, 0},
-    {"attention shared keys", build_attention, {3, 1, 16}, 0},
-    {"attention empty spans", build_attention, {4, 2, 6}, 0},
-    {"attention nothing", build_attention, {5, 1, 8}, 0},
-    {"attention 300 tokens", build_attention, {6, 2, 64}, OP_LARGE},
-    {"attention one query", build_attention, {7, 2, 32}, OP_LARGE},
+    {"attention one clip", build_attention, {0, 2, 8}, OP_BF16_PRODUCT},
+    {"attention packed clips", build_attention, {1, 1, 12}, OP_BF16_PRODUCT},
+    {"attention cross", build_attention, {2, 3, 4}, OP_BF16_PRODUCT},
+    {"attention shared keys", build_attention, {3, 1, 16}, OP_BF16_PRODUCT},
+    {"attention empty spans", build_attention, {4, 2, 6}, OP_BF16_PRODUCT},
+    {"attention nothing", build_attention, {5, 1, 8}, OP_BF16_PRODUCT},
+    {"attention 300 tokens", build_attention, {6, 2, 64}, OP_BF16_PRODUCT | OP_LARGE},
+    {"attention one query", build_attention, {7, 2, 32}, OP_BF16_PRODUCT | OP_LARGE},
 
     {"layer_norm 3x1", build_layer_norm, {3, 1}, FORWARD},
     {"layer_norm 1x2", build_layer_norm, {1, 2}, FORWARD}, /* its gradient is a difference of equals */

@@ -287,6 +287,8 @@ static Bound bound_for(const Built *built, const KnTensor *tensor, int gradient)
         return (Bound){.relative = 0.01, .of_largest = 0.02, .l2 = 0.015};
     if (gradient)
         return (Bound){.relative = 1e-4, .of_largest = 1e-5, .l2 = 1e-5};
+    if (tensor->dtype == KN_BF16 && built->trial->row->flags & OP_BF16_PRODUCT)
+        return (Bound){.relative = 0.00393, .of_largest = 0.004, .l2 = 0.005};
     if (tensor->dtype == KN_BF16)
         return (Bound){.relative = 0.00393, .of_largest = 2e-6};
     return (Bound){.relative = 3e-6, .of_largest = 1e-6, .l2 = 2e-6};
