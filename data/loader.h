@@ -44,7 +44,8 @@ typedef struct KnLoaderOptions {
     uint64_t seed;
     int64_t first_step;           /* where a resumed run goes on */
     int rank, ranks;              /* packs_per_step is a multiple of ranks */
-    int validation;               /* 1: one pass over the clips set aside, captions never dropped, then KN_END */
+    int validation;               /* 1: one pass over the clips set aside (each pack a step of its own, the first
+                                     caption, never dropped), then KN_END */
 } KnLoaderOptions;
 
 typedef struct KnLoader KnLoader;
@@ -57,11 +58,11 @@ void kn_loader_close(KnLoader *loader); /* NULL is fine */
 /* This rank's next pack: packs_per_step / ranks of them make its part of a step. */
 int kn_loader_next(KnLoader *loader, const KnBatch **batch);
 
-/* What the packer reports for the present epoch. */
+/* What the packer reports for the epoch of the last pack: the share of its token budget that is unused. */
 double kn_loader_waste(const KnLoader *loader);
 int64_t kn_loader_epoch_packs(const KnLoader *loader);
 
-/* All captions of the data set's training clips, for learning a vocabulary; free() the array (not the strings). */
+/* All captions of the data set, for learning a vocabulary; free() the array (not the strings). */
 int64_t kn_loader_captions(const KnDataset *dataset, const char ***captions);
 
 #endif
