@@ -118,6 +118,7 @@ int kn_index_begin(const char *folder, const json_t *settings, const char *confi
 typedef struct IndexSums {
     KnShapes shapes;
     json_t *shards, *rejects, *reasons;
+    json_t *seen; /* complete sources: one whose shard was lost and made again is complete twice */
     int64_t clips, tokens, captions, uncaptioned, inputs, damaged, damaged_inputs;
     double seconds;
 } IndexSums;
@@ -142,7 +143,12 @@ static void add_shard(IndexSums *sums, const char *name, const KnShard *shard)
     }
     for (int64_t i = 0; i < kn_shard_source_count(shard); i++) {
         const KnSource *source = kn_shard_source(shard, i);
-        if (!source->complete)
+        json_t *path = kn_json_text(source->path);
+        int counted = !source->complete || json_object_get(sums->seen, json_string_value(path));
+        if (!counted)
+            json_object_set_new(sums->seen, json_string_value(path), json_true());
+        json_decref(path);
+        if (counted)
             continue;
         sums->inputs++;
         sums->damaged += source->damaged;
@@ -214,7 +220,7 @@ static json_t *finish_index(IndexSums *sums, const KnShardFormat *format, const 
 
 int kn_index_complete(const char *folder, const json_t *settings, const char *config_hash, json_t **index)
 {
-    IndexSums sums = {.shards = json_array(), .rejects = json_array(), .reasons = json_object()};
+    IndexSums sums = {.shards = json_array(), .rejects = json_array(), .reasons = json_object(), .seen = json_object()};
     KnShardFormat format = {.channels = 3};
     char **names;
     int count;
@@ -234,6 +240,7 @@ int kn_index_complete(const char *folder, const json_t *settings, const char *co
         free(names[i]);
     }
     free(names);
+    json_decref(sums.seen);
     *index = finish_index(&sums, &format, settings, config_hash);
     if (code == KN_OK && sums.clips > 0)
         code = write_index(folder, *index);

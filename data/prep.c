@@ -177,34 +177,53 @@ static int lock_folder(const char *out, int *lock)
     return KN_OK;
 }
 
-static int check_folder(const char *out, const KnPrepSettings *settings, const char *hash)
+/* Whether the folder may be used with these settings. `begun` becomes 1 where it has an index. */
+static int check_folder(const char *out, const json_t *settings, const char *hash, int *begun)
 {
     char *path = kn_path_join(out, "index.json"), **names = NULL;
-    json_t *now = kn_prep_settings_json(settings), *index = NULL;
-    json_error_t error;
+    json_t *index = NULL;
     int count = 0, code = KN_OK;
-    if (kn_file_exists(path)) {
-        index = json_load_file(path, 0, &error);
+    *begun = kn_file_exists(path);
+    if (*begun) {
+        index = json_load_file(path, 0, NULL);
         const char *format = json_string_value(json_object_get(index, "format"));
         const char *before = json_string_value(json_object_get(index, "config_hash"));
         if (!format || strcmp(format, "kinora-dataset") != 0 || !before)
             code = kn_fail(KN_EFORMAT, "%s: not the index of a Kinora data set: choose another --out", path);
         else if (strcmp(before, hash) != 0)
-            code = refuse_settings(out, json_object_get(index, "settings"), now);
+            code = refuse_settings(out, json_object_get(index, "settings"), settings);
     } else {
         code = kn_index_list_shards(out, &names, &count);
         if (code == KN_OK && count > 0)
             code = kn_fail(KN_EINPUT, "%s holds %s but no index.json: choose another --out", out, names[0]);
     }
-    if (code == KN_OK)
-        code = kn_index_begin(out, now, hash);
     for (int i = 0; i < count; i++)
         free(names[i]);
     free(names);
     json_decref(index);
-    json_decref(now);
     free(path);
     return code;
+}
+
+static int64_t count_left(const KnPrepInputs *inputs)
+{
+    int64_t left = 0;
+    for (int64_t i = 0; i < inputs->count; i++)
+        left += !inputs->items[i].done;
+    return left;
+}
+
+/* In a folder that is ours by now: what is left of the inputs; an index that says "unfinished" while there is work. */
+static int go_on(const char *out, const json_t *settings, const char *hash, KnPrepInputs *inputs)
+{
+    int begun = 0;
+    KN_TRY(check_folder(out, settings, hash, &begun));
+    KN_TRY(kn_remove_temporaries(out));
+    KN_TRY(kn_prep_resume(inputs, out));
+    if (inputs->clips_done > 0)
+        kn_log("%s holds %" PRId64 " clips already; going on with %" PRId64 " of %" PRId64 " inputs", out,
+               inputs->clips_done, count_left(inputs), inputs->count);
+    return begun && count_left(inputs) == 0 ? KN_OK : kn_index_begin(out, settings, hash);
 }
 
 static int look(const PrepOptions *options, const KnArgList *names, const KnPrepSettings *settings, const char *hash,
@@ -213,12 +232,10 @@ static int look(const PrepOptions *options, const KnArgList *names, const KnPrep
     KN_TRY(kn_prep_find(inputs, names, options->out));
     KN_TRY(kn_make_directories(options->out));
     KN_TRY(lock_folder(options->out, lock));
-    KN_TRY(check_folder(options->out, settings, hash));
-    KN_TRY(kn_remove_temporaries(options->out));
-    KN_TRY(kn_prep_resume(inputs, options->out));
-    if (inputs->clips_done > 0)
-        kn_log("%s holds %" PRId64 " clips already; going on", options->out, inputs->clips_done);
-    return KN_OK;
+    json_t *object = kn_prep_settings_json(settings);
+    int code = go_on(options->out, object, hash, inputs);
+    json_decref(object);
+    return code;
 }
 
 /* Rank 0's findings on every rank. */

@@ -26,8 +26,9 @@ void kn_prep_settings_hash(const KnPrepSettings *settings, char hex[65]);
 typedef struct KnPrepInput {
     char *path; /* absolute */
     int64_t bytes;
-    int64_t segments_done; /* clips of it that finished shards hold */
-    int done;              /* nothing is left to do */
+    char *segments; /* "1101...": which of its pieces finished shards hold; what is not reached is not held */
+    int64_t clips;  /* how many pieces give a clip; -1 while it was never read to its end */
+    int done;       /* nothing is left to do */
 } KnPrepInput;
 
 typedef struct KnPrepInputs {

@@ -145,23 +145,26 @@ static void take_frame(Work *work, const uint8_t *rgb)
     work->slab_frames++;
 }
 
-/* Passes over the pieces that finished shards hold. */
-static int skip_done(Work *work)
+/* Passes over the pieces that finished shards hold, from the present one on. */
+static int skip_held(Work *work)
 {
-    int64_t frames = work->input->segments_done * work->writer->settings->max_frames;
-    work->segment = work->input->segments_done;
-    for (int64_t i = 0; i < frames; i++)
-        KN_TRY(kn_video_skip(work->video));
+    const char *segments = work->input->segments;
+    while (work->segment < (int64_t)strlen(segments) && segments[work->segment] == '1') {
+        for (int64_t i = 0; i < work->writer->settings->max_frames; i++)
+            KN_TRY(kn_video_skip(work->video));
+        work->segment++;
+    }
     return KN_OK;
 }
 
 /* Reads to the end; KN_END is the good outcome. */
 static int read_frames(Work *work)
 {
-    KN_TRY(skip_done(work));
     const int is_image = kn_video_info(work->video)->is_image;
     for (;;) {
         const uint8_t *rgb;
+        if (!work->in_clip && work->slab_frames == 0)
+            KN_TRY(skip_held(work));
         KN_TRY(kn_video_next(work->video, &rgb, NULL));
         work->frames_read++;
         take_frame(work, rgb);
@@ -243,17 +246,20 @@ static int work_through(Work *work)
 static int conclude(Work *work)
 {
     KN_TRY(end_clip(work));
-    int64_t clips = work->clips + work->input->segments_done;
+    int64_t clips = work->clips;
+    for (const char *segment = work->input->segments; *segment; segment++)
+        clips += *segment == '1';
     if (clips == 0 && !work->reason)
         reject(work, "too short",
-               kn_format("%s: too short: %lld frames, a clip needs %lld", work->input->path,
+               kn_format("%s: too short: frames: %lld, a clip needs %lld", work->input->path,
                          (long long)work->frames_read, (long long)work->writer->settings->min_frames));
     work->writer->rejects += clips == 0;
     KN_TRY(ensure_shard(work));
     kn_shard_writer_source_end(work->writer->shard,
-                               &(KnSource){.reason = clips == 0 ? work->reason : "",
-                                           .detail = clips == 0 ? work->detail : "",
+                               &(KnSource){.reason = clips > 0 ? "" : work->reason,
+                                           .detail = clips > 0 ? "" : work->detail,
                                            .damaged = work->video ? kn_video_damaged(work->video) : 0,
+                                           .clips = clips,
                                            .complete = 1});
     return KN_OK;
 }

@@ -20,8 +20,10 @@ typedef struct WalkFrame {
 
 void kn_prep_inputs_clear(KnPrepInputs *inputs)
 {
-    for (int64_t i = 0; i < inputs->count; i++)
+    for (int64_t i = 0; i < inputs->count; i++) {
         free(inputs->items[i].path);
+        free(inputs->items[i].segments);
+    }
     free(inputs->items);
     *inputs = (KnPrepInputs){0};
 }
@@ -31,7 +33,7 @@ static KnPrepInput *add_input(KnPrepInputs *inputs, char *path)
 {
     KN_RESERVE(inputs->items, inputs->count, inputs->capacity);
     KnPrepInput *input = &inputs->items[inputs->count++];
-    *input = (KnPrepInput){.path = path};
+    *input = (KnPrepInput){.path = path, .segments = kn_strdup(""), .clips = -1};
     return input;
 }
 
@@ -84,7 +86,7 @@ static void drop_repeats(KnPrepInputs *inputs)
     qsort(inputs->items, (size_t)inputs->count, sizeof *inputs->items, by_path);
     for (int64_t i = 0; i < inputs->count; i++) {
         if (kept > 0 && strcmp(inputs->items[kept - 1].path, inputs->items[i].path) == 0)
-            free(inputs->items[i].path);
+            free(inputs->items[i].path), free(inputs->items[i].segments);
         else
             inputs->items[kept++] = inputs->items[i];
     }
@@ -117,6 +119,17 @@ static KnPrepInput *find_input(const KnPrepInputs *inputs, const char *path)
     return bsearch(&key, inputs->items, (size_t)inputs->count, sizeof *inputs->items, by_path);
 }
 
+static void note_segment(KnPrepInput *input, int64_t segment)
+{
+    size_t known = strlen(input->segments), at = (size_t)segment;
+    if (at >= known) {
+        input->segments = kn_realloc(input->segments, at + 2);
+        memset(input->segments + known, '0', at + 1 - known);
+        input->segments[at + 1] = '\0';
+    }
+    input->segments[at] = '1';
+}
+
 static int note_shard(KnPrepInputs *inputs, const char *out, const KnShard *shard)
 {
     for (int64_t i = 0; i < kn_shard_source_count(shard); i++) {
@@ -127,16 +140,25 @@ static int note_shard(KnPrepInputs *inputs, const char *out, const KnShard *shar
         if (input->bytes != source->bytes)
             return kn_fail(KN_EINPUT, "%s has changed since %s was begun (%lld bytes then, %lld now): use a new folder",
                            source->path, out, (long long)source->bytes, (long long)input->bytes);
-        input->done |= source->complete;
+        if (source->complete)
+            input->clips = source->clips;
     }
     for (int64_t i = 0; i < kn_shard_clip_count(shard); i++) {
         const KnClip *clip = kn_shard_clip(shard, i);
         KnPrepInput *input = find_input(inputs, clip->source);
-        if (input && clip->segment >= input->segments_done)
-            input->segments_done = clip->segment + 1;
+        if (input)
+            note_segment(input, clip->segment);
     }
     inputs->clips_done += kn_shard_clip_count(shard);
     return KN_OK;
+}
+
+static int64_t held(const KnPrepInput *input)
+{
+    int64_t count = 0;
+    for (const char *segment = input->segments; *segment; segment++)
+        count += *segment == '1';
+    return count;
 }
 
 int kn_prep_resume(KnPrepInputs *inputs, const char *out)
@@ -159,12 +181,15 @@ int kn_prep_resume(KnPrepInputs *inputs, const char *out)
         free(names[i]);
     }
     free(names);
+    for (int64_t i = 0; i < inputs->count; i++) /* a shard may have been taken away since */
+        inputs->items[i].done = inputs->items[i].clips == held(&inputs->items[i]);
     return code;
 }
 
 /* ---- to the other ranks ---- */
 
-/* A line of counts, then two lines an input; a path may hold anything but NUL, so its length goes first. */
+/* A line of counts, then for each input a line of numbers, its segments and its path; a path may hold anything but NUL,
+ * so lengths go first. */
 char *kn_prep_inputs_text(const KnPrepInputs *inputs)
 {
     KnText text = {0};
@@ -172,10 +197,19 @@ char *kn_prep_inputs_text(const KnPrepInputs *inputs)
                     (long long)inputs->clips_done);
     for (int64_t i = 0; i < inputs->count; i++) {
         const KnPrepInput *input = &inputs->items[i];
-        kn_text_appendf(&text, "%zu %lld %lld %d\n%s\n", strlen(input->path), (long long)input->bytes,
-                        (long long)input->segments_done, input->done, input->path);
+        kn_text_appendf(&text, "%zu %zu %lld %d\n%s%s\n", strlen(input->segments), strlen(input->path),
+                        (long long)input->bytes, input->done, input->segments, input->path);
     }
     return kn_text_take(&text);
+}
+
+/* Copies `length` bytes from *text and moves it past them. */
+static char *take_bytes(const char **text, size_t length)
+{
+    char *copy = kn_alloc(length + 1);
+    memcpy(copy, *text, length);
+    *text += length;
+    return copy;
 }
 
 int kn_prep_inputs_parse(KnPrepInputs *inputs, const char *text)
@@ -186,19 +220,18 @@ int kn_prep_inputs_parse(KnPrepInputs *inputs, const char *text)
         return kn_fail(KN_EPEER, "the list of inputs from rank 0 is malformed");
     text += used + 1;
     for (long long i = 0; i < count; i++) {
-        size_t length;
-        long long bytes, segments;
+        size_t segments, path;
+        long long bytes;
         int done;
-        if (sscanf(text, "%zu %lld %lld %d%n", &length, &bytes, &segments, &done, &used) != 4)
+        if (sscanf(text, "%zu %zu %lld %d%n", &segments, &path, &bytes, &done, &used) != 4)
             return kn_fail(KN_EPEER, "the list of inputs from rank 0 is malformed");
         text += used + 1;
-        char *path = kn_alloc(length + 1);
-        memcpy(path, text, length);
-        KnPrepInput *input = add_input(inputs, path);
-        input->bytes = bytes;
-        input->segments_done = segments;
-        input->done = done;
-        text += length + 1;
+        KN_RESERVE(inputs->items, inputs->count, inputs->capacity);
+        KnPrepInput *input = &inputs->items[inputs->count++];
+        *input = (KnPrepInput){.bytes = bytes, .done = done};
+        input->segments = take_bytes(&text, segments);
+        input->path = take_bytes(&text, path);
+        text++;
     }
     inputs->next_number = next_number;
     inputs->clips_done = clips_done;

@@ -53,7 +53,8 @@ typedef struct KnSource {
     const char *detail; /* the sentence that goes with the reason, or "" */
     int64_t bytes;      /* its size when read */
     int64_t damaged;    /* packets and frames skipped */
-    int complete;       /* no clip of it comes after those of this shard */
+    int64_t clips;      /* of the whole input, over all shards, once complete */
+    int complete;       /* it was read to its end */
 } KnSource;
 
 /* ---- writing ---- */

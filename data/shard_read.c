@@ -155,8 +155,8 @@ static int read_sources(KnShard *shard)
         shard->sources = kn_alloc((size_t)count * sizeof *shard->sources);
         shard->source_count = count;
         for (int64_t i = 0; i < count; i++)
-            shard->sources[i] =
-                (KnSource){paths[i], reasons[i], details[i], rows[i].bytes, rows[i].damaged, rows[i].complete != 0};
+            shard->sources[i] = (KnSource){paths[i],        reasons[i],    details[i],           rows[i].bytes,
+                                           rows[i].damaged, rows[i].clips, rows[i].complete != 0};
     }
     free(rows);
     return code;

@@ -32,6 +32,7 @@ const int kn_clip_column_count = sizeof kn_clip_columns / sizeof kn_clip_columns
 const KnColumn kn_source_columns[] = {
     {"/source/bytes", KN_COLUMN_I64, offsetof(KnSourceRow, bytes)},
     {"/source/damaged", KN_COLUMN_I64, offsetof(KnSourceRow, damaged)},
+    {"/source/clips", KN_COLUMN_I64, offsetof(KnSourceRow, clips)},
     {"/source/complete", KN_COLUMN_I64, offsetof(KnSourceRow, complete)},
 };
 const int kn_source_column_count = sizeof kn_source_columns / sizeof kn_source_columns[0];

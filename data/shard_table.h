@@ -18,7 +18,7 @@ typedef struct KnClipRow {
 
 /* A row of /source, without its strings. */
 typedef struct KnSourceRow {
-    int64_t bytes, damaged, complete;
+    int64_t bytes, damaged, clips, complete;
 } KnSourceRow;
 
 typedef enum KnColumnType { KN_COLUMN_I64, KN_COLUMN_F64, KN_COLUMN_SHA256 } KnColumnType;

@@ -139,6 +139,7 @@ void kn_shard_writer_source_end(KnShardWriter *writer, const KnSource *source)
     KN_ASSERT(writer->source_count > 0 && writer->reasons.count < writer->source_count);
     KnSourceRow *row = &writer->sources[writer->source_count - 1];
     row->damaged = source->damaged;
+    row->clips = source->clips;
     row->complete = source->complete;
     kn_strings_add(&writer->reasons, source->reason ? source->reason : "");
     kn_strings_add(&writer->details, source->detail ? source->detail : "");

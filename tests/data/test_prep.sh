@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# Videos to shards by the real command: exact, the same for any number of ranks, stopped anywhere and gone on with, and
+# one sentence for whatever cannot be.
+set -euo pipefail
+build=$(cd "$1" && pwd)
+tool=$build/tests/tool_prep
+work=$(mktemp -d "${TMPDIR:-/tmp}/kinora-prep-XXXXXX")
+cleanup() {
+    mountpoint -q "$work/small" 2>/dev/null && umount "$work/small"
+    rm -rf "$work"
+}
+trap cleanup EXIT
+cd "$work"
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+
+fail() {
+    echo "FAILED: $*" >&2
+    exit 1
+}
+prep() { "$tool" prep "$@"; }
+ranks() { mpirun -n "$1" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 "$tool" prep "${@:2}"; }
+# expect_failure SENTENCE COMMAND...: fails, says so once, and nothing else
+expect_failure() {
+    local sentence=$1 status=0
+    shift
+    "$@" >out.txt 2>err.txt || status=$?
+    [ "$status" = 1 ] || fail "$* gave status $status"
+    grep -qF -- "$sentence" err.txt || fail "$*: no \"$sentence\" in: $(cat err.txt)"
+    [ "$(grep -cF -- "$sentence" err.txt)" = 1 ] || fail "$*: the sentence came more than once"
+}
+
+# ---- videos ----
+mkdir -p videos/more
+"$tool" make videos/long.mp4 64x48x70
+"$tool" make videos/odd.mp4 45x37x13
+"$tool" make videos/wide.mkv 96x24x20
+"$tool" make videos/more/short.mp4 32x32x1
+"$tool" make videos/more/tiny.mp4 6x40x8
+"$tool" make "videos/more/spaced name é.mp4" 40x40x9
+"$tool" make videos/image.png 33x34x1
+printf 'no video' >videos/broken.mp4
+: >videos/more/empty.mkv
+mkdir videos/folder.mp4
+echo "not looked at" >videos/notes.txt
+printf 'a sidecar\n' >videos/odd.txt
+cat >captions.csv <<TABLE
+path,caption
+videos/long.mp4,"long, with a comma"
+long.mp4,a second one
+TABLE
+flags=(--max-frames 16 --clips-per-shard 2 --captions captions.csv)
+
+# ---- exact ----
+prep --out a "${flags[@]}" videos >summary.txt
+"$tool" same a
+"$tool" verify a >/dev/null
+"$tool" clips a >clips.txt
+[ "$(wc -l <clips.txt)" = 10 ] || fail "$(cat clips.txt)"
+grep -q '^long.mp4 4 64x48x6 10 6.4 .* \[long, with a comma\] \[a second one\]$' clips.txt || fail "long: $(cat clips.txt)"
+grep -q '^odd.mp4 0 40x32x12 10 0 [0-9a-f]* \[a sidecar\]$' clips.txt || fail "odd: $(cat clips.txt)"
+grep -q '^image.png 0 32x32x2 0 0 ' clips.txt || fail "image: $(cat clips.txt)"
+for expected in 'broken.mp4": "unreadable' 'empty.mkv": "empty file' 'short.mp4": "too short' 'tiny.mp4": "too small'; do
+    tr -d '\n' <a/index.json | sed 's/",  *"reason": "/": "/g' | grep -qF "$expected" || fail "no $expected in $(cat a/index.json)"
+done
+grep -q '"clips_without_caption": 4' a/index.json || fail "captions: $(cat a/index.json)"
+
+# scaled down only as far as asked, aspect kept
+prep --out scaled --max-pixels 1100 videos/long.mp4 videos/more/tiny.mp4 --patch 1,2,2 >summary.txt 2>&1
+"$tool" clips scaled | grep -q '^long.mp4 0 38x28x70 ' || fail "scaled: $("$tool" clips scaled)"
+"$tool" clips scaled | grep -q '^tiny.mp4 0 6x40x8 ' || fail "scaled: $("$tool" clips scaled)"
+
+# ---- any number of ranks, any order of inputs ----
+for n in 2 3; do
+    ranks $n --out ranks$n "${flags[@]}" videos/more videos/wide.mkv videos >summary.txt 2>&1
+    "$tool" clips ranks$n | cmp - clips.txt || fail "$n ranks gave other clips"
+    diff <(grep -v '"file"' a/index.json | sed '/"shards"/,/\]/d') <(grep -v '"file"' ranks$n/index.json | sed '/"shards"/,/\]/d') ||
+        fail "$n ranks gave another index"
+done
+
+# ---- killed and gone on with ----
+for i in $(seq 1 "${KILLS:-14}"); do
+    rm -rf killed
+    delay=$(awk -v i="$i" 'BEGIN { printf "%.3f", 0.004 * i * i / 4 + 0.01 }')
+    for again in 1 2 3; do
+        "$tool" prep --out killed "${flags[@]}" videos >/dev/null 2>&1 &
+        pid=$!
+        sleep "$delay"
+        kill -9 $pid 2>/dev/null || true
+        wait $pid 2>/dev/null || true
+    done
+    if [ $((i % 2)) = 0 ]; then
+        prep --out killed "${flags[@]}" videos >/dev/null 2>&1
+    else
+        ranks 2 --out killed "${flags[@]}" videos >/dev/null 2>&1
+    fi
+    "$tool" clips killed | cmp - clips.txt || fail "killed after $delay s: other clips"
+    [ -z "$(find killed -name '.tmp*')" ] || fail "temporary files are left: $(ls -A killed)"
+    "$tool" verify killed >/dev/null
+done
+# a shard lost while stopped is made again, and nothing is doubled
+for shard in $(cd killed && ls *.h5); do
+    cp -r killed lost
+    rm "lost/$shard"
+    prep --out lost "${flags[@]}" videos >/dev/null 2>&1
+    "$tool" clips lost | cmp - clips.txt || fail "$shard was lost: other clips"
+    diff <(grep '"inputs"' a/index.json) <(grep '"inputs"' lost/index.json) || fail "$shard was lost: other inputs"
+    rm -r lost
+done
+# more inputs join; a second run changes nothing
+prep --out grown "${flags[@]}" videos/wide.mkv videos/odd.mp4 >/dev/null 2>&1
+prep --out grown "${flags[@]}" videos >/dev/null 2>&1
+"$tool" clips grown | cmp - clips.txt || fail "grown: other clips"
+before=$(cat grown/* | sha256sum)
+prep --out grown "${flags[@]}" videos >/dev/null 2>&1
+[ "$before" = "$(cat grown/* | sha256sum)" ] || fail "a run with nothing to do changed something"
+
+# ---- full disk ----
+mkdir small
+if [ "$(id -u)" = 0 ] && mount -t tmpfs -o size=400k none small 2>/dev/null; then
+    expect_failure "No space left" ranks 2 --out small/d "${flags[@]}" videos
+    expect_failure "No space left" prep --out small/d "${flags[@]}" videos
+    [ -z "$(find small -name '.tmp*')" ] || fail "half-written files are left: $(ls -A small/d)"
+    for shard in small/d/*.h5; do # finished ones are whole
+        [ ! -e "$shard" ] || h5dump -H "$shard" >/dev/null
+    done
+    mount -o remount,size=64m small
+    prep --out small/d "${flags[@]}" videos >/dev/null 2>&1
+    "$tool" verify small/d >/dev/null
+    "$tool" clips small/d | cmp - clips.txt || fail "after a full disk: other clips"
+else
+    echo "no right to mount: the full disk was not tried"
+fi
+
+# ---- what is refused ----
+expect_failure "a was begun with --max-frames 16, not 18" prep --out a --max-frames 18 --captions captions.csv videos
+expect_failure "a was begun with other --captions files" prep --out a --max-frames 16 videos
+expect_failure "--patch needs three numbers" prep --out b --patch 2,8 videos
+expect_failure "--max-frames 1 is less than" prep --out b --max-frames 1 videos
+expect_failure "nowhere: cannot be opened" prep --out b nowhere videos
+expect_failure "no video or image found" prep --out b videos/folder.mp4
+expect_failure "none of the 2 inputs gave a clip" prep --out b videos/broken.mp4 videos/more/empty.mkv
+expect_failure "none of the 2 inputs gave a clip" ranks 2 --out b videos/broken.mp4 videos/more/empty.mkv
+expect_failure "nowhere: cannot be opened" ranks 3 --out b nowhere
+expect_failure "videos/notes.txt" prep --out videos/notes.txt videos
+[ ! -e b ] || fail "a refused run left its folder: $(ls -A b)"
+mkdir foreign && echo x >foreign/their.h5
+expect_failure "foreign holds their.h5 but no index.json" prep --out foreign videos
+printf 'path,caption\nx\n' >captions2.csv
+expect_failure "captions2.csv:2: 1 fields where the first line has 2" prep --out b --captions captions2.csv videos
+printf 'longer than before' >>videos/odd.mp4
+expect_failure "videos/odd.mp4 has changed since a was begun" prep --out a "${flags[@]}" videos
+(
+    flock 9
+    expect_failure "another \`kinora prep\` is working in this folder" prep --out a "${flags[@]}" videos
+) 9<a
+"$tool" clips a | cmp - clips.txt || fail "a refused run changed the data set"
+echo "all as promised"
