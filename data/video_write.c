@@ -235,6 +235,7 @@ static int h264_open(KnVideoWriter *writer)
     int tiny = (int64_t)writer->width * writer->height < TINY_PIXELS;
     int crf = options->crf > 0 ? options->crf : tiny ? TINY_CRF : DEFAULT_CRF;
     av_opt_set(encoder->priv_data, "preset", "medium", 0);
+    av_opt_set_int(encoder->priv_data, "mbtree", 0, 0); /* its SIMD reads memory never written: other bits each time */
     if (options->lossless)
         av_opt_set_int(encoder->priv_data, "qp", 0, 0);
     else
