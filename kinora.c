@@ -24,6 +24,7 @@ static const KnCommand commands[] = {
     {"synth", "write captioned clips of a procedural world as video files", kn_command_synth},
     {"prep", "turn video files and folders into shards, alone or under mpirun", kn_command_prep},
     {"forward", "one pass of a model on given tensors, to compare with other implementations", kn_command_forward},
+    {"bench", "time training or denoising steps on this machine", kn_command_bench},
     {"config", "explain every configuration key, or print what a file resolves to", kn_command_config},
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof *commands };

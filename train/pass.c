@@ -13,6 +13,7 @@ struct KnTrainPass {
     KnGradientPlan gradients;
     KnTensor *target, *weight, *loss, *loss_sum, *stats;
     float *rope_table;
+    float *text; /* zeros, for models whose text states come from outside */
     double flops;
 };
 
@@ -70,6 +71,10 @@ int kn_train_pass_create(KnTrainPass **pass, const KnTrainPassOptions *options, 
     made->rope_table = kn_alloc((size_t)(KN_ROPE_POSITIONS * (config->hidden / config->heads)) * sizeof(float));
     kn_dit_rope_table(config, made->rope_table);
     kn_executor_bind(made->executor, made->built.leaves.rope_table, made->rope_table);
+    if (made->built.text) {
+        made->text = kn_alloc(kn_tensor_bytes(made->built.text));
+        kn_executor_bind(made->executor, made->built.text, made->text);
+    }
     kn_executor_set_comm(made->executor, options->comm);
     bind_parameters(made, options);
     *pass = made;
@@ -84,6 +89,7 @@ void kn_train_pass_destroy(KnTrainPass *pass)
     kn_gradient_plan_clear(&pass->gradients);
     kn_graph_destroy(pass->built.graph);
     free(pass->rope_table);
+    free(pass->text);
     free(pass);
 }
 

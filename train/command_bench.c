@@ -1,0 +1,250 @@
+/* `kinora bench step`: how fast a training or denoising step is here, beside the matmul peak of the same minute. */
+#include "train/commands.h"
+
+#include "core/base/args.h"
+#include "core/base/error.h"
+#include "core/base/log.h"
+#include "core/base/random.h"
+#include "core/cpu/backend.h"
+#include "core/cpu/matmul.h"
+#include "train/optimizer.h"
+#include "train/pass.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+typedef struct Options {
+    const char *config, *dtype, *mode;
+    int64_t hidden, layers, heads, ffn, tokens, batch, text, channels, steps, threads;
+    KnArgInts patch;
+    int json, recompute;
+} Options;
+
+#define ROW(field, kind_, meta, fallback_, meaning_, ...)                                                              \
+    {                                                                                                                  \
+        .name = #field, .kind = kind_, .offset = offsetof(Options, field), .metavariable = meta,                       \
+        .fallback = fallback_, .meaning = meaning_, __VA_ARGS__                                                        \
+    }
+
+static const KnArg rows[] = {
+    ROW(config, KN_ARG_STRING, "FILE", NULL, "take model and optimizer from a configuration"),
+    ROW(hidden, KN_ARG_INT, "N", "384", "width", .low = 2, .high = 1 << 16),
+    ROW(layers, KN_ARG_INT, "N", "8", "blocks", .low = 1, .high = 1024),
+    ROW(heads, KN_ARG_INT, "N", "6", "attention heads", .low = 1, .high = 1024),
+    ROW(ffn, KN_ARG_INT, "N", "1536", "width of the feed-forward layer", .low = 1, .high = 1 << 20),
+    ROW(tokens, KN_ARG_INT, "N", "2048", "tokens of one clip", .low = 1, .high = 1 << 24),
+    ROW(batch, KN_ARG_INT, "N", "2", "clips in a pass", .low = 1, .high = 1 << 20),
+    ROW(text, KN_ARG_INT, "N", "64", "text tokens of a clip", .low = 1, .high = 4096),
+    ROW(channels, KN_ARG_INT, "N", "16", "channels", .low = 1, .high = 4096),
+    ROW(patch, KN_ARG_INTS, "T,H,W", "1,2,2", "patch", .low = 1, .high = 256),
+    ROW(dtype, KN_ARG_CHOICE, "f32|bf16", "bf16", "what is computed in"),
+    ROW(mode, KN_ARG_CHOICE, "train|sample", "train",
+        "a whole training step (forward, backward, update) or one forward"),
+    ROW(steps, KN_ARG_INT, "N", "7", "timed steps, after two that are not; the median counts", .low = 1, .high = 1e6),
+    ROW(threads, KN_ARG_INT, "N", "0", "threads; 0 = all cores", .low = 0, .high = 4096),
+    ROW(recompute, KN_ARG_FLAG, NULL, NULL, "recompute each block in the backward"),
+    ROW(json, KN_ARG_FLAG, NULL, NULL, "print one JSON object"),
+};
+
+static const KnArgSpec spec = {
+    .command = "bench",
+    .usage =
+        "step [--config FILE | --hidden N --layers N --heads N --ffn N] [--tokens N --batch N] [--mode train|sample]",
+    .description = "Times steps of the transformer on random data. FLOP are 2 per multiply-add of matrix products and\n"
+                   "attention; recomputation is not counted. KINORA_PROFILE=1 adds a table of time by op.",
+    .examples = "kinora bench step --hidden 384 --layers 8 --heads 6 --tokens 8192 --batch 1 --mode sample\n"
+                "kinora bench step --config configs/demo.yaml --tokens 64 --batch 16",
+    .args = rows,
+    .arg_count = sizeof rows / sizeof rows[0],
+    .least_positionals = 1,
+    .most_positionals = 1,
+};
+
+typedef struct Bench {
+    const Options *options;
+    KnConfig config;
+    KnModel model;
+    KnOptimizerState state;
+    KnOptimizer *optimizer;
+    KnTrainBatch batch;
+    KnTrainPass *pass;
+    float stats[2];
+    int training;
+} Bench;
+
+static double now_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int choose_model(Bench *b)
+{
+    const Options *o = b->options;
+    KnModelConfig *m = &b->config.model;
+    if (o->config) {
+        KN_TRY(kn_config_load(&b->config, o->config, NULL, 0));
+    } else {
+        if (o->patch.count != 3)
+            return kn_fail(KN_EINPUT, "--patch takes three numbers, as in --patch 1,2,2");
+        *m = (KnModelConfig){.hidden = o->hidden,
+                             .layers = o->layers,
+                             .heads = o->heads,
+                             .ffn = o->ffn,
+                             .channels = o->channels,
+                             .patch = {o->patch.values[0], o->patch.values[1], o->patch.values[2]},
+                             .freq_dim = 256,
+                             .text_dim = 256,
+                             .eps = 1e-6,
+                             .cross_attn_norm = 1};
+        free(b->config.optimizer.name);
+        b->config.optimizer.name = kn_strdup("adamw");
+        b->config.optimizer.ema = 0;
+    }
+    m->recompute = o->recompute;
+    KnTextConfig text = {.kind = KN_TEXT_NONE, .heads = 1, .max_tokens = o->text};
+    return kn_model_create(&b->model, m, &text, b->config.flow.prediction, NULL);
+}
+
+static void fill_batch(Bench *b, const KnStreamShape *shape)
+{
+    const Options *o = b->options;
+    int64_t dim = kn_model_patch_dim(&b->config.model), side = 1;
+    KnRandomKey key = kn_random_key(1, KN_RANDOM_BENCH, 0, 0);
+    while (side * side < o->tokens || o->tokens % side || o->tokens / side > KN_ROPE_POSITIONS)
+        side++;
+    for (int64_t i = 0; i < o->batch; i++)
+        kn_stream_add(&b->batch.stream, &(KnStreamClip){.grid = {1, side, o->tokens / side},
+                                                        .sigma = ((float)i + 0.5f) / (float)o->batch,
+                                                        .text_tokens = o->text});
+    kn_random_normal_fill(key, 0, b->batch.patches, shape->tokens * dim);
+    kn_random_normal_fill(key, 1u << 30, b->batch.target, shape->tokens * dim);
+    for (int64_t i = 0; i < shape->tokens; i++)
+        b->batch.weight[i] = 1 / ((float)shape->tokens * (float)dim);
+}
+
+static int set_up(Bench *b)
+{
+    const Options *o = b->options;
+    KnStreamShape shape = {o->tokens * o->batch, o->batch, o->text * o->batch};
+    KN_TRY(choose_model(b));
+    KN_TRY(kn_optimizer_state_create(&b->state, &b->model.parameters, &b->config.optimizer));
+    kn_parameter_values_init(&b->state.weights, 1);
+    KnTrainBatchOptions batch = {
+        .flow = &b->config.flow, .shape = shape, .patch_dim = kn_model_patch_dim(&b->config.model)};
+    KN_TRY(kn_train_batch_create(&b->batch, &batch));
+    fill_batch(b, &shape);
+    KnTrainPassOptions pass = {.model = &b->model,
+                               .shape = shape,
+                               .dtype = strcmp(o->dtype, "bf16") ? KN_F32 : KN_BF16,
+                               .backward = b->training,
+                               .weights = &b->state.weights,
+                               .gradients = &b->state.gradients,
+                               .stats = b->stats,
+                               .self_pairs = (double)o->tokens * (double)shape.tokens,
+                               .cross_pairs = (double)o->text * (double)shape.tokens};
+    KN_TRY(kn_train_pass_create(&b->pass, &pass, kn_cpu_backend()));
+    kn_train_pass_bind(b->pass, &b->batch);
+    return kn_optimizer_create(&b->optimizer, &b->config.optimizer, &b->state, kn_cpu_backend());
+}
+
+static int one_step(Bench *b, int64_t step)
+{
+    double norm = 0;
+    KN_TRY(kn_train_pass_run(b->pass));
+    if (!b->training)
+        return KN_OK;
+    KN_TRY(kn_optimizer_step(b->optimizer, step, 1 << 20, step, &norm));
+    kn_train_pass_parameters_changed(b->pass);
+    return KN_OK;
+}
+
+static int by_size(const void *left, const void *right)
+{
+    const double *a = left, *b = right;
+    return *a < *b ? -1 : *a > *b;
+}
+
+static int measure(Bench *b, double *median)
+{
+    int64_t count = b->options->steps;
+    double *seconds = kn_alloc((size_t)count * sizeof *seconds);
+    int code = KN_OK;
+    for (int64_t i = -2; i < count && code == KN_OK; i++) {
+        double start = now_seconds();
+        code = one_step(b, i + 2);
+        if (i >= 0)
+            seconds[i] = now_seconds() - start;
+    }
+    qsort(seconds, (size_t)count, sizeof *seconds, by_size);
+    *median = seconds[count / 2];
+    free(seconds);
+    return code;
+}
+
+static void report(const Bench *b, double seconds, double peak)
+{
+    const Options *o = b->options;
+    double flops = kn_train_pass_flops(b->pass), rate = flops / seconds * 1e-9;
+    double tokens = (double)(o->tokens * o->batch) / seconds;
+    int64_t parameters = kn_parameter_count(&b->model.parameters);
+    if (o->json) {
+        printf("{\"mode\": \"%s\", \"dtype\": \"%s\", \"parameters\": %lld, \"tokens\": %lld, \"batch\": %lld, "
+               "\"threads\": %d, \"seconds\": %.6g, \"tokens_per_second\": %.6g, \"gflops\": %.6g, "
+               "\"matmul_peak_gflops\": %.6g, \"peak_share\": %.4f, \"arena_bytes\": %zu}\n",
+               o->mode, o->dtype, (long long)parameters, (long long)o->tokens, (long long)o->batch, kn_cpu_threads(),
+               seconds, tokens, rate, peak, rate / peak, kn_train_pass_plan(b->pass)->arena_bytes);
+    } else {
+        printf("%s step, %s, %.2f M parameters, %lld x %lld tokens, %d threads\n", o->mode, o->dtype,
+               (double)parameters * 1e-6, (long long)o->batch, (long long)o->tokens, kn_cpu_threads());
+        printf("  median  %.2f ms, %.0f tokens/s\n", 1e3 * seconds, tokens);
+        printf("  work    %.2f GFLOP, %.0f GFLOP/s, %.0f%% of the matmul peak of %.0f\n", flops * 1e-9, rate,
+               100 * rate / peak, peak);
+        printf("  arena   %.1f MiB\n", (double)kn_train_pass_plan(b->pass)->arena_bytes / 1048576.0);
+    }
+    char *profile = kn_train_pass_profile(b->pass), *update = kn_optimizer_profile(b->optimizer);
+    if (profile[0])
+        fprintf(stderr, "%s%s", profile, b->training ? update : "");
+    free(profile);
+    free(update);
+}
+
+static int bench_step(const Options *options)
+{
+    Bench b = {.options = options, .training = !strcmp(options->mode, "train")};
+    KnDtype dtype = strcmp(options->dtype, "bf16") ? KN_F32 : KN_BF16;
+    double seconds = 0, before = 0;
+    kn_config_init(&b.config);
+    kn_cpu_set_threads((int)options->threads);
+    int code = set_up(&b);
+    if (code == KN_OK) {
+        before = kn_matmul_peak(dtype, 0.3);
+        code = measure(&b, &seconds);
+    }
+    if (code == KN_OK) {
+        double after = kn_matmul_peak(dtype, 0.3);
+        report(&b, seconds, before > after ? before : after);
+    }
+    kn_optimizer_destroy(b.optimizer);
+    kn_train_pass_destroy(b.pass);
+    kn_train_batch_destroy(&b.batch);
+    kn_optimizer_state_clear(&b.state);
+    kn_model_destroy(&b.model);
+    kn_config_clear(&b.config);
+    return code;
+}
+
+int kn_command_bench(int argc, char **argv)
+{
+    Options options = {0};
+    KnArgList what = {0};
+    KN_TRY(kn_args_parse(&spec, argc, argv, &options, &what));
+    int code = strcmp(what.items[0], "step")
+                   ? kn_fail(KN_EINPUT, "there is no benchmark \"%s\": `kinora bench step` is the one", what.items[0])
+                   : bench_step(&options);
+    kn_args_clear(&spec, &options, &what);
+    return code;
+}
