@@ -52,9 +52,9 @@ static double mean_pairs(const KnDataset *dataset)
 
 static int prepare_folder(const KnConfig *c, int resume)
 {
-    char *config = kn_path_join(c->run_dir, "config.yaml");
+    char *config = kn_path_join(c->run_dir, "config.yaml"), *metrics = kn_path_join(c->run_dir, "metrics.jsonl");
     int code = KN_OK;
-    if (!resume && kn_file_exists(config))
+    if (!resume && kn_file_exists(metrics)) /* a start that failed before its first step left none */
         code = kn_fail(KN_EINPUT, "%s already holds a run: continue it with --resume, or choose another run.dir",
                        c->run_dir);
     if (code == KN_OK)
@@ -65,6 +65,7 @@ static int prepare_folder(const KnConfig *c, int resume)
         free(yaml);
     }
     free(config);
+    free(metrics);
     return code;
 }
 
