@@ -1,7 +1,8 @@
 /* Runs the op test table on the CPU backend, for every instruction set that this machine has.
  *
- *     test_ops                     all checks
- *     test_ops --speed [OP]        measures instead: all ops, or those whose build has OP in the node's name */
+ *     test_ops                            all checks
+ *     test_ops --speed [THREADS [OP]]     measures instead, on one thread unless told: all ops, or those with OP in
+ *                                         their name */
 #include "ops/ops_test.h"
 
 #include "core/base/error.h"
@@ -65,8 +66,9 @@ static void wild_indices_are_refused(void **state)
     kn_graph_destroy(graph);
 }
 
-static int measure(const char *only)
+static int measure(int threads, const char *only)
 {
+    kn_cpu_set_threads(threads);
     for (int i = 0; i < op_case_count; i++) {
         const char *missing;
         if (op_cases[i].flags & OP_SPEED && op_supported(&op_cases[i], kn_cpu_backend(), &missing))
@@ -78,7 +80,7 @@ static int measure(const char *only)
 int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "--speed"))
-        return measure(argc > 2 ? argv[2] : "");
+        return measure(argc > 2 ? atoi(argv[2]) : 1, argc > 3 ? argv[3] : "");
     struct CMUnitTest *tests = calloc((size_t)op_case_count + 2, sizeof *tests);
     int count = 0, failures = 0;
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(every_op_is_covered);

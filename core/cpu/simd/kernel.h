@@ -78,12 +78,17 @@ KN_V_INLINE void kn_v_write(void *base, int64_t at, KnV v, int lanes, int bf16)
 /* Sum of all lanes, halves first: one fixed order. */
 KN_V_INLINE float kn_v_total(KnV v)
 {
-    float lane[KN_LANES];
+    float lane[4];
+#if KN_LANES == 16
+    __m256 low = _mm512_castps512_ps256((__m512)v), high = _mm512_extractf32x8_ps((__m512)v, 1);
+    __m256 half = _mm256_add_ps(low, high);
+    _mm_storeu_ps(lane, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif KN_LANES == 8
+    _mm_storeu_ps(lane, _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1)));
+#else
     kn_v_store(lane, v);
-    for (int half = KN_LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            lane[i] += lane[i + half];
-    return lane[0];
+#endif
+    return (lane[0] + lane[2]) + (lane[1] + lane[3]);
 }
 
 KN_V_INLINE float kn_v_total4(const KnV *sums)

@@ -24,20 +24,20 @@ static float total(const float *sums, int64_t count)
 
 KN_V_INLINE void masked_mse(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Loss *loss = arguments;
+    const Loss loss = *(const Loss *)arguments;
     float sum = 0;
     for (int64_t l = first; l < last; l++) {
-        int64_t at = l * loss->columns;
+        int64_t at = l * loss.columns;
         KnV sums[4] = {0};
-        if (loss->weight[l] == 0) /* whatever the values, NaN too */
+        if (loss.weight[l] == 0) /* whatever the values, NaN too */
             continue;
-        KN_VECTORS_OF_SUMS(0, loss->columns, c, lanes, s, {
-            KnV d = kn_v_read(loss->prediction, at + c, lanes, bf16) - kn_v_read(loss->target, at + c, lanes, 0);
+        KN_VECTORS_OF_SUMS(0, loss.columns, c, lanes, s, {
+            KnV d = kn_v_read(loss.prediction, at + c, lanes, bf16) - kn_v_read(loss.target, at + c, lanes, 0);
             sums[s] = kn_v_fma(d, d, sums[s]);
         });
-        sum += loss->weight[l] * kn_v_total4(sums);
+        sum += loss.weight[l] * kn_v_total4(sums);
     }
-    loss->sums[first / loss->block] = sum;
+    loss.sums[first / loss.block] = sum;
 }
 KN_FOR_BOTH_DTYPES(masked_mse);
 
@@ -69,15 +69,15 @@ static int run_masked_mse(const KnCall *call)
 
 KN_V_INLINE void masked_mse_backward(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Loss *loss = arguments;
+    const Loss loss = *(const Loss *)arguments;
     for (int64_t l = first; l < last; l++) {
-        int64_t at = l * loss->columns;
-        float factor = loss->factor * loss->weight[l];
-        KN_VECTORS(0, loss->columns, c, lanes, {
+        int64_t at = l * loss.columns;
+        float factor = loss.factor * loss.weight[l];
+        KN_VECTORS(0, loss.columns, c, lanes, {
             KnV d = kn_v_set(0);
-            if (loss->weight[l] != 0)
-                d = kn_v_read(loss->prediction, at + c, lanes, bf16) - kn_v_read(loss->target, at + c, lanes, 0);
-            kn_v_write(loss->out, at + c, d * factor, lanes, bf16);
+            if (loss.weight[l] != 0)
+                d = kn_v_read(loss.prediction, at + c, lanes, bf16) - kn_v_read(loss.target, at + c, lanes, 0);
+            kn_v_write(loss.out, at + c, d * factor, lanes, bf16);
         });
     }
 }
@@ -99,13 +99,13 @@ static int run_masked_mse_backward(const KnCall *call)
 
 KN_V_INLINE void sum_of_squares(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Loss *loss = arguments;
+    const Loss loss = *(const Loss *)arguments;
     KnV sums[4] = {0};
     KN_VECTORS_OF_SUMS(first, last, i, lanes, s, {
-        KnV x = kn_v_read(loss->prediction, i, lanes, bf16);
+        KnV x = kn_v_read(loss.prediction, i, lanes, bf16);
         sums[s] = kn_v_fma(x, x, sums[s]);
     });
-    loss->sums[first / loss->block] = kn_v_total4(sums);
+    loss.sums[first / loss.block] = kn_v_total4(sums);
 }
 KN_FOR_BOTH_DTYPES(sum_of_squares);
 

@@ -22,14 +22,14 @@ static int run_rows(const KnCall *call, const KnTensor *x, const KnTensor *facto
 
 KN_V_INLINE void modulate(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Modulation *m = arguments;
+    const Modulation m = *(const Modulation *)arguments;
     for (int64_t l = first; l < last; l++) {
-        int64_t at = l * m->columns;
-        const float *scale = m->scale + m->rows[l] * m->columns, *shift = m->shift + m->rows[l] * m->columns;
-        KN_VECTORS(0, m->columns, c, lanes, {
-            KnV x = kn_v_read(m->x, at + c, lanes, bf16);
+        int64_t at = l * m.columns;
+        const float *scale = m.scale + m.rows[l] * m.columns, *shift = m.shift + m.rows[l] * m.columns;
+        KN_VECTORS(0, m.columns, c, lanes, {
+            KnV x = kn_v_read(m.x, at + c, lanes, bf16);
             KnV y = kn_v_fma(x, 1.0f + kn_v_read(scale, c, lanes, 0), kn_v_read(shift, c, lanes, 0));
-            kn_v_write(m->out, at + c, y, lanes, bf16);
+            kn_v_write(m.out, at + c, y, lanes, bf16);
         });
     }
 }
@@ -49,13 +49,13 @@ static int run_modulate(const KnCall *call)
 
 KN_V_INLINE void modulate_backward(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Modulation *m = arguments;
+    const Modulation m = *(const Modulation *)arguments;
     for (int64_t l = first; l < last; l++) {
-        int64_t at = l * m->columns;
-        const float *scale = m->scale + m->rows[l] * m->columns;
-        KN_VECTORS(0, m->columns, c, lanes, {
-            KnV g = kn_v_read(m->x, at + c, lanes, bf16);
-            kn_v_write(m->out, at + c, g * (1.0f + kn_v_read(scale, c, lanes, 0)), lanes, bf16);
+        int64_t at = l * m.columns;
+        const float *scale = m.scale + m.rows[l] * m.columns;
+        KN_VECTORS(0, m.columns, c, lanes, {
+            KnV g = kn_v_read(m.x, at + c, lanes, bf16);
+            kn_v_write(m.out, at + c, g * (1.0f + kn_v_read(scale, c, lanes, 0)), lanes, bf16);
         });
     }
 }
@@ -91,13 +91,13 @@ static int run_modulate_backward(const KnCall *call)
 
 KN_V_INLINE void gated_residual(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Modulation *m = arguments;
+    const Modulation m = *(const Modulation *)arguments;
     for (int64_t l = first; l < last; l++) {
-        int64_t at = l * m->columns;
-        const float *gate = m->scale + m->rows[l] * m->columns;
-        KN_VECTORS(0, m->columns, c, lanes, {
-            KnV x = kn_v_read(m->x, at + c, lanes, bf16), y = kn_v_read(m->y, at + c, lanes, bf16);
-            kn_v_write(m->out, at + c, kn_v_fma(y, kn_v_read(gate, c, lanes, 0), x), lanes, bf16);
+        int64_t at = l * m.columns;
+        const float *gate = m.scale + m.rows[l] * m.columns;
+        KN_VECTORS(0, m.columns, c, lanes, {
+            KnV x = kn_v_read(m.x, at + c, lanes, bf16), y = kn_v_read(m.y, at + c, lanes, bf16);
+            kn_v_write(m.out, at + c, kn_v_fma(y, kn_v_read(gate, c, lanes, 0), x), lanes, bf16);
         });
     }
 }
@@ -117,13 +117,13 @@ static int run_gated_residual(const KnCall *call)
 
 KN_V_INLINE void gated_residual_backward(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Modulation *m = arguments;
+    const Modulation m = *(const Modulation *)arguments;
     for (int64_t l = first; l < last; l++) {
-        int64_t at = l * m->columns;
-        const float *gate = m->scale + m->rows[l] * m->columns;
-        KN_VECTORS(0, m->columns, c, lanes, {
-            KnV g = kn_v_read(m->x, at + c, lanes, bf16);
-            kn_v_write(m->out, at + c, g * kn_v_read(gate, c, lanes, 0), lanes, bf16);
+        int64_t at = l * m.columns;
+        const float *gate = m.scale + m.rows[l] * m.columns;
+        KN_VECTORS(0, m.columns, c, lanes, {
+            KnV g = kn_v_read(m.x, at + c, lanes, bf16);
+            kn_v_write(m.out, at + c, g * kn_v_read(gate, c, lanes, 0), lanes, bf16);
         });
     }
 }

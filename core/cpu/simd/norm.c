@@ -45,31 +45,31 @@ KN_V_INLINE float sum_of_squares(const void *x, int64_t at, int64_t columns, flo
 
 KN_V_INLINE void layer_norm(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Norm *n = arguments;
-    int64_t columns = n->columns;
+    const Norm n = *(const Norm *)arguments;
+    int64_t columns = n.columns;
     for (int64_t l = first; l < last; l++) {
         int64_t at = l * columns;
-        float mean = sum_of_row(n->x, at, columns, bf16) / (float)columns;
-        float variance = sum_of_squares(n->x, at, columns, mean, bf16) / (float)columns;
-        float rstd = 1.0f / sqrtf(variance + n->eps);
-        n->stats_out[2 * l] = mean;
-        n->stats_out[2 * l + 1] = rstd;
-        if (n->scale) {
-            const float *scale = n->scale + n->rows[l] * columns, *shift = n->shift + n->rows[l] * columns;
+        float mean = sum_of_row(n.x, at, columns, bf16) / (float)columns;
+        float variance = sum_of_squares(n.x, at, columns, mean, bf16) / (float)columns;
+        float rstd = 1.0f / sqrtf(variance + n.eps);
+        n.stats_out[2 * l] = mean;
+        n.stats_out[2 * l + 1] = rstd;
+        if (n.scale) {
+            const float *scale = n.scale + n.rows[l] * columns, *shift = n.shift + n.rows[l] * columns;
             KN_VECTORS(0, columns, c, lanes, {
-                KnV norm = (kn_v_read(n->x, at + c, lanes, bf16) - mean) * rstd;
+                KnV norm = (kn_v_read(n.x, at + c, lanes, bf16) - mean) * rstd;
                 KnV y = kn_v_fma(norm, 1.0f + kn_v_read(scale, c, lanes, 0), kn_v_read(shift, c, lanes, 0));
-                kn_v_write(n->out, at + c, y, lanes, bf16);
+                kn_v_write(n.out, at + c, y, lanes, bf16);
             });
-        } else if (n->weight) {
+        } else if (n.weight) {
             KN_VECTORS(0, columns, c, lanes, {
-                KnV norm = (kn_v_read(n->x, at + c, lanes, bf16) - mean) * rstd;
-                KnV y = kn_v_fma(norm, kn_v_read(n->weight, c, lanes, 0), kn_v_read(n->bias, c, lanes, 0));
-                kn_v_write(n->out, at + c, y, lanes, bf16);
+                KnV norm = (kn_v_read(n.x, at + c, lanes, bf16) - mean) * rstd;
+                KnV y = kn_v_fma(norm, kn_v_read(n.weight, c, lanes, 0), kn_v_read(n.bias, c, lanes, 0));
+                kn_v_write(n.out, at + c, y, lanes, bf16);
             });
         } else {
             KN_VECTORS(0, columns, c, lanes, {
-                kn_v_write(n->out, at + c, (kn_v_read(n->x, at + c, lanes, bf16) - mean) * rstd, lanes, bf16);
+                kn_v_write(n.out, at + c, (kn_v_read(n.x, at + c, lanes, bf16) - mean) * rstd, lanes, bf16);
             });
         }
     }
@@ -105,24 +105,24 @@ KN_V_INLINE KnV gain(const float *factor, float one, int64_t c, int lanes)
 
 KN_V_INLINE void layer_norm_backward(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Norm *n = arguments;
-    int64_t columns = n->columns;
+    const Norm n = *(const Norm *)arguments;
+    int64_t columns = n.columns;
     for (int64_t l = first; l < last; l++) {
         int64_t at = l * columns;
-        float mean = n->stats[2 * l], rstd = n->stats[2 * l + 1], one = n->scale ? 1.0f : 0.0f;
-        const float *factor = n->scale ? n->scale + n->rows[l] * columns : n->weight;
+        float mean = n.stats[2 * l], rstd = n.stats[2 * l + 1], one = n.scale ? 1.0f : 0.0f;
+        const float *factor = n.scale ? n.scale + n.rows[l] * columns : n.weight;
         KnV sums[4] = {0}, products[4] = {0};
         KN_VECTORS_OF_SUMS(0, columns, c, lanes, s, {
-            KnV h = kn_v_read(n->grad, at + c, lanes, bf16) * gain(factor, one, c, lanes);
-            KnV norm = (kn_v_read(n->x, at + c, lanes, bf16) - mean) * rstd;
+            KnV h = kn_v_read(n.grad, at + c, lanes, bf16) * gain(factor, one, c, lanes);
+            KnV norm = (kn_v_read(n.x, at + c, lanes, bf16) - mean) * rstd;
             sums[s] += h;
             products[s] = kn_v_fma(h, norm, products[s]);
         });
         float mean_h = kn_v_total4(sums) / (float)columns, mean_hn = kn_v_total4(products) / (float)columns;
         KN_VECTORS(0, columns, c, lanes, {
-            KnV h = kn_v_read(n->grad, at + c, lanes, bf16) * gain(factor, one, c, lanes);
-            KnV norm = (kn_v_read(n->x, at + c, lanes, bf16) - mean) * rstd;
-            kn_v_write(n->out, at + c, (h - mean_h - norm * mean_hn) * rstd, lanes, bf16);
+            KnV h = kn_v_read(n.grad, at + c, lanes, bf16) * gain(factor, one, c, lanes);
+            KnV norm = (kn_v_read(n.x, at + c, lanes, bf16) - mean) * rstd;
+            kn_v_write(n.out, at + c, (h - mean_h - norm * mean_hn) * rstd, lanes, bf16);
         });
     }
 }
@@ -175,16 +175,16 @@ static int run_layer_norm_backward(const KnCall *call)
 
 KN_V_INLINE void rms_norm(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Norm *n = arguments;
-    int64_t columns = n->columns;
+    const Norm n = *(const Norm *)arguments;
+    int64_t columns = n.columns;
     for (int64_t l = first; l < last; l++) {
         int64_t at = l * columns;
-        float square = sum_of_squares(n->x, at, columns, 0, bf16) / (float)columns;
-        float rstd = 1.0f / sqrtf(square + n->eps);
-        n->stats_out[l] = rstd;
+        float square = sum_of_squares(n.x, at, columns, 0, bf16) / (float)columns;
+        float rstd = 1.0f / sqrtf(square + n.eps);
+        n.stats_out[l] = rstd;
         KN_VECTORS(0, columns, c, lanes, {
-            KnV norm = kn_v_read(n->x, at + c, lanes, bf16) * rstd;
-            kn_v_write(n->out, at + c, norm * kn_v_read(n->weight, c, lanes, 0), lanes, bf16);
+            KnV norm = kn_v_read(n.x, at + c, lanes, bf16) * rstd;
+            kn_v_write(n.out, at + c, norm * kn_v_read(n.weight, c, lanes, 0), lanes, bf16);
         });
     }
 }
@@ -206,21 +206,21 @@ static int run_rms_norm(const KnCall *call)
 
 KN_V_INLINE void rms_norm_backward(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Norm *n = arguments;
-    int64_t columns = n->columns;
+    const Norm n = *(const Norm *)arguments;
+    int64_t columns = n.columns;
     for (int64_t l = first; l < last; l++) {
         int64_t at = l * columns;
-        float rstd = n->stats[l];
+        float rstd = n.stats[l];
         KnV products[4] = {0};
         KN_VECTORS_OF_SUMS(0, columns, c, lanes, s, {
-            KnV h = kn_v_read(n->grad, at + c, lanes, bf16) * kn_v_read(n->weight, c, lanes, 0);
-            products[s] = kn_v_fma(h, kn_v_read(n->x, at + c, lanes, bf16) * rstd, products[s]);
+            KnV h = kn_v_read(n.grad, at + c, lanes, bf16) * kn_v_read(n.weight, c, lanes, 0);
+            products[s] = kn_v_fma(h, kn_v_read(n.x, at + c, lanes, bf16) * rstd, products[s]);
         });
         float mean_hn = kn_v_total4(products) / (float)columns;
         KN_VECTORS(0, columns, c, lanes, {
-            KnV h = kn_v_read(n->grad, at + c, lanes, bf16) * kn_v_read(n->weight, c, lanes, 0);
-            KnV norm = kn_v_read(n->x, at + c, lanes, bf16) * rstd;
-            kn_v_write(n->out, at + c, (h - norm * mean_hn) * rstd, lanes, bf16);
+            KnV h = kn_v_read(n.grad, at + c, lanes, bf16) * kn_v_read(n.weight, c, lanes, 0);
+            KnV norm = kn_v_read(n.x, at + c, lanes, bf16) * rstd;
+            kn_v_write(n.out, at + c, (h - norm * mean_hn) * rstd, lanes, bf16);
         });
     }
 }

@@ -66,9 +66,8 @@ KN_V_INLINE KnV silu_slope(KnV x)
 #define MAP(name, f)                                                                                                   \
     KN_V_INLINE void name(const void *arguments, int64_t first, int64_t last, const int bf16)                          \
     {                                                                                                                  \
-        const Elements *e = arguments;                                                                                 \
-        KN_VECTORS(first, last, i, lanes,                                                                              \
-                   { kn_v_write(e->out, i, f(kn_v_read(e->a, i, lanes, bf16)), lanes, bf16); });                       \
+        const Elements e = *(const Elements *)arguments;                                                               \
+        KN_VECTORS(first, last, i, lanes, { kn_v_write(e.out, i, f(kn_v_read(e.a, i, lanes, bf16)), lanes, bf16); });  \
     }                                                                                                                  \
     KN_FOR_BOTH_DTYPES(name)
 
@@ -76,10 +75,10 @@ KN_V_INLINE KnV silu_slope(KnV x)
 #define MAP_TIMES(name, f)                                                                                             \
     KN_V_INLINE void name(const void *arguments, int64_t first, int64_t last, const int bf16)                          \
     {                                                                                                                  \
-        const Elements *e = arguments;                                                                                 \
+        const Elements e = *(const Elements *)arguments;                                                               \
         KN_VECTORS(first, last, i, lanes, {                                                                            \
-            KnV b = kn_v_read(e->b, i, lanes, bf16);                                                                   \
-            kn_v_write(e->out, i, f(kn_v_read(e->a, i, lanes, bf16)) * b, lanes, bf16);                                \
+            KnV b = kn_v_read(e.b, i, lanes, bf16);                                                                    \
+            kn_v_write(e.out, i, f(kn_v_read(e.a, i, lanes, bf16)) * b, lanes, bf16);                                  \
         });                                                                                                            \
     }                                                                                                                  \
     KN_FOR_BOTH_DTYPES(name)
@@ -118,29 +117,29 @@ static int run_activation_backward(const KnCall *call)
 
 KN_V_INLINE void add(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Elements *e = arguments;
+    const Elements e = *(const Elements *)arguments;
     KN_VECTORS(first, last, i, lanes, {
-        KnV sum = kn_v_read(e->a, i, lanes, bf16) + kn_v_read(e->b, i, lanes, bf16);
-        kn_v_write(e->out, i, sum, lanes, bf16);
+        KnV sum = kn_v_read(e.a, i, lanes, bf16) + kn_v_read(e.b, i, lanes, bf16);
+        kn_v_write(e.out, i, sum, lanes, bf16);
     });
 }
 KN_FOR_BOTH_DTYPES(add);
 
 KN_V_INLINE void multiply(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Elements *e = arguments;
+    const Elements e = *(const Elements *)arguments;
     KN_VECTORS(first, last, i, lanes, {
-        KnV product = kn_v_read(e->a, i, lanes, bf16) * kn_v_read(e->b, i, lanes, bf16);
-        kn_v_write(e->out, i, product, lanes, bf16);
+        KnV product = kn_v_read(e.a, i, lanes, bf16) * kn_v_read(e.b, i, lanes, bf16);
+        kn_v_write(e.out, i, product, lanes, bf16);
     });
 }
 KN_FOR_BOTH_DTYPES(multiply);
 
 KN_V_INLINE void scale(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Elements *e = arguments;
+    const Elements e = *(const Elements *)arguments;
     KN_VECTORS(first, last, i, lanes,
-               { kn_v_write(e->out, i, kn_v_read(e->a, i, lanes, bf16) * e->factor, lanes, bf16); });
+               { kn_v_write(e.out, i, kn_v_read(e.a, i, lanes, bf16) * e.factor, lanes, bf16); });
 }
 KN_FOR_BOTH_DTYPES(scale);
 
@@ -165,12 +164,12 @@ static int run_scale(const KnCall *call)
 
 KN_V_INLINE void add_row(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Elements *e = arguments;
+    const Elements e = *(const Elements *)arguments;
     for (int64_t row = first; row < last; row++)
-        KN_VECTORS(0, e->columns, c, lanes, {
-            int64_t i = row * e->columns + c;
-            KnV sum = kn_v_read(e->a, i, lanes, bf16) + kn_v_read(e->b, c, lanes, 0);
-            kn_v_write(e->out, i, sum, lanes, bf16);
+        KN_VECTORS(0, e.columns, c, lanes, {
+            int64_t i = row * e.columns + c;
+            KnV sum = kn_v_read(e.a, i, lanes, bf16) + kn_v_read(e.b, c, lanes, 0);
+            kn_v_write(e.out, i, sum, lanes, bf16);
         });
 }
 KN_FOR_BOTH_DTYPES(add_row);
@@ -187,8 +186,8 @@ static int run_add_row(const KnCall *call)
 /* `bf16` is the dtype that is read; the other one is written. */
 KN_V_INLINE void cast(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Elements *e = arguments;
-    KN_VECTORS(first, last, i, lanes, { kn_v_write(e->out, i, kn_v_read(e->a, i, lanes, bf16), lanes, !bf16); });
+    const Elements e = *(const Elements *)arguments;
+    KN_VECTORS(first, last, i, lanes, { kn_v_write(e.out, i, kn_v_read(e.a, i, lanes, bf16), lanes, !bf16); });
 }
 KN_FOR_BOTH_DTYPES(cast);
 

@@ -1,7 +1,7 @@
 /* Rotary positions and the sinusoidal timestep embedding.
  *
- * A token's cosines and sines are laid out once, as wide as a head and with the sine's sign alternating, and then
- * serve all heads: out = x cos + swap(x) sin, where swap exchanges the two columns of each pair. */
+ * A token's (cos, sin) pairs are collected once, as wide as a head, and serve all its heads:
+ * out = x cos + swap(x) (-+ sin), where swap exchanges the two columns of each pair. */
 #include "core/cpu/simd/kernel.h"
 #include "core/cpu/simd/kernels.h"
 
@@ -29,34 +29,63 @@ KN_V_INLINE KnV swap_pairs(KnV v)
 #endif
 }
 
-static void lay_out_angles(const Rope *rope, const int32_t *position, float *cosine, float *sine)
+KN_V_INLINE KnV even_lanes(KnV v) /* each twice */
 {
-    float sign = rope->attributes->inverse ? -1.0f : 1.0f;
+#if KN_LANES == 16
+    return (KnV)_mm512_moveldup_ps((__m512)v);
+#elif KN_LANES == 8
+    return (KnV)_mm256_moveldup_ps((__m256)v);
+#else
+    return __builtin_shuffle(v, (KnVi){0, 0, 2, 2});
+#endif
+}
+
+KN_V_INLINE KnV odd_lanes(KnV v)
+{
+#if KN_LANES == 16
+    return (KnV)_mm512_movehdup_ps((__m512)v);
+#elif KN_LANES == 8
+    return (KnV)_mm256_movehdup_ps((__m256)v);
+#else
+    return __builtin_shuffle(v, (KnVi){1, 1, 3, 3});
+#endif
+}
+
+/* (-1, 1, -1, 1, ...), or its negative for the way back. */
+static KnV signs(int inverse)
+{
+    KnV v;
+    for (int i = 0; i < KN_LANES; i++)
+        v[i] = (i % 2 == 0) == !inverse ? -1.0f : 1.0f;
+    return v;
+}
+
+/* The (cos, sin) pairs of a token's three positions, one after the other. */
+KN_V_INLINE void collect_angles(const Rope *rope, const int32_t *position, float *angles)
+{
     int64_t column = 0;
     for (int axis = 0; axis < 3; axis++) {
-        const float *angles = rope->table + position[axis] * rope->head;
+        const float *from = rope->table + position[axis] * rope->head;
         int64_t end = column + 2 * rope->attributes->axis_pairs[axis];
-        for (; column < end; column += 2) {
-            cosine[column] = cosine[column + 1] = angles[column];
-            sine[column] = -sign * angles[column + 1];
-            sine[column + 1] = sign * angles[column + 1];
-        }
+        KN_VECTORS(column, end, c, lanes, { kn_v_write(angles, c, kn_v_read(from, c, lanes, 0), lanes, 0); });
+        column = end;
     }
 }
 
 KN_V_INLINE void turn(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
-    const Rope *rope = arguments;
-    int64_t heads = rope->attributes->heads, head = rope->head;
-    float cosine[MAX_HEAD], sine[MAX_HEAD];
+    const Rope rope = *(const Rope *)arguments;
+    int64_t heads = rope.attributes->heads, head = rope.head;
+    float angles[MAX_HEAD];
+    KnV sign = signs(rope.attributes->inverse);
     for (int64_t l = first; l < last; l++) {
-        lay_out_angles(rope, rope->positions + 3 * l, cosine, sine);
+        collect_angles(&rope, rope.positions + 3 * l, angles);
         for (int64_t h = 0; h < heads; h++) {
             int64_t at = (l * heads + h) * head;
             KN_VECTORS(0, head, c, lanes, {
-                KnV x = kn_v_read(rope->x, at + c, lanes, bf16);
-                KnV turned = swap_pairs(x) * kn_v_read(sine, c, lanes, 0);
-                kn_v_write(rope->out, at + c, kn_v_fma(x, kn_v_read(cosine, c, lanes, 0), turned), lanes, bf16);
+                KnV x = kn_v_read(rope.x, at + c, lanes, bf16), angle = kn_v_read(angles, c, lanes, 0);
+                KnV turned = swap_pairs(x) * (odd_lanes(angle) * sign);
+                kn_v_write(rope.out, at + c, kn_v_fma(x, even_lanes(angle), turned), lanes, bf16);
             });
         }
     }

@@ -16,10 +16,10 @@ static int run_update(const KnCall *call, KnRange range, const Update *update)
 
 static void accumulate(const void *arguments, int64_t first, int64_t last)
 {
-    const Update *u = arguments;
+    const Update u = *(const Update *)arguments;
     KN_VECTORS(first, last, i, lanes, {
-        KnV sum = kn_v_read(u->state, i, lanes, 0) + kn_v_read(u->x, i, lanes, 0);
-        kn_v_write(u->state, i, sum, lanes, 0);
+        KnV sum = kn_v_read(u.state, i, lanes, 0) + kn_v_read(u.x, i, lanes, 0);
+        kn_v_write(u.state, i, sum, lanes, 0);
     });
 }
 
@@ -44,17 +44,17 @@ KN_V_INLINE KnV square_root(KnV v)
 
 static void adamw(const void *arguments, int64_t first, int64_t last)
 {
-    const Update *u = arguments;
-    float step = u->lr / u->correction1, scale2 = 1.0f / u->correction2, keep = 1.0f - u->lr * u->decay;
+    const Update u = *(const Update *)arguments;
+    float step = u.lr / u.correction1, scale2 = 1.0f / u.correction2, keep = 1.0f - u.lr * u.decay;
     KN_VECTORS(first, last, i, lanes, {
-        KnV g = kn_v_read(u->x, i, lanes, 0) * u->clip;
-        KnV m = kn_v_read(u->moment1, i, lanes, 0), v = kn_v_read(u->moment2, i, lanes, 0);
-        m = kn_v_fma(kn_v_set(1.0f - u->beta1), g - m, m);
-        v = kn_v_fma(kn_v_set(1.0f - u->beta2), g * g - v, v);
-        KnV direction = m * step / (square_root(v * scale2) + u->eps);
-        kn_v_write(u->moment1, i, m, lanes, 0);
-        kn_v_write(u->moment2, i, v, lanes, 0);
-        kn_v_write(u->state, i, kn_v_read(u->state, i, lanes, 0) * keep - direction, lanes, 0);
+        KnV g = kn_v_read(u.x, i, lanes, 0) * u.clip;
+        KnV m = kn_v_read(u.moment1, i, lanes, 0), v = kn_v_read(u.moment2, i, lanes, 0);
+        m = kn_v_fma(kn_v_set(1.0f - u.beta1), g - m, m);
+        v = kn_v_fma(kn_v_set(1.0f - u.beta2), g * g - v, v);
+        KnV direction = m * step / (square_root(v * scale2) + u.eps);
+        kn_v_write(u.moment1, i, m, lanes, 0);
+        kn_v_write(u.moment2, i, v, lanes, 0);
+        kn_v_write(u.state, i, kn_v_read(u.state, i, lanes, 0) * keep - direction, lanes, 0);
     });
 }
 
@@ -82,11 +82,11 @@ static int run_adamw(const KnCall *call)
 
 static void ema(const void *arguments, int64_t first, int64_t last)
 {
-    const Update *u = arguments;
+    const Update u = *(const Update *)arguments;
     KN_VECTORS(first, last, i, lanes, {
-        KnV average = kn_v_read(u->state, i, lanes, 0);
-        KnV distance = kn_v_read(u->x, i, lanes, 0) - average;
-        kn_v_write(u->state, i, kn_v_fma(kn_v_set(1.0f - u->decay), distance, average), lanes, 0);
+        KnV average = kn_v_read(u.state, i, lanes, 0);
+        KnV distance = kn_v_read(u.x, i, lanes, 0) - average;
+        kn_v_write(u.state, i, kn_v_fma(kn_v_set(1.0f - u.decay), distance, average), lanes, 0);
     });
 }
 

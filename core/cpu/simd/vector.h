@@ -81,7 +81,26 @@ KN_V_INLINE KnV kn_v_fma(KnV a, KnV b, KnV c)
 /* mask lanes are 0 or -1, as comparisons give them. */
 KN_V_INLINE KnV kn_v_select(KnVi mask, KnV yes, KnV no)
 {
+#if KN_LANES == 16
+    return (KnV)_mm512_mask_blend_ps(_mm512_movepi32_mask((__m512i)mask), (__m512)no, (__m512)yes);
+#elif KN_LANES == 8
+    return (KnV)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)mask);
+#else
     return (KnV)((mask & (KnVi)yes) | (~mask & (KnVi)no));
+#endif
+}
+
+/* Limits v to low..high; NaN stays NaN (the instructions return their second operand then). */
+KN_V_INLINE KnV kn_v_clamp(KnV v, float low, float high)
+{
+#if KN_LANES == 16
+    return (KnV)_mm512_max_ps(_mm512_set1_ps(low), _mm512_min_ps(_mm512_set1_ps(high), (__m512)v));
+#elif KN_LANES == 8
+    return (KnV)_mm256_max_ps(_mm256_set1_ps(low), _mm256_min_ps(_mm256_set1_ps(high), (__m256)v));
+#else
+    v = kn_v_select(v > high, kn_v_set(high), v);
+    return kn_v_select(v < low, kn_v_set(low), v);
+#endif
 }
 
 /* Rounds to nearest even; NaN stays NaN (quiet). */
@@ -89,13 +108,24 @@ KN_V_INLINE KnVh kn_v_to_bf16(KnV v)
 {
     KnVu bits = (KnVu)v;
     KnVu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+#if KN_LANES == 16
+    __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+    __m512i nan = _mm512_srli_epi32((__m512i)bits, 16), quiet = _mm512_set1_epi32(0x40);
+    return (KnVh)_mm512_cvtepi32_epi16(_mm512_mask_or_epi32((__m512i)rounded, is_nan, nan, quiet));
+#else
     KnVu nan = (bits >> 16) | 0x40;
     KnVu is_nan = (KnVu)(v != v);
     return __builtin_convertvector((is_nan & nan) | (~is_nan & rounded), KnVh);
+#endif
 }
 
 KN_V_INLINE KnV kn_v_from_bf16(KnVh v)
 {
+#if KN_LANES == 16
+    return (KnV)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)v), 16);
+#elif KN_LANES == 8
+    return (KnV)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)v), 16);
+#endif
     return (KnV)(__builtin_convertvector(v, KnVu) << 16);
 }
 
@@ -122,8 +152,7 @@ KN_V_INLINE void kn_v_store_bf16_part(uint16_t *to, KnV v, int count)
 KN_V_INLINE KnV kn_v_exp(KnV x)
 {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
-    x = kn_v_select(x > 88.0f, kn_v_set(88.0f), x);
-    x = kn_v_select(x < -87.0f, kn_v_set(-87.0f), x);
+    x = kn_v_clamp(x, -87.0f, 88.0f);
     KnV shifted = kn_v_fma(x, kn_v_set(1.44269504088896341f), kn_v_set(magic));
     KnV n = shifted - magic;
     KnV r = kn_v_fma(n, kn_v_set(-0.693359375f), x);
