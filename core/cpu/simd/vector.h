@@ -103,19 +103,22 @@ KN_V_INLINE KnV kn_v_clamp(KnV v, float low, float high)
 #endif
 }
 
-/* Rounds to nearest even; NaN stays NaN (quiet). */
+/* Rounds to nearest even; NaN stays NaN (quiet). The instruction flushes subnormals, the code does not. */
 KN_V_INLINE KnVh kn_v_to_bf16(KnV v)
 {
+#if defined(__AVX512BF16__)
+    return (KnVh)_mm512_cvtneps_pbh((__m512)v);
+#else
     KnVu bits = (KnVu)v;
     KnVu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-#if KN_LANES == 16
-    __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-    __m512i nan = _mm512_srli_epi32((__m512i)bits, 16), quiet = _mm512_set1_epi32(0x40);
-    return (KnVh)_mm512_cvtepi32_epi16(_mm512_mask_or_epi32((__m512i)rounded, is_nan, nan, quiet));
-#else
     KnVu nan = (bits >> 16) | 0x40;
+#if KN_LANES == 16
+    __mmask16 unordered = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+    return (KnVh)_mm512_cvtepi32_epi16(_mm512_mask_mov_epi32((__m512i)rounded, unordered, (__m512i)nan));
+#else
     KnVu is_nan = (KnVu)(v != v);
     return __builtin_convertvector((is_nan & nan) | (~is_nan & rounded), KnVh);
+#endif
 #endif
 }
 
