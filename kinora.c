@@ -22,13 +22,14 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 3 };
 
 static int train(int argc, char **argv)
 {
-    return kn_command_train(argc, argv, NULL);
+    return kn_command_train(argc, argv, kn_draw_samples);
 }
 
 static const KnCommand commands[] = {
     {"synth", "write captioned clips of a procedural world as video files", kn_command_synth},
     {"prep", "turn video files and folders into shards, alone or under mpirun", kn_command_prep},
     {"train", "train the model that a configuration describes, alone or under mpirun", train},
+    {"generate", "make videos of prompts, from nothing or from given frames", kn_command_generate},
     {"forward", "one pass of a model on given tensors, to compare with other implementations", kn_command_forward},
     {"bench", "time training or denoising steps on this machine", kn_command_bench},
     {"config", "explain every configuration key, or print what a file resolves to", kn_command_config},

@@ -2,6 +2,13 @@
 #ifndef KN_INFER_COMMANDS_H
 #define KN_INFER_COMMANDS_H
 
+#include "core/model/model.h"
+
 int kn_command_forward(int argc, char **argv);
+int kn_command_generate(int argc, char **argv);
+
+/* Draws the prompts of sample.prompts with these weights into `folder`, as videos and a contact sheet: what training
+ * calls now and then. */
+int kn_draw_samples(const KnModel *model, const KnParameterValues *weights, const KnConfig *config, const char *folder);
 
 #endif

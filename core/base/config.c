@@ -297,13 +297,19 @@ static int load_base(Loader *loader, const char *path, const KnYamlNode *key, co
     return code;
 }
 
+static int check_is_mapping(const KnYamlNode *root, const char *path)
+{
+    if (root->kind != KN_YAML_MAPPING)
+        return kn_fail(KN_EINPUT, "%s:%d:%d: a configuration is made of sections such as `model:`, this is not", path,
+                       root->line, root->column);
+    return KN_OK;
+}
+
 static int load_file(Loader *loader, const char *path)
 {
     KnYamlNode *root;
     KN_TRY(kn_yaml_read(loader->arena, path, &root));
-    if (root->kind != KN_YAML_MAPPING)
-        return kn_fail(KN_EINPUT, "%s:%d:%d: a configuration is made of sections such as `model:`, this is not", path,
-                       root->line, root->column);
+    KN_TRY(check_is_mapping(root, path));
     char *real = realpath(path, NULL);
     if (!real)
         return kn_fail(KN_EIO, "cannot open %s: %s", path, strerror(errno));
@@ -471,6 +477,21 @@ int kn_config_load(KnConfig *config, const char *path, const char *const *overri
     int code = path ? load_file(&loader, path) : KN_OK;
     for (int i = 0; i < override_count && code == KN_OK; i++)
         code = apply_override(&loader, overrides[i]);
+    if (code == KN_OK)
+        code = check(&loader);
+    kn_arena_destroy(loader.arena);
+    return code;
+}
+
+int kn_config_parse(KnConfig *config, const char *yaml, const char *name)
+{
+    Loader loader = {.config = config, .arena = kn_arena_create()};
+    KnYamlNode *root = NULL;
+    int code = kn_yaml_parse(loader.arena, yaml, strlen(yaml), name, &root);
+    if (code == KN_OK)
+        code = check_is_mapping(root, name);
+    if (code == KN_OK)
+        code = walk(&loader, name, root, "");
     if (code == KN_OK)
         code = check(&loader);
     kn_arena_destroy(loader.arena);

@@ -121,6 +121,9 @@ void kn_config_clear(KnConfig *config);
  * argument. After a failure the config holds a mixture: clear it. */
 int kn_config_load(KnConfig *config, const char *path, const char *const *overrides, int override_count);
 
+/* The same from YAML in memory (a checkpoint's resolved configuration); `name` stands for the file in sentences. */
+int kn_config_parse(KnConfig *config, const char *yaml, const char *name);
+
 /* The same checks, of ranges and across keys, for a configuration that was filled in by a program. */
 int kn_config_check(const KnConfig *config);
 

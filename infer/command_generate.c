@@ -1,0 +1,422 @@
+/* `kinora generate`: prompts to videos. What is asked is laid out in layers (infer/request.h), checked as a whole, and
+ * made in passes (infer/generate.h); each finished clip is written at once. */
+#include "infer/commands.h"
+
+#include "core/base/error.h"
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/cpu/isa.h"
+#include "dist/comm.h"
+#include "infer/generate.h"
+#include "infer/output.h"
+#include "infer/sheet.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+typedef struct Options {
+    const char *model, *prompts, *from, *sheet;
+    KnRequest request; /* what the command line sets */
+    int json;
+} Options;
+
+#define REQUEST(field) offsetof(Options, request) + offsetof(KnRequest, field)
+
+static const KnArg rows[] = {
+    {.name = "model",
+     .kind = KN_ARG_STRING,
+     .offset = offsetof(Options, model),
+     .metavariable = "DIR",
+     .meaning = "run folder (averaged weights of its newest checkpoint), checkpoint, or exported model"},
+    {.name = "prompt",
+     .kind = KN_ARG_STRING,
+     .offset = REQUEST(prompt),
+     .metavariable = "TEXT",
+     .meaning = "what the video shall show"},
+    {.name = "out",
+     .kind = KN_ARG_STRING,
+     .offset = REQUEST(out),
+     .metavariable = "FILE",
+     .meaning = "video.mp4 (.mov, .mkv), video.gif, image.png, frame-%04d.png, or frames/ for PNGs;\n"
+                "with --prompts the folder for the videos"},
+    {.name = "prompts",
+     .kind = KN_ARG_STRING,
+     .offset = offsetof(Options, prompts),
+     .metavariable = "FILE.jsonl",
+     .meaning = "many videos: one JSON object a line with \"prompt\", \"out\" (relative to --out, else to where the\n"
+                "program runs) and any option below by its name, as in {\"prompt\": \"...\", \"out\": \"a.mp4\",\n"
+                "\"seed\": 3, \"width\": 64, \"first_frame\": \"a.png\"}; a line has the last word over the options"},
+    {.name = "from",
+     .kind = KN_ARG_STRING,
+     .offset = offsetof(Options, from),
+     .metavariable = "FILE.json",
+     .meaning = "make the video again that this file, written beside it, describes; options change what they name"},
+    {.name = "negative",
+     .kind = KN_ARG_STRING,
+     .offset = REQUEST(negative),
+     .metavariable = "TEXT",
+     .meaning = "what guidance leads away from; nothing by default"},
+    {.name = "size",
+     .kind = KN_ARG_SIZE,
+     .offset = REQUEST(size),
+     .metavariable = "WxH",
+     .meaning = "picture size in pixels, multiples of the model's patch; by default the run's sample.width and .height",
+     .low = 1,
+     .high = 16384},
+    {.name = "frames",
+     .kind = KN_ARG_INT,
+     .offset = REQUEST(frames),
+     .metavariable = "N",
+     .meaning = "length, a multiple of the model's patch; by default the run's sample.frames",
+     .low = 1,
+     .high = 1 << 20},
+    {.name = "fps",
+     .kind = KN_ARG_FLOAT,
+     .offset = REQUEST(fps),
+     .metavariable = "F",
+     .meaning = "frames a second; by default the run's sample.fps",
+     .low = 0.01,
+     .high = 1000},
+    {.name = "steps",
+     .kind = KN_ARG_INT,
+     .offset = REQUEST(steps),
+     .metavariable = "N",
+     .meaning = "denoising steps; by default the run's sample.steps",
+     .low = 1,
+     .high = 100000},
+    {.name = "guidance",
+     .kind = KN_ARG_FLOAT,
+     .offset = REQUEST(guidance),
+     .metavariable = "G",
+     .meaning = "weight of the prompt, 1 = none and half the time; by default the run's sample.guidance",
+     .low = 0,
+     .high = 1000},
+    {.name = "shift",
+     .kind = KN_ARG_FLOAT,
+     .offset = REQUEST(shift),
+     .metavariable = "S",
+     .meaning = "more steps at high noise when above 1; by default the run's sample.shift",
+     .low = 1e-3,
+     .high = 1000},
+    {.name = "solver",
+     .kind = KN_ARG_CHOICE,
+     .offset = REQUEST(solver),
+     .metavariable = "euler|heun|unipc",
+     .meaning = "by default the run's sample.solver"},
+    {.name = "spacing",
+     .kind = KN_ARG_CHOICE,
+     .offset = REQUEST(spacing),
+     .metavariable = "wan|linspace",
+     .meaning = "noise levels as Wan's own code has them (by default) or as newer diffusers has"},
+    {.name = "seed",
+     .kind = KN_ARG_INT,
+     .offset = REQUEST(seed),
+     .metavariable = "N",
+     .meaning = "of the noise, 0 by default; video i of --prompts has seed N + i where its line names none",
+     .low = 0,
+     .high = 9007199254740992.0},
+    {.name = "dtype",
+     .kind = KN_ARG_CHOICE,
+     .offset = REQUEST(dtype),
+     .metavariable = "f32|bf16",
+     .meaning = "what the model computes in; by default as it was trained"},
+    {.name = "first-frame",
+     .kind = KN_ARG_STRING,
+     .offset = REQUEST(first_frame),
+     .metavariable = "IMAGE",
+     .meaning = "the video begins with this picture"},
+    {.name = "last-frame",
+     .kind = KN_ARG_STRING,
+     .offset = REQUEST(last_frame),
+     .metavariable = "IMAGE",
+     .meaning = "the video ends with this picture"},
+    {.name = "extend",
+     .kind = KN_ARG_STRING,
+     .offset = REQUEST(extend),
+     .metavariable = "VIDEO",
+     .meaning = "the video begins with the last frames of this one"},
+    {.name = "extend-frames",
+     .kind = KN_ARG_INT,
+     .offset = REQUEST(extend_frames),
+     .metavariable = "N",
+     .meaning = "how many of them, a multiple of the model's patch; by default half of --frames",
+     .low = 1,
+     .high = 1 << 20},
+    {.name = "upscale",
+     .kind = KN_ARG_INT,
+     .offset = REQUEST(upscale),
+     .metavariable = "N",
+     .meaning = "show each pixel as N x N, for tiny clips",
+     .low = 1,
+     .high = 64},
+    {.name = "crf",
+     .kind = KN_ARG_INT,
+     .offset = REQUEST(crf),
+     .metavariable = "N",
+     .meaning = "H.264 quality from 1 (best) to 51; chosen by size by default",
+     .low = 1,
+     .high = 51},
+    {.name = "full-colour",
+     .kind = KN_ARG_FLAG,
+     .offset = REQUEST(full_colour),
+     .meaning = "H.264 4:4:4: keeps the colour of single pixels, fewer players show it"},
+    {.name = "lossless",
+     .kind = KN_ARG_FLAG,
+     .offset = REQUEST(lossless),
+     .meaning = "H.264 with exact pixels, fewer players show it"},
+    {.name = "sheet",
+     .kind = KN_ARG_STRING,
+     .offset = offsetof(Options, sheet),
+     .metavariable = "FILE.png",
+     .meaning = "contact sheet of all videos; with --prompts sheet.png beside the first by default"},
+    {.name = "json",
+     .kind = KN_ARG_FLAG,
+     .offset = offsetof(Options, json),
+     .meaning = "print one JSON object about what was made, and nothing else"},
+};
+
+static const KnArgSpec spec = {
+    .command = "generate",
+    .usage = "--model DIR --prompt TEXT --out FILE [options]\n"
+             "--model DIR --prompts FILE.jsonl [--out DIR] [options]\n"
+             "--from FILE.json [options]",
+    .description =
+        "Generates videos. Beside each one, NAME.json keeps prompt, seed, all settings and the model's hash:\n"
+        "--from makes the same bytes of it, as long as the model there is the same; name another with\n"
+        "--model to see what it makes of the same request.",
+    .examples =
+        "kinora generate --model runs/first --prompt \"a red circle moves left on a gray background\" --out a.mp4\n"
+        "kinora generate --model runs/first --prompt \"...\" --size 64x32 --frames 16 --upscale 8 --out a.gif\n"
+        "kinora generate --model runs/first --prompts prompts.jsonl --out videos\n"
+        "kinora generate --from a.json --seed 4 --out b.mp4",
+    .args = rows,
+    .arg_count = sizeof rows / sizeof rows[0],
+};
+
+/* Everything of one run of the command. */
+typedef struct Run {
+    const Options *options;
+    KnArena *arena;
+    KnModelFile file;
+    KnRequest *requests;
+    int count;
+    const char *sheet_path;
+    KnContactSheet *sheet;
+} Run;
+
+/* ---- what is asked ---- */
+
+static int check_options(const Options *o)
+{
+    int asked = (o->request.prompt && !o->from) + (o->prompts != NULL) + (o->from != NULL);
+    if (asked == 0)
+        return kn_fail(KN_EINPUT, "nothing to generate: give --prompt TEXT, --prompts FILE.jsonl or --from FILE.json");
+    if (asked > 1)
+        return kn_fail(KN_EINPUT, "--prompt, --prompts and --from exclude each other: give one of them");
+    if (!o->model && !o->from)
+        return kn_fail(KN_EINPUT, "--model is missing: name a run folder, a checkpoint or an exported model");
+    return KN_OK;
+}
+
+/* The model that is asked for, or the one that made the video. */
+static int open_model(Run *run, KnComm *comm, const KnOutputOrigin *origin)
+{
+    const char *path = run->options->model ? run->options->model : origin->model;
+    int code = kn_model_open(&run->file, comm, path);
+    if (code < 0)
+        return run->options->model ? code : kn_fail_prefix(code, "%s names its model", run->options->from);
+    if (!origin->model || !strcmp(origin->model_hash, run->file.hash))
+        return KN_OK;
+    if (!run->options->model)
+        return kn_fail(KN_EINPUT,
+                       "%s was made by a model with the hash %.12s..., but %s now has %.12s...: name the right one, "
+                       "or a new one on purpose, with --model",
+                       run->options->from, origin->model_hash, path, run->file.hash);
+    kn_warn("this is another model (hash %.12s...) than %s names (%.12s...): the video will differ", run->file.hash,
+            run->options->from, origin->model_hash);
+    return KN_OK;
+}
+
+static void warn_of_change(const Run *run, const KnOutputOrigin *origin)
+{
+    const char *here = kn_cpu_isa_name(kn_cpu_isa());
+    if (strcmp(origin->program, "kinora " KINORA_VERSION))
+        kn_warn("%s was written by %s, this is kinora " KINORA_VERSION ": the video may differ in its last bits",
+                run->options->from, origin->program);
+    if (strcmp(origin->instructions, here))
+        kn_warn("%s was made with %s instructions, this machine uses %s: the video may differ in its last bits",
+                run->options->from, origin->instructions, here);
+}
+
+static void take_single(Run *run, const KnRequest *request)
+{
+    run->requests = kn_alloc(sizeof *run->requests);
+    run->requests[0] = *request;
+    run->count = 1;
+}
+
+static int lay_out_requests(Run *run, const KnRequest *described)
+{
+    const Options *o = run->options;
+    KnRequest base;
+    KN_TRY(kn_generate_defaults(&run->file, &base, run->arena));
+    kn_request_overlay(&base, described);
+    kn_request_overlay(&base, &o->request);
+    if (o->prompts)
+        return kn_request_read_lines(o->prompts, &base, o->request.out, run->arena, &run->requests, &run->count);
+    take_single(run, &base);
+    return KN_OK;
+}
+
+static void choose_sheet(Run *run)
+{
+    run->sheet_path = run->options->sheet;
+    if (!run->sheet_path && run->options->prompts) {
+        char *folder = kn_path_folder(run->requests[0].out), *path = kn_path_join(folder, "sheet.png");
+        run->sheet_path = kn_arena_strdup(run->arena, path);
+        free(folder);
+        free(path);
+    }
+    if (run->sheet_path)
+        run->sheet = kn_contact_sheet_create(run->count);
+}
+
+/* ---- making it ---- */
+
+static int take_clip(void *context, int index, const uint8_t *pixels)
+{
+    Run *run = context;
+    const KnRequest *request = &run->requests[index];
+    if (run->sheet)
+        kn_contact_sheet_set(run->sheet, index, request, pixels, request->prompt, 0);
+    return kn_output_write(request, &run->file, pixels);
+}
+
+static int check_outputs(const Run *run)
+{
+    for (int i = 0; i < run->count; i++)
+        KN_TRY(kn_output_check(&run->requests[i]));
+    if (!run->sheet_path)
+        return KN_OK;
+    KnRequest sheet = run->requests[0];
+    sheet.out = run->sheet_path;
+    sheet.frames = 1;
+    return kn_ends_with(sheet.out, ".png") ? kn_output_check(&sheet)
+                                           : kn_fail(KN_EINPUT, "--sheet %s: the name must end in .png", sheet.out);
+}
+
+static int make_all(Run *run)
+{
+    KnGenerateJob job = {.model = &run->file.model,
+                         .weights = &run->file.weights,
+                         .requests = run->requests,
+                         .count = run->count,
+                         .arena = run->arena,
+                         .silent = run->options->json,
+                         .take = take_clip,
+                         .context = run};
+    KN_TRY(kn_generate_check(&job));
+    KN_TRY(check_outputs(run));
+    KN_TRY(kn_generate(&job));
+    if (!run->sheet)
+        return KN_OK;
+    char *subtitle = kn_format("%s, hash %.12s", run->file.path, run->file.hash);
+    int code = kn_contact_sheet_write(run->sheet, run->sheet_path, "Generated by kinora " KINORA_VERSION, subtitle);
+    free(subtitle);
+    return code;
+}
+
+/* ---- telling ---- */
+
+static double now_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void print_json(const Run *run, double seconds)
+{
+    json_t *videos = json_array(), *root = json_object();
+    for (int i = 0; i < run->count; i++) {
+        json_t *video = json_object();
+        char *json = kn_output_json_path(run->requests[i].out);
+        kn_request_to_json(&run->requests[i], video);
+        json_object_set_new(video, "json", json_string(json));
+        json_array_append_new(videos, video);
+        free(json);
+    }
+    json_object_set_new(root, "model", json_string(run->file.path));
+    json_object_set_new(root, "model_hash", json_string(run->file.hash));
+    json_object_set_new(root, "seconds", json_real(seconds));
+    json_object_set_new(root, "videos", videos);
+    if (run->sheet)
+        json_object_set_new(root, "sheet", json_string(run->sheet_path));
+    char *text = json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
+    json_decref(root);
+    KN_ASSERT(text);
+    printf("%s\n", text);
+    free(text);
+}
+
+static void print_names(const Run *run)
+{
+    for (int i = 0; i < run->count; i++)
+        printf("%s\n", run->requests[i].out);
+    if (run->sheet)
+        printf("%s\n", run->sheet_path);
+}
+
+static int generate(Run *run, KnComm *comm)
+{
+    const Options *o = run->options;
+    KnRequest described;
+    KnOutputOrigin origin = {0};
+    double start = now_seconds();
+    if (comm->ranks > 1)
+        return kn_fail(KN_EINPUT, "generate works in one process so far: start it without mpirun");
+    kn_request_init(&described);
+    if (o->from) {
+        KN_TRY(kn_output_read(o->from, &described, &origin, run->arena));
+        warn_of_change(run, &origin);
+    }
+    KN_TRY(open_model(run, comm, &origin));
+    KN_TRY(lay_out_requests(run, &described));
+    choose_sheet(run);
+    KN_TRY(make_all(run));
+    if (o->json)
+        print_json(run, now_seconds() - start);
+    else
+        print_names(run);
+    return KN_OK;
+}
+
+static void release(Run *run)
+{
+    kn_contact_sheet_destroy(run->sheet);
+    free(run->requests);
+    kn_model_close(&run->file);
+    kn_arena_destroy(run->arena);
+}
+
+int kn_command_generate(int argc, char **argv)
+{
+    Options options = {0};
+    Run run = {.options = &options};
+    KnComm *comm = NULL;
+    kn_request_init(&options.request);
+    KN_TRY(kn_args_parse(&spec, argc, argv, &options, NULL));
+    int code = check_options(&options);
+    if (code == KN_OK)
+        code = kn_comm_open(&comm);
+    if (code == KN_OK) {
+        kn_log_set_quiet(options.json);
+        run.arena = kn_arena_create();
+        code = kn_comm_close(comm, generate(&run, comm));
+        release(&run);
+    }
+    kn_args_clear(&spec, &options, NULL);
+    return code;
+}

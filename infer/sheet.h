@@ -1,0 +1,20 @@
+/* Contact sheets of generated clips: a few frames of each, gathered as clips are finished. */
+#ifndef KN_INFER_SHEET_H
+#define KN_INFER_SHEET_H
+
+#include "infer/request.h"
+
+typedef struct KnContactSheet KnContactSheet;
+
+/* Room for `count` clips, of which the first hundred or so are shown. */
+KnContactSheet *kn_contact_sheet_create(int count);
+void kn_contact_sheet_destroy(KnContactSheet *sheet); /* NULL is fine */
+
+/* Keeps copies of up to eight frames of u8 [frames][height][width][3]; `mark` and captions as in core/base/draw.h. */
+void kn_contact_sheet_set(KnContactSheet *sheet, int index, const KnRequest *request, const uint8_t *pixels,
+                          const char *caption, int mark);
+
+/* Draws what was set so far, in the order of indices, making the file's folder. */
+int kn_contact_sheet_write(const KnContactSheet *sheet, const char *path, const char *title, const char *subtitle);
+
+#endif
