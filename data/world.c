@@ -60,6 +60,24 @@ int kn_world_is_held_out(const KnWorld *world, const KnWorldFacts *facts)
     return world->is_held_out(facts);
 }
 
+int kn_world_combinations(const KnWorld *world, KnWorldSplit split, KnWorldFacts *facts)
+{
+    const KnWorldFacts *n = &world->counts;
+    int count = 0, all = n->colour * n->shape * n->motion * n->background;
+    for (int i = 0; i < all; i++) {
+        KnWorldFacts f = {.background = i % n->background,
+                          .motion = i / n->background % n->motion,
+                          .shape = i / (n->background * n->motion) % n->shape,
+                          .colour = i / (n->background * n->motion * n->shape)};
+        if (world->is_held_out(&f) != (split == KN_WORLD_HELD_OUT))
+            continue;
+        if (facts)
+            facts[count] = f;
+        count++;
+    }
+    return count;
+}
+
 void kn_world_caption(const KnWorld *world, const KnWorldFacts *facts, char caption[KN_WORLD_CAPTION_BYTES])
 {
     world->caption(facts, caption);

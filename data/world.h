@@ -69,6 +69,9 @@ void kn_world_describe(const KnWorld *world, uint64_t seed, KnWorldSplit split, 
 /* The held-out rule. */
 int kn_world_is_held_out(const KnWorld *world, const KnWorldFacts *facts);
 
+/* Every combination of a split, in a fixed order, into `facts` (NULL: none is written); returns how many there are. */
+int kn_world_combinations(const KnWorld *world, KnWorldSplit split, KnWorldFacts *facts);
+
 /* The exact caption, and back: KN_EINPUT when `text` is not a caption of this world. */
 void kn_world_caption(const KnWorld *world, const KnWorldFacts *facts, char caption[KN_WORLD_CAPTION_BYTES]);
 int kn_world_parse_caption(const KnWorld *world, const char *text, KnWorldFacts *facts);

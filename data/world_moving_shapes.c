@@ -213,6 +213,7 @@ static void render(const KnWorldClip *clip, int frames, int height, int width, u
 const KnWorld kn_world_moving_shapes = {
     .name = "moving-shapes",
     .about = "one shape of one colour that moves left, right, up or down, or stays still, on a plain background",
+    .counts = {KN_COLOURS, KN_SHAPES, KN_MOTIONS, KN_BACKGROUNDS},
     .check_geometry = check_geometry,
     .describe = describe,
     .is_held_out = is_held_out,

@@ -7,6 +7,7 @@
 
 struct KnWorld {
     const char *name, *about;
+    KnWorldFacts counts; /* how many colours, shapes, ... there are */
     int (*check_geometry)(int frames, int height, int width);
     void (*describe)(uint64_t seed, KnWorldSplit split, uint64_t index, int frames, int height, int width,
                      KnWorldClip *clip);

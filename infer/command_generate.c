@@ -9,6 +9,7 @@
 #include "dist/comm.h"
 #include "infer/generate.h"
 #include "infer/output.h"
+#include "infer/request_args.h"
 #include "infer/sheet.h"
 
 #include <stdio.h>
@@ -58,20 +59,7 @@ static const KnArg rows[] = {
      .offset = REQUEST(negative),
      .metavariable = "TEXT",
      .meaning = "what guidance leads away from; nothing by default"},
-    {.name = "size",
-     .kind = KN_ARG_SIZE,
-     .offset = REQUEST(size),
-     .metavariable = "WxH",
-     .meaning = "picture size in pixels, multiples of the model's patch; by default the run's sample.width and .height",
-     .low = 1,
-     .high = 16384},
-    {.name = "frames",
-     .kind = KN_ARG_INT,
-     .offset = REQUEST(frames),
-     .metavariable = "N",
-     .meaning = "length, a multiple of the model's patch; by default the run's sample.frames",
-     .low = 1,
-     .high = 1 << 20},
+    KN_SAMPLING_ARGS(offsetof(Options, request)),
     {.name = "fps",
      .kind = KN_ARG_FLOAT,
      .offset = REQUEST(fps),
@@ -79,37 +67,6 @@ static const KnArg rows[] = {
      .meaning = "frames a second; by default the run's sample.fps",
      .low = 0.01,
      .high = 1000},
-    {.name = "steps",
-     .kind = KN_ARG_INT,
-     .offset = REQUEST(steps),
-     .metavariable = "N",
-     .meaning = "denoising steps; by default the run's sample.steps",
-     .low = 1,
-     .high = 100000},
-    {.name = "guidance",
-     .kind = KN_ARG_FLOAT,
-     .offset = REQUEST(guidance),
-     .metavariable = "G",
-     .meaning = "weight of the prompt, 1 = none and half the time; by default the run's sample.guidance",
-     .low = 0,
-     .high = 1000},
-    {.name = "shift",
-     .kind = KN_ARG_FLOAT,
-     .offset = REQUEST(shift),
-     .metavariable = "S",
-     .meaning = "more steps at high noise when above 1; by default the run's sample.shift",
-     .low = 1e-3,
-     .high = 1000},
-    {.name = "solver",
-     .kind = KN_ARG_CHOICE,
-     .offset = REQUEST(solver),
-     .metavariable = "euler|heun|unipc",
-     .meaning = "by default the run's sample.solver"},
-    {.name = "spacing",
-     .kind = KN_ARG_CHOICE,
-     .offset = REQUEST(spacing),
-     .metavariable = "wan|linspace",
-     .meaning = "noise levels as Wan's own code has them (by default) or as newer diffusers has"},
     {.name = "seed",
      .kind = KN_ARG_INT,
      .offset = REQUEST(seed),
@@ -117,11 +74,6 @@ static const KnArg rows[] = {
      .meaning = "of the noise, 0 by default; video i of --prompts has seed N + i where its line names none",
      .low = 0,
      .high = 9007199254740992.0},
-    {.name = "dtype",
-     .kind = KN_ARG_CHOICE,
-     .offset = REQUEST(dtype),
-     .metavariable = "f32|bf16",
-     .meaning = "what the model computes in; by default as it was trained"},
     {.name = "first-frame",
      .kind = KN_ARG_STRING,
      .offset = REQUEST(first_frame),
@@ -298,13 +250,7 @@ static int check_outputs(const Run *run)
 {
     for (int i = 0; i < run->count; i++)
         KN_TRY(kn_output_check(&run->requests[i]));
-    if (!run->sheet_path)
-        return KN_OK;
-    KnRequest sheet = run->requests[0];
-    sheet.out = run->sheet_path;
-    sheet.frames = 1;
-    return kn_ends_with(sheet.out, ".png") ? kn_output_check(&sheet)
-                                           : kn_fail(KN_EINPUT, "--sheet %s: the name must end in .png", sheet.out);
+    return run->sheet_path ? kn_contact_sheet_check(run->sheet_path) : KN_OK;
 }
 
 static int make_all(Run *run)

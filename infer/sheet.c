@@ -22,6 +22,20 @@ struct KnContactSheet {
     Cell *cells;
 };
 
+int kn_contact_sheet_check(const char *path)
+{
+    KnFileWriter *writer = NULL;
+    if (!kn_ends_with(path, ".png"))
+        return kn_fail(KN_EINPUT, "--sheet %s: the name must end in .png", path);
+    char *folder = kn_path_folder(path);
+    int code = kn_make_directories(folder);
+    free(folder);
+    KN_TRY(code);
+    KN_TRY(kn_file_writer_open(&writer, path));
+    kn_file_writer_abort(writer);
+    return KN_OK;
+}
+
 KnContactSheet *kn_contact_sheet_create(int count)
 {
     KnContactSheet *sheet = kn_alloc(sizeof *sheet);
@@ -91,12 +105,8 @@ int kn_contact_sheet_write(const KnContactSheet *sheet, const char *path, const 
                                            .frame_count = sheet->cells[i].count,
                                            .frames = sheet->cells[i].frames,
                                            .mark = sheet->cells[i].mark};
-    char *folder = kn_path_folder(path);
-    int code = kn_make_directories(folder);
-    if (code == KN_OK)
-        code =
-            kn_draw_sheet(path, &(KnSheet){.title = title, .subtitle = subtitle, .cell_count = count, .cells = cells});
-    free(folder);
+    int code =
+        kn_draw_sheet(path, &(KnSheet){.title = title, .subtitle = subtitle, .cell_count = count, .cells = cells});
     free(cells);
     return code;
 }

@@ -6,6 +6,9 @@
 
 typedef struct KnContactSheet KnContactSheet;
 
+/* Before hours of work: whether `path` ends in .png and can be written. Makes its folder. */
+int kn_contact_sheet_check(const char *path);
+
 /* Room for `count` clips, of which the first hundred or so are shown. */
 KnContactSheet *kn_contact_sheet_create(int count);
 void kn_contact_sheet_destroy(KnContactSheet *sheet); /* NULL is fine */
@@ -14,7 +17,7 @@ void kn_contact_sheet_destroy(KnContactSheet *sheet); /* NULL is fine */
 void kn_contact_sheet_set(KnContactSheet *sheet, int index, const KnRequest *request, const uint8_t *pixels,
                           const char *caption, int mark);
 
-/* Draws what was set so far, in the order of indices, making the file's folder. */
+/* Draws what was set so far, in the order of indices. */
 int kn_contact_sheet_write(const KnContactSheet *sheet, const char *path, const char *title, const char *subtitle);
 
 #endif
