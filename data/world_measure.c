@@ -398,20 +398,41 @@ static double overlap_of(const float *image, const float *template, int dx, int 
     return either > 0 ? both / either : 0;
 }
 
-static double best_overlap(const KnShape *shape, const float *image, double area)
+/* Over five softnesses (pixels, resampling, a soft picture) and small moves, at `scale` times the size that the area
+ * tells. */
+static double best_overlap(const KnShape *shape, const float *image, double area, double scale)
 {
-    static const double sizes[] = {0.92, 0.96, 1, 1.04, 1.08}; /* of the size that the area tells */
-    static const double blurs[] = {0.25, 0.5, 0.75, 1.0, 1.3}; /* pixels, resampling, and a soft picture */
+    static const double blurs[] = {0.25, 0.5, 0.75, 1.0, 1.3}; /* units */
     static const int moves[5][2] = {{0, 0}, {1, 0}, {-1, 0}, {0, 1}, {0, -1}};
     float template[GRID * GRID];
-    double best = 0, r = sqrt(area / shape->area);
-    for (int s = 0; s < 5; s++)
-        for (int b = 0; b < 5; b++) {
-            draw_template(shape, r * sizes[s], blurs[b], template);
-            for (int m = 0; m < 5; m++)
-                best = fmax(best, overlap_of(image, template, moves[m][0], moves[m][1]));
-        }
+    double best = 0, r = scale * sqrt(area / shape->area);
+    for (int b = 0; b < 5; b++) {
+        draw_template(shape, r, blurs[b], template);
+        for (int m = 0; m < 5; m++)
+            best = fmax(best, overlap_of(image, template, moves[m][0], moves[m][1]));
+    }
     return best;
+}
+
+/* The shape with the best overlap; sizes beside the likeliest one are tried only for shapes that are near the best. */
+static void find_shape(const float *image, double area, KnMeasured *measured)
+{
+    static const double scales[] = {0.92, 0.96, 1.04, 1.08}, near = 0.08;
+    double overlaps[KN_SHAPES], best = 0;
+    for (int s = 0; s < KN_SHAPES; s++) {
+        overlaps[s] = best_overlap(&kn_shapes[s], image, area, 1);
+        best = fmax(best, overlaps[s]);
+    }
+    for (int s = 0; s < KN_SHAPES; s++) {
+        for (int k = 0; k < 4 && overlaps[s] > best - near; k++)
+            overlaps[s] = fmax(overlaps[s], best_overlap(&kn_shapes[s], image, area, scales[k]));
+        if (overlaps[s] > measured->shape_overlap) {
+            measured->shape_overlap = overlaps[s];
+            measured->facts.shape = s;
+        }
+    }
+    if (measured->shape_overlap < overlap_low)
+        measured->facts.shape = KN_WORLD_NONE;
 }
 
 static void measure_shape(const Ruler *ruler, const uint8_t *good, KnMeasured *measured)
@@ -431,15 +452,7 @@ static void measure_shape(const Ruler *ruler, const uint8_t *good, KnMeasured *m
         image[i] = alpha < 0 ? 0 : alpha > 1 ? 1 : alpha;
         area += image[i] * cell * cell;
     }
-    for (int s = 0; s < KN_SHAPES; s++) {
-        double overlap = best_overlap(&kn_shapes[s], image, area);
-        if (overlap > measured->shape_overlap) {
-            measured->shape_overlap = overlap;
-            measured->facts.shape = s;
-        }
-    }
-    if (measured->shape_overlap < overlap_low)
-        measured->facts.shape = KN_WORLD_NONE;
+    find_shape(image, area, measured);
 }
 
 /* ---- clean ---- */

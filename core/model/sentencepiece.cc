@@ -187,6 +187,7 @@ int kn_sentencepiece_train(const char *const *sentences, int64_t count, int64_t 
 int kn_sentencepiece_open(const void *model, size_t bytes, const char *name, KnSentencePiece **processor)
 {
     *processor = nullptr;
+    KN_TRY(kn_sentencepiece_check(model, bytes, name));
     return guarded("open a tokenizer", [&]() {
         auto made = std::make_unique<KnSentencePiece>();
         const auto status =

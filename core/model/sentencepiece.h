@@ -17,6 +17,9 @@ typedef struct KnSentencePiece KnSentencePiece;
 int kn_sentencepiece_train(const char *const *sentences, int64_t count, int64_t vocabulary, void **model,
                            size_t *bytes);
 
+/* KN_EFORMAT for bytes that would lead the library astray (it trusts parts of them); open does this first. */
+int kn_sentencepiece_check(const void *model, size_t bytes, const char *name);
+
 /* Opens a serialized model; `name` for error sentences. */
 int kn_sentencepiece_open(const void *model, size_t bytes, const char *name, KnSentencePiece **processor);
 void kn_sentencepiece_close(KnSentencePiece *processor);

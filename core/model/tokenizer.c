@@ -21,9 +21,11 @@ static int open_model(void *model, size_t bytes, const char *name, KnTokenizer *
     KnSentencePiece *pieces;
     *tokenizer = NULL;
     int code = kn_sentencepiece_open(model, bytes, name, &pieces);
-    if (!code && kn_sentencepiece_end(pieces) < 0)
+    if (code == KN_OK && kn_sentencepiece_end(pieces) < 0) {
+        kn_sentencepiece_close(pieces);
         code = kn_fail(KN_EFORMAT, "%s has no end-of-text piece (</s>), which every caption ends with", name);
-    if (code) {
+    }
+    if (code != KN_OK) {
         free(model);
         return code;
     }

@@ -95,7 +95,7 @@ static void true_clips_measure_true_under_noise_and_blur(void **state)
     static const struct {
         int side, clips;
         double blur, noise;
-    } cases[] = {{32, 160, 0, 0}, {32, 160, 0, 12}, {32, 100, 0.7, 0}, {32, 100, 0.7, 12}, {64, 24, 0, 12}};
+    } cases[] = {{32, 80, 0, 0}, {32, 120, 0, 12}, {32, 60, 0.7, 0}, {32, 60, 0.7, 12}, {64, 10, 0, 12}};
     for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++)
         for (uint64_t i = 0; i < (uint64_t)cases[c].clips; i++) {
             KnWorldClip clip = true_clip(i, cases[c].side, pixels);
@@ -116,7 +116,7 @@ static void true_clips_measure_true_after_h264(void **state)
     } cases[] = {{32, 6}, {32, 12}, {64, 12}, {64, 23}};
     char path[] = "/tmp/kinora-measure-XXXXXX.mp4";
     assert_true(close(mkstemps(path, 4)) == 0);
-    for (uint64_t i = 0; i < 80; i++) {
+    for (uint64_t i = 0; i < 60; i++) {
         int side = cases[i % 4].side, frame_bytes = side * side * 3;
         KnWorldClip clip = true_clip(i / 4, side, pixels);
         KnVideoWriteOptions options = {.width = side, .height = side, .fps = 8, .crf = cases[i % 4].crf};
@@ -153,7 +153,7 @@ static void slightly_wrong_colours_still_count(void **state)
 static void mismatched_captions_score_chance(void **state)
 {
     (void)state;
-    enum { CLIPS = 400 };
+    enum { CLIPS = 250 };
     int right[4] = {0};
     for (uint64_t i = 0; i < CLIPS; i++) {
         true_clip(2 * i, SIDE, pixels); /* even indices: the training split */
