@@ -1,8 +1,8 @@
 /* The CPU backend: a table of kernels by op id, chosen for the best instruction set this machine has.
  *
  * Kernels live in core/cpu/simd/ (compiled once per instruction set), one file per op family; each file exports
- * functions of type KnCpuKernel, and core/cpu/simd/table.c collects them. Each kernel parallelizes with OpenMP over
- * fixed blocks, so that its bits do not depend on the number of threads. */
+ * functions of type KnCpuKernel, and core/cpu/simd/table.c collects them. Each kernel shares fixed blocks out to
+ * the team of threads (core/cpu/team.h), so that its bits do not depend on their number. */
 #ifndef KN_CPU_BACKEND_H
 #define KN_CPU_BACKEND_H
 
@@ -17,7 +17,7 @@ typedef struct KnCpuKernel {
 /* The process-wide CPU backend. */
 KnBackend *kn_cpu_backend(void);
 
-/* Threads that kernels use (OpenMP); 0 = all cores this process may run on. */
+/* Threads that kernels use; 0 = all processors that this process may run on. */
 void kn_cpu_set_threads(int threads);
 int kn_cpu_threads(void);
 

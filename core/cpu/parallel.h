@@ -1,5 +1,5 @@
 /* Parallel loops of the CPU kernels: a range cut into blocks of a fixed size, so that who computes what never changes
- * a bit of it. Small ranges run on the calling thread: waking a team costs a few microseconds. */
+ * a bit of it. Small ranges run on the calling thread: waking the team (core/cpu/team.h) costs some microseconds. */
 #ifndef KN_CPU_PARALLEL_H
 #define KN_CPU_PARALLEL_H
 
@@ -17,8 +17,5 @@ typedef struct KnLoop {
 
 /* Calls range(arguments, ...) for all blocks of the loop, on several threads if there is enough to do. */
 void kn_parallel_for(KnLoop loop, KnRange range, const void *arguments);
-
-/* Threads that a kernel with its own parallel region should ask for, given the elements it touches. */
-int kn_parallel_team(int64_t elements);
 
 #endif
