@@ -1,5 +1,6 @@
-/* The shard writer. Patches are gathered into whole chunks before HDF5 sees them, so each is checksummed and written
- * once; tables stay in memory until finish. A dropped clip takes the file back to where the clip began. */
+/* The shard writer. Patches are gathered into whole chunks, which are checksummed here, as HDF5's Fletcher32 filter
+ * does but several times as fast, and handed to HDF5 as finished bytes; tables stay in memory until finish. A dropped
+ * clip takes the file back to where the clip began. */
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/hash.h"
@@ -13,7 +14,16 @@
 #include <unistd.h>
 
 /* Large enough that a chunk's bookkeeping is small, small enough that a short clip does not drag in megabytes. */
-enum { CHUNK_BYTES = 1 << 17 };
+enum { CHUNK_BYTES = 1 << 17, CHECKSUM_BYTES = 4, LANES = 16, BLOCK_WORDS = 256 * LANES };
+
+/* Handing over finished bytes leaves no conversion to HDF5. */
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "shards are written on little-endian machines");
+
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__clang__)
+#define KN_VECTOR_CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define KN_VECTOR_CLONES
+#endif
 
 struct KnShardWriter {
     char *path, *temporary;
@@ -52,11 +62,6 @@ static void fill_format(KnShardFormat *format)
 static hid_t stored_type(const KnShardFormat *format)
 {
     return format->kind == KN_VALUE_PIXELS ? H5T_STD_U8LE : H5T_STD_U16LE;
-}
-
-static hid_t native_type(const KnShardFormat *format)
-{
-    return format->kind == KN_VALUE_PIXELS ? H5T_NATIVE_UINT8 : H5T_NATIVE_UINT16;
 }
 
 static int create_patches(KnShardWriter *writer)
@@ -106,7 +111,7 @@ int kn_shard_writer_open(KnShardWriter **out, const char *path, const KnShardFor
     writer->chunk_rows = CHUNK_BYTES / (int64_t)writer->row_bytes;
     if (writer->chunk_rows < 1)
         writer->chunk_rows = 1;
-    writer->chunk = kn_alloc((size_t)writer->chunk_rows * writer->row_bytes);
+    writer->chunk = kn_alloc((size_t)writer->chunk_rows * writer->row_bytes + CHECKSUM_BYTES);
     writer->file = writer->patches = -1;
     kn_h5_lock();
     errno = 0;
@@ -162,18 +167,51 @@ int64_t kn_shard_writer_bytes(const KnShardWriter *writer)
 
 /* ---- patches ---- */
 
-/* Moves `count` rows between `values` and the file, at row `first`. */
-static int move_rows(hid_t set, const KnShardFormat *format, int64_t first, int64_t count, void *values, int writing)
+/* Of big-endian words w[0..n), n a multiple of LANES: *sum = sum of w[i], *weighted = sum of (n - i) w[i]. Lane j sees
+ * every LANES-th word; of its running sums and their running sums, i = LANES k + j makes the whole. For BLOCK_WORDS the
+ * largest is below 2^32. */
+KN_VECTOR_CLONES static void sum_block(const uint16_t *restrict words, size_t n, uint64_t *sum, uint64_t *weighted)
 {
-    hsize_t start[2] = {(hsize_t)first, 0}, extent[2] = {(hsize_t)count, (hsize_t)format->patch_dim};
-    hid_t space = H5Dget_space(set), memory = H5Screate_simple(2, extent, NULL);
-    int ok = H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, extent, NULL) >= 0;
-    if (ok)
-        ok = (writing ? H5Dwrite(set, native_type(format), memory, space, H5P_DEFAULT, values)
-                      : H5Dread(set, native_type(format), memory, space, H5P_DEFAULT, values)) >= 0;
-    H5Sclose(memory);
-    H5Sclose(space);
-    return ok ? 0 : -1;
+    uint32_t first[LANES] = {0}, second[LANES] = {0};
+    for (size_t i = 0; i < n; i += LANES)
+        for (size_t j = 0; j < LANES; j++) {
+            first[j] += __builtin_bswap16(words[i + j]);
+            second[j] += first[j];
+        }
+    *sum = *weighted = 0;
+    for (size_t j = 0; j < LANES; j++) {
+        *sum += first[j];
+        *weighted += (uint64_t)LANES * second[j] - j * first[j];
+    }
+}
+
+/* Ones' complement sums reach 0 only from nothing but zeros, else they end in 1..65535. */
+static uint32_t fold(uint64_t sum)
+{
+    return sum == 0 ? 0 : (uint32_t)((sum - 1) % 65535 + 1);
+}
+
+/* The checksum of HDF5's filter: Fletcher's with 16-bit words, an odd last byte being the high one of a word. */
+static uint32_t fletcher32(const unsigned char *bytes, size_t count)
+{
+    uint64_t first = 0, second = 0;
+    size_t whole = count / 2 / LANES * LANES, at = 0;
+    while (at < whole) {
+        uint64_t n = whole - at < BLOCK_WORDS ? whole - at : BLOCK_WORDS, sum, weighted;
+        sum_block((const uint16_t *)(const void *)bytes + at, n, &sum, &weighted);
+        second = fold(second + n * first + weighted);
+        first = fold(first + sum);
+        at += n;
+    }
+    for (; at < count / 2; at++) {
+        first += (uint32_t)bytes[2 * at] << 8 | bytes[2 * at + 1];
+        second += first;
+    }
+    if (count % 2) {
+        first += (uint32_t)bytes[count - 1] << 8;
+        second += first;
+    }
+    return fold(second) << 16 | fold(first);
 }
 
 static int set_rows(KnShardWriter *writer, int64_t rows)
@@ -182,16 +220,35 @@ static int set_rows(KnShardWriter *writer, int64_t rows)
     return H5Dset_extent(writer->patches, extent) >= 0 ? 0 : -1;
 }
 
+/* Puts the first `count` rows of `chunk` into the file, after those there; the rest of the chunk becomes zeros. */
 static int store_rows(KnShardWriter *writer, int64_t count)
 {
+    size_t bytes = (size_t)writer->chunk_rows * writer->row_bytes, used = (size_t)count * writer->row_bytes;
+    memset(writer->chunk + used, 0, bytes - used);
+    uint32_t checksum = fletcher32(writer->chunk, bytes);
+    for (int i = 0; i < CHECKSUM_BYTES; i++)
+        writer->chunk[bytes + (size_t)i] = (unsigned char)(checksum >> (8 * i));
+    const hsize_t corner[2] = {(hsize_t)writer->stored_rows, 0};
     kn_h5_lock();
     errno = 0;
-    int result = set_rows(writer, writer->stored_rows + count);
-    if (result == 0)
-        result = move_rows(writer->patches, &writer->format, writer->stored_rows, count, writer->chunk, 1);
-    int code = result == 0 ? KN_OK : refused(writer);
+    int ok = set_rows(writer, writer->stored_rows + count) == 0 &&
+             H5Dwrite_chunk(writer->patches, H5P_DEFAULT, 0, corner, bytes + CHECKSUM_BYTES, writer->chunk) >= 0;
+    int code = ok ? KN_OK : refused(writer);
     kn_h5_unlock();
     return code;
+}
+
+/* Reads rows [first, first + count) of the file back into `chunk`. */
+static int load_rows(KnShardWriter *writer, int64_t first, int64_t count)
+{
+    hsize_t start[2] = {(hsize_t)first, 0}, extent[2] = {(hsize_t)count, (hsize_t)writer->format.patch_dim};
+    hid_t space = H5Dget_space(writer->patches), memory = H5Screate_simple(2, extent, NULL);
+    hid_t type = writer->format.kind == KN_VALUE_PIXELS ? H5T_NATIVE_UINT8 : H5T_NATIVE_UINT16;
+    int ok = H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, extent, NULL) >= 0 &&
+             H5Dread(writer->patches, type, memory, space, H5P_DEFAULT, writer->chunk) >= 0;
+    H5Sclose(memory);
+    H5Sclose(space);
+    return ok ? 0 : -1;
 }
 
 int kn_shard_writer_clip_begin(KnShardWriter *writer, const KnClip *clip)
@@ -262,7 +319,7 @@ int kn_shard_writer_clip_drop(KnShardWriter *writer)
         errno = 0;
         int result = 0;
         if (rows > whole)
-            result = move_rows(writer->patches, &writer->format, whole, rows - whole, writer->chunk, 0);
+            result = load_rows(writer, whole, rows - whole);
         if (result == 0)
             result = set_rows(writer, whole);
         if (result < 0)

@@ -54,7 +54,8 @@ struct KnConverter {
 
 /* y_offset and coefficients of one matrix and range, in units of 2^-MATRIX_BITS. */
 typedef struct Matrix {
-    int y_offset, y, rv, gu, gv, bu;
+    int y_offset;
+    int16_t y, rv, gu, gv, bu; /* 16 bits: products of two such are cheap in vectors */
 } Matrix;
 
 KnOrientation kn_orientation_from_matrix(const int32_t matrix[9])
@@ -190,11 +191,11 @@ static Matrix matrix_coefficients(int matrix, int full_range)
     double kg = 1 - kr - kb, one = 1 << MATRIX_BITS;
     double y = full_range ? 1 : 255.0 / 219, c = full_range ? 1 : 255.0 / 224;
     return (Matrix){.y_offset = full_range ? 0 : 16,
-                    .y = (int)lround(one * y),
-                    .rv = (int)lround(one * c * 2 * (1 - kr)),
-                    .gu = (int)lround(one * c * 2 * kb * (1 - kb) / kg),
-                    .gv = (int)lround(one * c * 2 * kr * (1 - kr) / kg),
-                    .bu = (int)lround(one * c * 2 * (1 - kb))};
+                    .y = (int16_t)lround(one * y),
+                    .rv = (int16_t)lround(one * c * 2 * (1 - kr)),
+                    .gu = (int16_t)lround(one * c * 2 * kb * (1 - kb) / kg),
+                    .gv = (int16_t)lround(one * c * 2 * kr * (1 - kr) / kg),
+                    .bu = (int16_t)lround(one * c * 2 * (1 - kb))};
 }
 
 static inline uint8_t clamp_byte(int value)
@@ -206,10 +207,11 @@ KN_VECTOR_CLONES static void convert_line(const Matrix *m, const uint8_t *restri
                                           const uint8_t *restrict v, int count, uint8_t *restrict r,
                                           uint8_t *restrict g, uint8_t *restrict b)
 {
-    const int cy = m->y, rv = m->rv, gu = m->gu, gv = m->gv, bu = m->bu;
+    const int16_t cy = m->y, rv = m->rv, gu = m->gu, gv = m->gv, bu = m->bu;
     const int base = (1 << (MATRIX_BITS - 1)) - m->y_offset * cy;
     for (int x = 0; x < count; x++) {
-        int luma = cy * y[x] + base, cb = u[x] - 128, cr = v[x] - 128;
+        const int16_t cb = (int16_t)(u[x] - 128), cr = (int16_t)(v[x] - 128), code = y[x];
+        int luma = cy * code + base;
         r[x] = clamp_byte((luma + rv * cr) >> MATRIX_BITS);
         g[x] = clamp_byte((luma - gu * cb - gv * cr) >> MATRIX_BITS);
         b[x] = clamp_byte((luma + bu * cb) >> MATRIX_BITS);

@@ -12,28 +12,44 @@
 
 /* ---- patchify ---- */
 
+/* Every element against its place by definition. */
+static void check_order(const KnPatchLayout *layout)
+{
+    const int64_t T = layout->frames, H = layout->height, W = layout->width, C = layout->channels;
+    const int64_t pt = layout->patch[0], ph = layout->patch[1], pw = layout->patch[2], dim = C * pt * ph * pw;
+    const size_t size = layout->element_bytes, bytes = (size_t)(T * H * W * C) * size;
+    uint8_t *frames = kn_alloc(bytes), *patches = kn_alloc(bytes), *back = kn_alloc(bytes);
+    for (size_t i = 0; i < bytes; i++)
+        frames[i] = (uint8_t)(i * 7 + i / 253);
+    assert_int_equal(kn_patch_tokens(layout), (T / pt) * (H / ph) * (W / pw));
+    assert_int_equal(kn_patch_dim(layout), dim);
+    kn_patchify(layout, frames, patches);
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t y = 0; y < H; y++)
+            for (int64_t x = 0; x < W; x++)
+                for (int64_t c = 0; c < C; c++) {
+                    int64_t token = (t / pt * (H / ph) + y / ph) * (W / pw) + x / pw;
+                    int64_t element = ((c * pt + t % pt) * ph + y % ph) * pw + x % pw;
+                    if (memcmp(patches + (size_t)(token * dim + element) * size,
+                               frames + (size_t)(((t * H + y) * W + x) * C + c) * size, size) != 0)
+                        fail_msg("t %d, y %d, x %d, channel %d", (int)t, (int)y, (int)x, (int)c);
+                }
+    kn_unpatchify(layout, patches, back);
+    assert_memory_equal(back, frames, bytes);
+    free(frames);
+    free(patches);
+    free(back);
+}
+
 static void patches_are_in_the_order_that_is_stated(void **state)
 {
     (void)state;
-    enum { T = 4, H = 6, W = 8, C = 3, PT = 2, PH = 3, PW = 2 };
-    const KnPatchLayout layout = {T, H, W, C, {PT, PH, PW}, 2};
-    uint16_t frames[T * H * W * C], patches[T * H * W * C], back[T * H * W * C];
-    for (int i = 0; i < T * H * W * C; i++)
-        frames[i] = (uint16_t)(i * 7 + 1);
-    assert_int_equal(kn_patch_tokens(&layout), (T / PT) * (H / PH) * (W / PW));
-    assert_int_equal(kn_patch_dim(&layout), C * PT * PH * PW);
-    kn_patchify(&layout, frames, patches);
-    for (int t = 0; t < T; t++)
-        for (int y = 0; y < H; y++)
-            for (int x = 0; x < W; x++)
-                for (int c = 0; c < C; c++) {
-                    int token = (t / PT * (H / PH) + y / PH) * (W / PW) + x / PW;
-                    int element = ((c * PT + t % PT) * PH + y % PH) * PW + x % PW;
-                    assert_int_equal(patches[token * C * PT * PH * PW + element],
-                                     frames[((t * H + y) * W + x) * C + c]);
-                }
-    kn_unpatchify(&layout, patches, back);
-    assert_memory_equal(back, frames, sizeof frames);
+    static const KnPatchLayout layouts[] = {
+        {4, 6, 8, 3, {2, 3, 2}, 2},     {4, 16, 40, 3, {2, 8, 8}, 1}, {2, 6, 35, 3, {1, 2, 7}, 1},
+        {1, 2, 2100, 3, {1, 1, 10}, 1}, {2, 4, 6, 16, {1, 2, 2}, 2},  {1, 4, 2048, 3, {1, 4, 2048}, 1},
+    };
+    for (size_t i = 0; i < sizeof layouts / sizeof layouts[0]; i++)
+        check_order(&layouts[i]);
 }
 
 static void patchify_and_back_is_exact_for_any_layout(void **state)
