@@ -61,10 +61,11 @@ mount_at() { # PLACE mount-arguments...
 
 began=$SECONDS
 printf '==> A new Debian %s in %s\n' $suite "$machine"
-words=$(debootstrap --variant=minbase $suite "$machine" "$mirror" 2>&1) || {
-    tail -n 20 <<<"$words" >&2
-    die "debootstrap failed: see above"
+debootstrap --variant=minbase $suite "$machine" "$mirror" >"$machine.log" 2>&1 || {
+    tail -n 20 "$machine.log" >&2
+    die "debootstrap failed; the log is $machine.log"
 }
+rm -f "$machine.log"
 mount_at proc -t proc proc
 mount_at dev/shm -t tmpfs -o mode=1777 tmpfs # shared memory between ranks
 cp /etc/resolv.conf "$machine/etc/resolv.conf"

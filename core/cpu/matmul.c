@@ -38,9 +38,11 @@ enum {
     UNIT_K = 32, /* all cuts of K are multiples of it */
     UNIT_N = 96, /* and of N of this: whole tiles of every kernel */
     UNIT_M = 32,
-    PACK_K = 512,    /* a packing task: so many rows of K ... */
-    PACK_PANELS = 8, /* ... of so many panels */
+    PACK_K = 256,     /* a packing task: so many rows of K ... */
+    PACK_PANELS = 16, /* ... of so many panels */
     STEP_BYTES = 6 << 20,
+    CACHED_BYTES = 256 << 10,
+    BLOCK_PRODUCT = 1 << 20,  /* m n k of the smallest block for a thread that has others to do */
     SERIAL_PRODUCT = 1 << 19, /* m n k below which starting threads costs more than it gives */
     SPLIT_K = 4096,
     MAX_SPLITS = 16
@@ -67,6 +69,7 @@ typedef struct Step {
     char *workspace;
     int64_t index_k, first_n, last_n;
     int64_t block_m, block_n, blocks_m, blocks_n;
+    int shared_a, shared_b; /* packed before the blocks, since several of them read the same panels */
 } Step;
 
 static int64_t min64(int64_t a, int64_t b)
@@ -189,16 +192,19 @@ static void plan_make(Plan *plan, const KnMatmul *product)
 
 typedef void (*Task)(const Step *step, int64_t index);
 
-/* Inside a parallel region every thread calls this; it ends with a barrier. */
-static void for_tasks(int parallel, Task task, const Step *step, int64_t count)
+/* Inside a parallel region every thread calls this. With `wait` all tasks are done when it returns. */
+static void for_tasks(int parallel, Task task, const Step *step, int64_t count, int wait)
 {
-    if (parallel) {
-#pragma omp for schedule(dynamic, 1)
+    if (!parallel) {
         for (int64_t i = 0; i < count; i++)
             task(step, i);
-    } else {
-        for (int64_t i = 0; i < count; i++)
-            task(step, i);
+        return;
+    }
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t i = 0; i < count; i++)
+        task(step, i);
+    if (wait) {
+#pragma omp barrier
     }
 }
 
@@ -215,53 +221,63 @@ static int64_t split_last_k(const Step *step, int64_t split)
     return max64(first, min64(first + plan->step_k, end));
 }
 
-static int64_t packing_tasks(const Step *step)
-{
-    const Plan *plan = step->plan;
-    int64_t groups = 0;
-    if (plan->pack_a)
-        groups += ceil_div(plan->a_panels, PACK_PANELS);
-    if (plan->pack_b)
-        groups += ceil_div(ceil_div(step->last_n - step->first_n, KN_PANEL), PACK_PANELS);
-    return groups * ceil_div(plan->step_k, PACK_K) * plan->splits;
-}
-
-/* Tasks in the order: A's panel groups, B's panel groups; in each, splits; in each, pieces of K. */
-static void packing_task(const Step *step, int64_t index)
+/* A range of panels of A (is_a) or B for K in [first_k, last_k), counted from the start of this split and step. */
+static void pack_panels(const Step *step, int is_a, int64_t split, int64_t first_panel, int64_t last_panel,
+                        int64_t first_k, int64_t last_k)
 {
     const Plan *plan = step->plan;
     const KnMatmul *p = &plan->product;
-    const int64_t pieces = ceil_div(plan->step_k, PACK_K), a_groups = ceil_div(plan->a_panels, PACK_PANELS);
-    int64_t piece = index % pieces, split = index / pieces % plan->splits, group = index / pieces / plan->splits;
-    const int is_a = plan->pack_a && group < a_groups;
-    group -= plan->pack_a && !is_a ? a_groups : 0;
-    int64_t first_k = split_first_k(step, split) + piece * PACK_K;
+    const int64_t bytes = (int64_t)plan->element_bytes, origin = split_first_k(step, split);
     KnPackBlock block = {.k = p->k,
                          .type = p->type,
                          .x_type = p->type,
-                         .first_k = first_k,
-                         .last_k = min64(first_k + PACK_K, split_last_k(step, split)),
-                         .first_panel = group * PACK_PANELS};
-    if (block.first_k >= block.last_k)
-        return;
-    const int64_t offset = piece * PACK_K * KN_PANEL * (int64_t)plan->element_bytes;
+                         .first_panel = first_panel,
+                         .last_panel = last_panel,
+                         .first_k = origin + first_k,
+                         .last_k = min64(origin + last_k, split_last_k(step, split))};
     if (is_a) {
         block.n = p->m;
         block.x = p->a;
         block.ldx = p->lda;
         block.rows_packing = plan->kernel->rows_packing;
         block.panel_bytes = plan->a_panel_bytes;
-        block.packed = step->workspace + split * plan->a_panels * plan->a_panel_bytes + offset;
+        block.packed = step->workspace + split * plan->a_panels * plan->a_panel_bytes;
     } else {
         block.n = step->last_n - step->first_n;
         block.transposed = p->b_form == KN_TRANSPOSED;
-        block.x = (const char *)p->b + (size_t)(step->first_n * (block.transposed ? p->ldb : 1)) * plan->element_bytes;
+        block.x = (const char *)p->b + step->first_n * (block.transposed ? p->ldb : 1) * bytes;
         block.ldx = p->ldb;
         block.panel_bytes = plan->b_panel_bytes;
-        block.packed = step->workspace + plan->b_offset + split * plan->b_panels * plan->b_panel_bytes + offset;
+        block.packed = step->workspace + plan->b_offset + split * plan->b_panels * plan->b_panel_bytes;
     }
-    block.last_panel = min64(block.first_panel + PACK_PANELS, ceil_div(block.n, KN_PANEL));
+    block.packed += first_k * KN_PANEL * bytes;
     KN_ISA_PICK(kn_matmul_pack_block)(&block);
+}
+
+static int64_t packing_groups(const Step *step, int is_a)
+{
+    if (is_a)
+        return step->shared_a ? ceil_div(step->plan->a_panels, PACK_PANELS) : 0;
+    return step->shared_b ? ceil_div(ceil_div(step->last_n - step->first_n, KN_PANEL), PACK_PANELS) : 0;
+}
+
+/* Tasks in the order: A's panel groups, B's panel groups; in each, splits; in each, pieces of K. */
+static int64_t packing_tasks(const Step *step)
+{
+    return (packing_groups(step, 1) + packing_groups(step, 0)) * step->plan->splits *
+           ceil_div(step->plan->step_k, PACK_K);
+}
+
+static void packing_task(const Step *step, int64_t index)
+{
+    const Plan *plan = step->plan;
+    const int64_t pieces = ceil_div(plan->step_k, PACK_K), a_groups = packing_groups(step, 1);
+    int64_t piece = index % pieces, split = index / pieces % plan->splits, group = index / pieces / plan->splits;
+    const int is_a = group < a_groups;
+    const int64_t columns = is_a ? plan->product.m : step->last_n - step->first_n;
+    const int64_t first = (is_a ? group : group - a_groups) * PACK_PANELS;
+    pack_panels(step, is_a, split, first, min64(first + PACK_PANELS, ceil_div(columns, KN_PANEL)), piece * PACK_K,
+                min64((piece + 1) * PACK_K, plan->step_k));
 }
 
 static float *sums_at(const Step *step, int64_t split, int64_t row, int64_t column)
@@ -302,6 +318,11 @@ static void product_task(const Step *step, int64_t index)
         block_of(step, row, column, min64(step->block_m, p->m - row), min64(step->block_n, step->last_n - column));
     block.k = last_k - first_k;
     block.a_packed = plan->pack_a;
+    if (plan->pack_a && !step->shared_a)
+        pack_panels(step, 1, split, row / KN_PANEL, ceil_div(row + block.rows, KN_PANEL), 0, plan->step_k);
+    if (plan->pack_b && !step->shared_b)
+        pack_panels(step, 0, split, (column - step->first_n) / KN_PANEL,
+                    ceil_div(column - step->first_n + block.columns, KN_PANEL), 0, plan->step_k);
     if (plan->pack_a) {
         block.a_stride = plan->a_panel_bytes;
         block.a = step->workspace + (split * plan->a_panels + row / KN_PANEL) * plan->a_panel_bytes;
@@ -343,26 +364,34 @@ static void splits_task(const Step *step, int64_t index)
     plan->kernel->block(&block);
 }
 
-/* Blocks as large as the caches like, but several for each thread. */
+/* Blocks as large as the caches like, but several for each thread as long as they are worth the trouble. */
 static void step_cut(Step *step, int threads)
 {
     const Plan *plan = step->plan;
-    const int64_t m = plan->product.m, n = step->last_n - step->first_n;
+    const int64_t m = plan->product.m, n = step->last_n - step->first_n, unit_n = plan->kernel->tile_columns;
+    const int64_t worthwhile = m * n * max64(1, plan->step_k) * plan->splits / BLOCK_PRODUCT;
+    const int64_t wanted = threads == 1 ? 1 : max64(threads, min64(4 * threads, worthwhile));
     step->block_m = 128;
     step->block_n = 4 * UNIT_N;
+    if (plan->pack_b && m <= step->block_m) { /* each block packs its part of B and multiplies it from the cache */
+        int64_t columns = CACHED_BYTES / ((int64_t)plan->element_bytes * max64(1, plan->step_k)) / unit_n * unit_n;
+        step->block_n = max64(unit_n, min64(step->block_n, columns));
+    }
     for (;;) {
         step->blocks_m = ceil_div(m, step->block_m);
         step->blocks_n = ceil_div(n, step->block_n);
-        int64_t blocks = step->blocks_m * step->blocks_n * plan->splits;
-        if (threads == 1 || blocks >= 4 * threads)
-            return;
-        if (step->block_m > UNIT_M && m > UNIT_M && (m >= n || step->block_n == UNIT_N))
+        if (step->blocks_m * step->blocks_n * plan->splits >= wanted)
+            break;
+        if (step->block_m > UNIT_M && m > UNIT_M && (m >= n || step->block_n <= 2 * unit_n))
             step->block_m /= 2;
-        else if (step->block_n > UNIT_N && n > UNIT_N)
-            step->block_n -= UNIT_N;
+        else if (step->block_n > unit_n && n > unit_n)
+            step->block_n = round_up(min64(step->block_n, n) / 2, unit_n);
         else
-            return;
+            break;
     }
+    /* Panels that one block alone reads are packed by that block: they are in its core's cache then. */
+    step->shared_a = plan->pack_a && step->blocks_n > 1;
+    step->shared_b = plan->pack_b && step->blocks_m > 1;
 }
 
 static void execute(const Plan *plan, char *workspace, int parallel)
@@ -373,13 +402,14 @@ static void execute(const Plan *plan, char *workspace, int parallel)
         step.last_n = min64(step.first_n + plan->step_n, p->n);
         step_cut(&step, parallel ? omp_get_num_threads() : 1);
         for (step.index_k = 0; step.index_k < plan->steps_k; step.index_k++) {
-            if (plan->pack_a || plan->pack_b)
-                for_tasks(parallel, packing_task, &step, packing_tasks(&step));
-            for_tasks(parallel, product_task, &step, step.blocks_m * step.blocks_n * plan->splits);
+            int more = step.index_k < plan->steps_k - 1 || step.last_n < p->n || plan->splits > 1;
+            if (step.shared_a || step.shared_b)
+                for_tasks(parallel, packing_task, &step, packing_tasks(&step), 1);
+            for_tasks(parallel, product_task, &step, step.blocks_m * step.blocks_n * plan->splits, more);
         }
     }
     if (plan->splits > 1)
-        for_tasks(parallel, splits_task, &step, ceil_div(p->m, UNIT_M));
+        for_tasks(parallel, splits_task, &step, ceil_div(p->m, UNIT_M), 0);
 }
 
 void kn_matmul_run(const KnMatmul *product, void *workspace)

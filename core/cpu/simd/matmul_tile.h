@@ -83,6 +83,56 @@ KN_V_INLINE void kn_tile_step(KnTileStep step, int rows, int panels, const char 
 #undef KN_B_VECTOR
 }
 
+/* Ends that need no detour through memory: all but activations. */
+KN_V_INLINE int kn_tile_is_lean(const KnMatmulBlock *block)
+{
+    return block->sums || (!block->activation && !block->preactivation);
+}
+
+/* kn_tile_finish for a lean block and a tile inside it, on registers. */
+KN_V_INLINE void kn_tile_finish_lean(const KnMatmulBlock *block, int64_t row, int64_t column, int rows, int vectors,
+                                     KnV *sums)
+{
+    if (!block->sums && block->alpha != 1) {
+#pragma GCC unroll 24
+        for (int i = 0; i < rows * vectors; i++)
+            sums[i] *= block->alpha;
+    }
+    if (!block->sums && block->bias) {
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) {
+            KnV bias = kn_v_load(block->bias + column + v * KN_LANES);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++)
+                sums[r * vectors + v] += bias;
+        }
+    }
+    if (!block->sums && block->accumulate) {
+        const float *from = (const float *)(void *)block->c + row * block->ldc + column;
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++, from += block->ldc)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++)
+                sums[r * vectors + v] += kn_v_load(from + v * KN_LANES);
+    }
+    if (!block->sums && block->c_type == KN_BF16) {
+        uint16_t *to = (uint16_t *)(void *)block->c + row * block->ldc + column;
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++, to += block->ldc)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++)
+                kn_v_store_bf16(to + v * KN_LANES, sums[r * vectors + v]);
+    } else {
+        const int64_t ld = block->sums ? block->ld_sums : block->ldc;
+        float *to = (block->sums ? block->sums : (float *)(void *)block->c) + row * ld + column;
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++, to += ld)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++)
+                kn_v_store(to + v * KN_LANES, sums[r * vectors + v]);
+    }
+}
+
 /* One tile from start to finish. */
 KN_V_INLINE void kn_tile(KnTileStep step, int rows, int panels, int packed, const KnMatmulBlock *block, int64_t row,
                          int64_t column)
@@ -113,6 +163,10 @@ KN_V_INLINE void kn_tile(KnTileStep step, int rows, int panels, int packed, cons
     }
     if (single)
         kn_tile_step(step, rows, panels, a, a_row, b, b_panel, 1, sums);
+    if (kn_tile_is_lean(block) && block->columns - column >= panels * KN_PANEL) {
+        kn_tile_finish_lean(block, row, column, rows, vectors, sums);
+        return;
+    }
 #pragma GCC unroll 24
     for (int i = 0; i < count; i++)
         tile[i] = sums[i];
