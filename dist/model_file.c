@@ -11,6 +11,7 @@
 
 static const char weights_name[] = "diffusion_pytorch_model.safetensors";
 static const char text_folder[] = "text_encoder";
+static const char run_config[] = "kinora.yaml"; /* of the run that made an exported model */
 static const char text_prefix[] = "text_encoder.";
 
 /* --- Checkpoint rows ---------------------------------------------------------------------------------------------- */
@@ -140,6 +141,21 @@ static int read_parameter(const KnSafetensorsSet *set, const char *name, const K
     return kn_safetensors_read_f32(set, name, out, parameter->elements);
 }
 
+/* A tensor that the architecture has no place for means that config.json describes another model. */
+static int refuse_extra(const KnModelFile *file, const KnSafetensorsSet *set, const char *prefix)
+{
+    for (int i = 0; set && i < kn_safetensors_count(set); i++) {
+        const KnSafetensor *tensor = kn_safetensors_at(set, i);
+        char *name = kn_format("%s%s", prefix, tensor->name);
+        int known = kn_parameter_find(&file->model.parameters, name) != NULL;
+        free(name);
+        if (!known)
+            return kn_fail(KN_EFORMAT, "%s holds a tensor %s, which the model that config.json describes does not have",
+                           kn_safetensors_path(set, tensor), tensor->name);
+    }
+    return KN_OK;
+}
+
 static int read_weights(KnModelFile *file, const KnSafetensorsSet *transformer, const KnSafetensorsSet *text)
 {
     const KnParameterSet *set = &file->model.parameters;
@@ -171,10 +187,23 @@ static int open_sets(KnModelFile *file, const char *folder)
         code = kn_safetensors_open(&text, text_path);
     if (code == KN_OK)
         code = read_weights(file, transformer, text);
+    if (code == KN_OK)
+        code = refuse_extra(file, transformer, "");
+    if (code == KN_OK)
+        code = refuse_extra(file, text, text_prefix);
     kn_safetensors_close(transformer);
     kn_safetensors_close(text);
     free(text_path);
     free(whole);
+    return code;
+}
+
+static int read_run_config(KnModelFile *file, const char *folder)
+{
+    size_t size = 0;
+    char *path = kn_path_join(folder, run_config);
+    int code = kn_file_exists(path) ? kn_file_read(path, &file->config_yaml, &size) : KN_OK;
+    free(path);
     return code;
 }
 
@@ -189,6 +218,7 @@ static int open_folder(KnModelFile *file, const char *folder, const char *config
         code = create_model(file, json, config_path, tokenizer);
     free(json);
     KN_TRY(code);
+    KN_TRY(read_run_config(file, folder));
     return open_sets(file, folder);
 }
 
@@ -285,6 +315,8 @@ static int export_into(const KnModelFile *file, const char *folder)
         code = write_in(folder, "config.json", json, strlen(json));
     if (code == KN_OK)
         code = write_weights(file, weights, 0);
+    if (code == KN_OK && file->config_yaml)
+        code = write_in(folder, run_config, file->config_yaml, strlen(file->config_yaml));
     if (code == KN_OK && file->model.text.kind == KN_TEXT_TRAINED)
         code = export_text(file, folder);
     free(json);

@@ -19,7 +19,7 @@ typedef struct KnModelFile {
     KnParameterValues weights;
     char *path;        /* of what was opened in the end: the checkpoint or the folder */
     char hash[65];     /* SHA-256 that identifies these weights, hex */
-    char *config_yaml; /* the run's resolved configuration; NULL for published models */
+    char *config_yaml; /* the run's resolved configuration; NULL where there is none */
     int64_t step;      /* of the checkpoint; -1 for published models */
 } KnModelFile;
 
@@ -37,7 +37,8 @@ int kn_model_from_json(const char *json, const char *name, KnModelConfig *config
                        KnPrediction *prediction);
 
 /* Writes DIR/config.json and DIR/diffusion_pytorch_model.safetensors (the transformer, names and shapes as published)
- * and, where the model has an encoder, DIR/text_encoder/{model.safetensors, spiece.model}. Atomic: the folder appears
+ * and, where the model has an encoder, DIR/text_encoder/{model.safetensors, spiece.model}; DIR/kinora.yaml is the
+ * configuration of the run that made it, for its sample.* defaults. Atomic: the folder appears
  * whole; an existing one that is not empty is refused. */
 int kn_model_export(const KnModelFile *file, const char *directory);
 

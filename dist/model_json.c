@@ -40,7 +40,7 @@ char *kn_model_to_json(const KnModel *model)
                         json_pack("{ssso}", "prediction",
                                   model->prediction == KN_PREDICT_SAMPLE ? "sample" : "velocity", "text",
                                   text_json(model)));
-    char *text = json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
+    char *text = json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(15));
     json_decref(root);
     KN_ASSERT(text);
     return text;
