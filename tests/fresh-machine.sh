@@ -67,6 +67,7 @@ debootstrap --variant=minbase $suite "$machine" "$mirror" >"$machine.log" 2>&1 |
 }
 rm -f "$machine.log"
 mount_at proc -t proc proc
+mount_at sys -t sysfs -o ro sysfs # what hardware there is
 mount_at dev/shm -t tmpfs -o mode=1777 tmpfs # shared memory between ranks
 cp /etc/resolv.conf "$machine/etc/resolv.conf"
 printf '    (%d s)\n' $((SECONDS - began))

@@ -1,5 +1,6 @@
 /* The ruler of moving-shapes is itself measured: all right on true clips under noise, blur and large pictures, chance
- * on mismatched captions, and every planted defect found. */
+ * on mismatched captions, and every planted defect found.
+ * Labels: slow */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
