@@ -33,6 +33,7 @@ static const KnCommand commands[] = {
     {"eval", "generate captions of a world with ground truth and measure what came out", kn_command_eval},
     {"import", "take over the transformer of a diffusers model", kn_command_import},
     {"export", "write a model as a folder that diffusers loads", kn_command_export},
+    {"inspect", "explain a shard, data set, checkpoint, run, model, safetensors file or video", kn_command_inspect},
     {"forward", "one pass of a model on given tensors, to compare with other implementations", kn_command_forward},
     {"bench", "time training or denoising steps on this machine", kn_command_bench},
     {"config", "explain every configuration key, or print what a file resolves to", kn_command_config},

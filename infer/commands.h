@@ -9,6 +9,7 @@ int kn_command_generate(int argc, char **argv);
 int kn_command_eval(int argc, char **argv);
 int kn_command_export(int argc, char **argv);
 int kn_command_import(int argc, char **argv);
+int kn_command_inspect(int argc, char **argv);
 
 /* Draws the prompts of sample.prompts with these weights into `folder`, as videos and a contact sheet: what training
  * calls now and then. */

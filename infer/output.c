@@ -4,6 +4,7 @@
 
 #include "core/base/error.h"
 #include "core/base/file.h"
+#include "core/base/hash.h"
 #include "core/base/text.h"
 #include "core/cpu/isa.h"
 #include "data/video_write.h"
@@ -12,8 +13,8 @@
 #include <string.h>
 
 static const char format_name[] = "kinora-video";
-static const char *const origin_keys[] = {"format",     "program", "instructions", "model", "model_hash",
-                                          "model_step", NULL};
+static const char *const origin_keys[] = {"format",     "program",    "instructions", "model",
+                                          "model_hash", "model_step", "sha256",       NULL};
 
 /* ---- names ---- */
 
@@ -103,6 +104,10 @@ int kn_output_video(const KnRequest *request, const uint8_t *pixels, const char 
 
 static int write_json(const KnRequest *request, const KnModelFile *file)
 {
+    char hash[KN_SHA256_HEX_BYTES] = "";
+    int one_file = kn_file_exists(request->out) && !kn_is_directory(request->out);
+    if (one_file)
+        KN_TRY(kn_sha256_file(request->out, hash));
     KnRequest kept = *request;
     char *name = name_in_folder(request->out), *path = kn_output_json_path(request->out);
     json_t *object = json_object(), *model = json_string(file->path);
@@ -115,6 +120,8 @@ static int write_json(const KnRequest *request, const KnModelFile *file)
     if (file->step >= 0)
         json_object_set_new(object, "model_step", json_integer(file->step));
     kn_request_to_json(&kept, object);
+    if (one_file)
+        json_object_set_new(object, "sha256", json_string(hash));
     char *text = json_dumps(object, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
     json_decref(object);
     KN_ASSERT(text);
