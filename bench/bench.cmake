@@ -8,3 +8,6 @@ if(ONEDNN_LIBRARY AND ONEDNN_INCLUDE)
   target_compile_definitions(bench_matmul PRIVATE KN_HAVE_onednn=1)
   target_link_libraries(bench_matmul ${ONEDNN_LIBRARY})
 endif()
+
+add_executable(bench_team EXCLUDE_FROM_ALL bench/bench_team.c)
+target_link_libraries(bench_team kn_cpu OpenMP::OpenMP_C)

@@ -4,7 +4,7 @@
 #include "core/base/bf16.h"
 #include "core/base/error.h"
 #include "core/base/random.h"
-#include "core/cpu/backend.h"
+#include "core/cpu/parallel.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -79,18 +79,35 @@ static void add_clip(KnTrainBatch *batch, const KnTrainBatchOptions *o, const Kn
         batch->sigmas[clip->first_token + i] = sigma;
 }
 
+typedef struct Noising { /* of one clip */
+    KnTrainBatch *batch;
+    const KnTrainBatchOptions *options;
+    const KnBatch *pack;
+    const KnBatchClip *clip;
+    uint64_t key;
+} Noising;
+
 /* One token: decode, draw its noise, mix. The target's memory holds x0, the input's the noise, until they are mixed. */
-static void noise_token(KnTrainBatch *batch, const KnTrainBatchOptions *o, const KnBatch *pack, const KnBatchClip *clip,
-                        uint64_t key, int64_t token)
+static void noise_token(const Noising *n, int64_t token)
 {
+    const KnTrainBatchOptions *o = n->options;
+    const KnBatch *pack = n->pack;
+    const KnBatchClip *clip = n->clip;
+    KnTrainBatch *batch = n->batch;
     int64_t dim = o->patch_dim, at = clip->first_token + token;
     float *x = batch->patches + at * dim, *target = batch->target + at * dim;
     KnRandomKey random = o->validation ? kn_random_key(o->seed, KN_RANDOM_VALIDATION, 0, (uint64_t)clip->clip)
-                                       : kn_random_key(o->seed, KN_RANDOM_NOISE, (uint64_t)pack->step, key);
+                                       : kn_random_key(o->seed, KN_RANDOM_NOISE, (uint64_t)pack->step, n->key);
     read_values(o->kind, pack->patches, at * dim, dim, target);
     kn_random_normal_fill(random, (uint64_t)(token * dim), x, dim);
     float weight = kn_flow_noise_token(o->flow, batch->sigmas[at], batch->given[at], dim, target, x, x, target);
     batch->weight[at] = weight / ((float)pack->step_tokens * (float)dim);
+}
+
+static void noise_tokens(const void *arguments, int64_t first, int64_t last)
+{
+    for (int64_t token = first; token < last; token++)
+        noise_token(arguments, token);
 }
 
 void kn_train_batch_fill(KnTrainBatch *batch, const KnTrainBatchOptions *options, const KnBatch *pack)
@@ -101,11 +118,9 @@ void kn_train_batch_fill(KnTrainBatch *batch, const KnTrainBatchOptions *options
     for (int64_t i = 0; i < pack->clip_count; i++)
         add_clip(batch, options, pack, i);
     for (int64_t i = 0; i < pack->clip_count; i++) {
-        const KnBatchClip *clip = &pack->clips[i];
-        uint64_t key = clip_key(pack, i);
-#pragma omp parallel for schedule(static) num_threads(kn_cpu_threads())
-        for (int64_t token = 0; token < clip->tokens; token++)
-            noise_token(batch, options, pack, clip, key, token);
+        Noising noising = {batch, options, pack, &pack->clips[i], clip_key(pack, i)};
+        /* to draw a normal is the work of several elements */
+        kn_parallel_for((KnLoop){.count = noising.clip->tokens, .block = 4, .work = 8 * dim}, noise_tokens, &noising);
     }
     int64_t unused = options->shape.tokens - pack->tokens;
     memset(batch->patches + pack->tokens * dim, 0, (size_t)(unused * dim) * sizeof(float));

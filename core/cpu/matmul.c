@@ -8,9 +8,10 @@
 #include "core/cpu/matmul.h"
 
 #include "core/base/error.h"
+#include "core/cpu/backend.h"
 #include "core/cpu/matmul_kernel.h"
+#include "core/cpu/team.h"
 
-#include <omp.h>
 #include <string.h>
 
 static const KnMatmulKernel kernels[] = {
@@ -192,20 +193,22 @@ static void plan_make(Plan *plan, const KnMatmul *product)
 
 typedef void (*Task)(const Step *step, int64_t index);
 
-/* Inside a parallel region every thread calls this. With `wait` all tasks are done when it returns. */
-static void for_tasks(int parallel, Task task, const Step *step, int64_t count, int wait)
+typedef struct Tasks {
+    Task task;
+    const Step *step;
+} Tasks;
+
+static void do_task(void *argument, int64_t index, int slot)
 {
-    if (!parallel) {
-        for (int64_t i = 0; i < count; i++)
-            task(step, i);
-        return;
-    }
-#pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t i = 0; i < count; i++)
-        task(step, i);
-    if (wait) {
-#pragma omp barrier
-    }
+    const Tasks *tasks = argument;
+    (void)slot;
+    tasks->task(tasks->step, index);
+}
+
+static void for_tasks(int threads, Task task, const Step *step, int64_t count)
+{
+    Tasks tasks = {task, step};
+    kn_team_run_on(threads, count, do_task, &tasks);
 }
 
 static int64_t split_first_k(const Step *step, int64_t split)
@@ -394,41 +397,36 @@ static void step_cut(Step *step, int threads)
     step->shared_b = plan->pack_b && step->blocks_m > 1;
 }
 
-static void execute(const Plan *plan, char *workspace, int parallel)
+static void execute(const Plan *plan, char *workspace, int threads)
 {
     const KnMatmul *p = &plan->product;
     Step step = {.plan = plan, .workspace = workspace};
     for (; step.first_n < p->n; step.first_n = step.last_n) {
         step.last_n = min64(step.first_n + plan->step_n, p->n);
-        step_cut(&step, parallel ? omp_get_num_threads() : 1);
+        step_cut(&step, threads);
         for (step.index_k = 0; step.index_k < plan->steps_k; step.index_k++) {
-            int more = step.index_k < plan->steps_k - 1 || step.last_n < p->n || plan->splits > 1;
             if (step.shared_a || step.shared_b)
-                for_tasks(parallel, packing_task, &step, packing_tasks(&step), 1);
-            for_tasks(parallel, product_task, &step, step.blocks_m * step.blocks_n * plan->splits, more);
+                for_tasks(threads, packing_task, &step, packing_tasks(&step));
+            for_tasks(threads, product_task, &step, step.blocks_m * step.blocks_n * plan->splits);
         }
     }
     if (plan->splits > 1)
-        for_tasks(parallel, splits_task, &step, ceil_div(p->m, UNIT_M), 0);
+        for_tasks(threads, splits_task, &step, ceil_div(p->m, UNIT_M));
 }
 
 void kn_matmul_run(const KnMatmul *product, void *workspace)
 {
     Plan plan;
     plan_make(&plan, product);
-    if (product->m * product->n * max64(1, product->k) <= SERIAL_PRODUCT) {
-        execute(&plan, workspace, 0);
-        return;
-    }
-#pragma omp parallel
-    execute(&plan, workspace, 1);
+    int small = product->m * product->n * max64(1, product->k) <= SERIAL_PRODUCT;
+    execute(&plan, workspace, small ? 1 : kn_cpu_threads());
 }
 
 void kn_matmul_serial(const KnMatmul *product, void *workspace)
 {
     Plan plan;
     plan_make(&plan, product);
-    execute(&plan, workspace, 0);
+    execute(&plan, workspace, 1);
 }
 
 size_t kn_matmul_workspace_bytes(const KnMatmul *product)
@@ -451,8 +449,10 @@ static int64_t pack_tasks(const KnMatmulPack *pack)
     return ceil_div(pack->k, PACK_K) * ceil_div(ceil_div(pack->n, KN_PANEL), PACK_PANELS);
 }
 
-static void pack_task(const KnMatmulPack *pack, int64_t index)
+static void pack_task(void *argument, int64_t index, int slot)
 {
+    const KnMatmulPack *pack = argument;
+    (void)slot;
     const int64_t pieces = ceil_div(pack->k, PACK_K), piece = index % pieces, group = index / pieces;
     const int transposed = pack->b_form == KN_TRANSPOSED;
     KnPackBlock block = {.k = pack->k,
@@ -475,15 +475,12 @@ static void pack_task(const KnMatmulPack *pack, int64_t index)
 
 void kn_matmul_pack(const KnMatmulPack *pack)
 {
-    const int64_t tasks = pack_tasks(pack);
-#pragma omp parallel for schedule(dynamic, 1) if (tasks > 1)
-    for (int64_t i = 0; i < tasks; i++)
-        pack_task(pack, i);
+    KnMatmulPack copy = *pack;
+    kn_team_run(pack_tasks(pack), pack_task, &copy);
 }
 
 void kn_matmul_pack_serial(const KnMatmulPack *pack)
 {
-    const int64_t tasks = pack_tasks(pack);
-    for (int64_t i = 0; i < tasks; i++)
-        pack_task(pack, i);
+    KnMatmulPack copy = *pack;
+    kn_team_run_on(1, pack_tasks(pack), pack_task, &copy);
 }

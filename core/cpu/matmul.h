@@ -45,9 +45,9 @@ typedef struct KnMatmul {
                             NULL */
 } KnMatmul;
 
-/* Runs the product on all OpenMP threads; must not be called inside a parallel region. */
+/* Runs the product on the team of threads (core/cpu/team.h). */
 void kn_matmul_run(const KnMatmul *product, void *workspace);
-/* Runs it on the calling thread alone; for callers' own parallel loops over many small products. Same bits as
+/* Runs it on the calling thread alone; for callers' own blocks of many small products. Same bits as
  * kn_matmul_run. Each thread needs its own workspace. */
 void kn_matmul_serial(const KnMatmul *product, void *workspace);
 /* Scratch that either of them needs; may be 0. Looks at sizes, types and forms only, not at pointers. */
@@ -68,7 +68,7 @@ typedef struct KnMatmulPack {
     void *packed;        /* kn_matmul_packed_bytes(k, n, type), 64-byte aligned */
 } KnMatmulPack;
 
-void kn_matmul_pack(const KnMatmulPack *pack);        /* on all threads; not inside a parallel region */
+void kn_matmul_pack(const KnMatmulPack *pack);        /* on the team of threads */
 void kn_matmul_pack_serial(const KnMatmulPack *pack); /* on the calling thread */
 
 /* GFLOP/s (2 per multiply-add) that all threads reach together on the best product that there is for this machine:

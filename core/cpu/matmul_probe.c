@@ -1,10 +1,12 @@
 /* Two probes of the matrix product's kernels: is this one right on this machine, and how fast is the machine now. */
 #include "core/base/bf16.h"
 #include "core/base/error.h"
+#include "core/cpu/backend.h"
 #include "core/cpu/matmul_kernel.h"
+#include "core/cpu/team.h"
 
 #include <math.h>
-#include <omp.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <time.h>
 
@@ -103,46 +105,55 @@ static double seconds_now(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Products that one thread finishes in the given time. */
-static double count_products(const KnMatmulBlock *block, const KnMatmulKernel *kernel, double seconds)
+typedef struct Peak {
+    const KnMatmulKernel *kernel;
+    int64_t k;
+    double seconds;
+    atomic_int_fast64_t products; /* finished by all threads */
+} Peak;
+
+/* Repeats one product for the given time. */
+static void repeat_product(void *argument, int64_t block, int slot)
 {
-    double count = 0, end = seconds_now() + seconds;
+    (void)block, (void)slot;
+    Peak *peak = argument;
+    const int64_t row_bytes = PEAK_K_BYTES;
+    _Alignas(64) char a[PEAK_ROWS * PEAK_K_BYTES], b[PEAK_COLUMNS * PEAK_K_BYTES];
+    _Alignas(64) float c[PEAK_ROWS * PEAK_COLUMNS];
+    memset(a, 0x3f, sizeof a); /* 0.75: zeros would let the processor run cooler than real values do */
+    memset(b, 0x3f, sizeof b);
+    KnMatmulBlock product = {.rows = 2 * peak->kernel->tile_rows,
+                             .columns = peak->kernel->tile_columns,
+                             .k = peak->k,
+                             .a = a,
+                             .a_stride = row_bytes,
+                             .b = b,
+                             .b_stride = row_bytes * KN_PANEL,
+                             .c = (char *)c,
+                             .ldc = PEAK_COLUMNS,
+                             .c_type = KN_F32,
+                             .alpha = 1};
+    int64_t count = 0;
+    double end = seconds_now() + peak->seconds;
     do {
         for (int i = 0; i < 4; i++)
-            kernel->block(block);
+            peak->kernel->block(&product);
         count += 4;
     } while (seconds_now() < end);
-    return count;
+    atomic_fetch_add(&peak->products, count);
 }
 
 double kn_matmul_peak(KnDtype type, double seconds)
 {
     const KnMatmulKernel *kernel = kn_matmul_kernel_in_use(type);
-    const int64_t element = type == KN_F32 ? 4 : 2;
+    const int64_t k = PEAK_K_BYTES / (type == KN_F32 ? 4 : 2);
+    const double flops = 2.0 * (double)(2 * kernel->tile_rows * kernel->tile_columns * k);
     double best = 0;
     for (int slice = 0; slice < PEAK_SLICES; slice++) {
-        double total = 0, start = seconds_now();
-#pragma omp parallel reduction(+ : total)
-        {
-            _Alignas(64) char a[PEAK_ROWS * PEAK_K_BYTES], b[PEAK_COLUMNS * PEAK_K_BYTES];
-            _Alignas(64) float c[PEAK_ROWS * PEAK_COLUMNS];
-            const int64_t rows = 2 * kernel->tile_rows, k = PEAK_K_BYTES / element;
-            memset(a, 0x3f, sizeof a); /* 0.75: zeros would let the processor run cooler than real values do */
-            memset(b, 0x3f, sizeof b);
-            KnMatmulBlock block = {.rows = rows,
-                                   .columns = kernel->tile_columns,
-                                   .k = k,
-                                   .a = a,
-                                   .a_stride = k * element,
-                                   .b = b,
-                                   .b_stride = k * KN_PANEL * element,
-                                   .c = (char *)c,
-                                   .ldc = PEAK_COLUMNS,
-                                   .c_type = KN_F32,
-                                   .alpha = 1};
-            total += count_products(&block, kernel, seconds / PEAK_SLICES) * 2.0 * (double)(rows * block.columns * k);
-        }
-        best = fmax(best, total / (seconds_now() - start));
+        Peak peak = {.kernel = kernel, .k = k, .seconds = seconds / PEAK_SLICES};
+        double start = seconds_now();
+        kn_team_run(kn_cpu_threads(), repeat_product, &peak);
+        best = fmax(best, flops * (double)peak.products / (seconds_now() - start));
     }
     return best * 1e-9;
 }

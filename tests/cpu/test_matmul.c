@@ -2,12 +2,13 @@
  * over emulated tiles. Operands are allocated exactly, so that a read past one is seen by AddressSanitizer. */
 #include "core/base/bf16.h"
 #include "core/base/memory.h"
+#include "core/cpu/backend.h"
 #include "core/cpu/isa.h"
 #include "core/cpu/matmul.h"
 #include "core/cpu/matmul_kernel.h"
+#include "core/cpu/team.h"
 
 #include <math.h>
-#include <omp.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -389,7 +390,7 @@ static void long_sums_match_the_reference(void **unused)
 static void expect_same_bits(const KnMatmul *wanted, int gap)
 {
     Engine list[KN_ISA_COUNT + 1];
-    int count = engines(list), most = omp_get_max_threads();
+    int count = engines(list);
     Case c;
     case_make(&c, wanted, gap, wanted->type, 1, 1, 0);
     size_t bytes = (size_t)(wanted->m * (wanted->n + gap)) * type_bytes(wanted->c_type);
@@ -401,13 +402,13 @@ static void expect_same_bits(const KnMatmul *wanted, int gap)
         case_run(&c, 1);
         memcpy(first, c.c, bytes);
         for (int threads = 1; threads <= 3; threads++) {
-            omp_set_num_threads(threads);
+            kn_cpu_set_threads(threads);
             case_run(&c, 0);
             if (memcmp(first, c.c, bytes) != 0)
                 fail_msg("%s %ldx%ldx%ld: %d threads give other bits", list[i].name, (long)wanted->m, (long)wanted->n,
                          (long)wanted->k, threads);
         }
-        omp_set_num_threads(most);
+        kn_cpu_set_threads(0);
     }
     engine_use(&(Engine){"", KN_ISA_COUNT, NULL});
     free(first);
@@ -438,6 +439,13 @@ static void bits_do_not_depend_on_threads(void **unused)
         }
 }
 
+static void run_serial_case(void *argument, int64_t block, int slot)
+{
+    Case *cases = argument;
+    (void)slot;
+    case_run(&cases[block], 1);
+}
+
 static void serial_products_run_inside_a_parallel_loop(void **unused)
 {
     (void)unused;
@@ -449,9 +457,7 @@ static void serial_products_run_inside_a_parallel_loop(void **unused)
         case_reference(&c[i]);
     }
     Engine now = {"serial", KN_ISA_COUNT, NULL};
-#pragma omp parallel for num_threads(3)
-    for (int i = 0; i < COUNT; i++)
-        case_run(&c[i], 1);
+    kn_team_run_on(3, COUNT, run_serial_case, c);
     for (int i = 0; i < COUNT; i++) {
         case_check(&c[i], &now);
         case_clear(&c[i]);
