@@ -267,7 +267,8 @@ int kn_command_eval(int argc, char **argv)
     KN_TRY(kn_args_parse(&spec, argc, argv, &options, NULL));
     int code = kn_comm_open(&comm);
     if (code == KN_OK) {
-        kn_log_set_quiet(options.json);
+        if (options.json)
+            kn_log_set_quiet(1);
         run.arena = kn_arena_create();
         code = kn_comm_close(comm, evaluate(&run, comm));
         kn_contact_sheet_destroy(run.sheet);

@@ -77,8 +77,8 @@ static void report(const KnModelFile *file, const Options *options)
     const KnModelConfig *c = &file->model.config;
     int64_t count = kn_parameter_count(&file->model.parameters);
     if (!options->json) {
-        printf("%s: %lld layers of %lld, %.2f M parameters, hash %.12s\n", options->out, (long long)c->layers,
-               (long long)c->hidden, (double)count * 1e-6, file->hash);
+        printf("%s: %lld layer%s of %lld, %.2f M parameters, hash %.12s\n", options->out, (long long)c->layers,
+               c->layers == 1 ? "" : "s", (long long)c->hidden, (double)count * 1e-6, file->hash);
         return;
     }
     json_t *from = json_string(file->path), *out = json_string(options->out);
@@ -117,7 +117,8 @@ static int run_command(const KnArgSpec *spec, int argc, char **argv,
     KN_TRY(kn_args_parse(spec, argc, argv, &options, spec->most_positionals ? &folders : NULL));
     int code = kn_comm_open(&comm);
     if (code == KN_OK) {
-        kn_log_set_quiet(options.json);
+        if (options.json)
+            kn_log_set_quiet(1);
         code = comm->ranks > 1 ? kn_fail(KN_EINPUT, "%s works in one process: start it without mpirun", spec->command)
                                : check_out(options.out);
         if (code == KN_OK)

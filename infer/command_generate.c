@@ -358,7 +358,8 @@ int kn_command_generate(int argc, char **argv)
     if (code == KN_OK)
         code = kn_comm_open(&comm);
     if (code == KN_OK) {
-        kn_log_set_quiet(options.json);
+        if (options.json)
+            kn_log_set_quiet(1);
         run.arena = kn_arena_create();
         code = kn_comm_close(comm, generate(&run, comm));
         release(&run);

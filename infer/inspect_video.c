@@ -77,35 +77,46 @@ static int read_made(const char *path, json_t **made)
     return code;
 }
 
-/* What stands beside a video made here. Another program's NAME.json is none of our business. */
-static int add_made(json_t *object, const char *path, int verify)
+/* What stands beside a video made here, in *made; NULL where nothing does. Another program's NAME.json is none of our
+ * business. */
+static int find_made(const char *path, int verify, json_t **made)
 {
     char *beside = kn_output_json_path(path);
-    json_t *made = NULL;
     int code = KN_OK;
-    if (kn_file_exists(beside) && read_made(beside, &made) == KN_OK && made) {
-        json_object_del(made, "format");
+    *made = NULL;
+    if (kn_file_exists(beside) && read_made(beside, made) == KN_OK && *made) {
+        json_object_del(*made, "format");
         if (verify)
-            code = check_hash(made, path, beside);
-        json_object_set(object, "made_by", made);
+            code = check_hash(*made, path, beside);
     }
-    json_decref(made);
     free(beside);
+    return code;
+}
+
+static int describe_video(const char *path, int verify, json_t *object)
+{
+    KnVideo *video = NULL;
+    json_t *made = NULL;
+    int code = find_made(path, verify, &made); /* says more than what a decoder makes of a changed byte */
+    if (code == KN_OK)
+        code = kn_video_open(&video, path, &(KnVideoOptions){0}, NULL);
+    if (code == KN_OK) {
+        json_object_set_new(object, "kind", json_string(kn_video_info(video)->is_image ? "image" : "video"));
+        json_object_set_new(object, "path", text_json(path));
+        add_info(object, kn_video_info(video));
+        code = verify ? add_frames(object, video, path) : KN_OK;
+    }
+    if (code == KN_OK && made)
+        json_object_set(object, "made_by", made);
+    json_decref(made);
+    kn_video_close(video);
     return code;
 }
 
 int kn_inspect_video(const char *path, int verify, json_t **object)
 {
-    KnVideo *video = NULL;
-    KN_TRY(kn_video_open(&video, path, &(KnVideoOptions){0}, NULL));
     *object = json_object();
-    json_object_set_new(*object, "kind", json_string(kn_video_info(video)->is_image ? "image" : "video"));
-    json_object_set_new(*object, "path", text_json(path));
-    add_info(*object, kn_video_info(video));
-    int code = verify ? add_frames(*object, video, path) : KN_OK;
-    if (code == KN_OK)
-        code = add_made(*object, path, verify);
-    kn_video_close(video);
+    int code = describe_video(path, verify, *object);
     if (code < 0)
         json_decref(*object);
     return code;
