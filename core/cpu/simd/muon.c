@@ -4,10 +4,10 @@
  * The Gram matrix is that of the shorter side: of the columns (X^T X, products from the right) where there are more
  * rows than columns, so nothing is ever transposed in memory. The terms b A and a X are folded into the factors, as
  * A (b I + c A) + a I = B and X <- B X, so that an iteration is three products and two passes over a small square.
- * Products are bf16 with float32 sums.
+ * Products are bf16 with float32 sums. The first two are symmetric: only blocks on and above the diagonal are computed.
  *
  * Matrices of a stack go to one thread each as long as there are enough of them; what remains is computed by all
- * threads together. Both ways give the same bits (core/cpu/matmul.h). */
+ * threads together, part by part. Both ways give the same bits (core/cpu/matmul.h). */
 #include "core/cpu/matmul.h"
 #include "core/cpu/simd/kernels.h"
 #include "core/cpu/simd/update.h"
@@ -29,10 +29,23 @@ typedef struct Scratch {
     uint16_t *x, *next;     /* [rows, columns] */
     float *sums;            /* [small, small] */
     uint16_t *left, *right; /* [small, small] */
-    void *workspace;        /* of the products */
+    void *packed;           /* the right operand of a symmetric product */
+    char *workspace;        /* of the products: part_bytes for each part of a symmetric one */
+    size_t part_bytes;
 } Scratch;
 
-typedef void (*Multiply)(const KnMatmul *product, void *workspace);
+/* How one matrix is computed: by the calling thread, or by all of them together. */
+typedef struct Manner {
+    void (*each)(KnLoop loop, KnRange range, const void *arguments);
+    void (*multiply)(const KnMatmul *product, void *workspace);
+    void (*pack)(const KnMatmulPack *pack);
+} Manner;
+
+typedef struct Job {
+    const Muon *muon;
+    const Scratch *scratch;
+    const KnMatmul *product;
+} Job;
 
 static size_t aligned(size_t bytes)
 {
@@ -47,6 +60,18 @@ static Muon shape_of(const KnNode *node)
                   .columns = shape[2],
                   .small = shape[1] < shape[2] ? shape[1] : shape[2],
                   .steps = kn_update_of(node)->newton_schulz_steps};
+}
+
+/* Rows of a part of a symmetric product: a multiple of the 16 columns of a packed panel. */
+static int64_t part_rows(const Muon *m)
+{
+    int64_t eighth = (m->small / 8 + 31) / 32 * 32;
+    return eighth > 32 ? eighth : 32;
+}
+
+static int64_t part_count(const Muon *m)
+{
+    return (m->small + part_rows(m) - 1) / part_rows(m);
 }
 
 /* A = X X^T, or X^T X. */
@@ -92,22 +117,49 @@ static KnMatmul apply_product(const Muon *m, const Scratch *s)
                       .c_type = KN_BF16};
 }
 
+/* A band of rows of a symmetric product, from the diagonal on, with its right operand packed. */
+static KnMatmul symmetric_part(const Muon *m, const Scratch *s, const KnMatmul *whole, int64_t index)
+{
+    KnMatmul part = *whole;
+    int64_t first = index * part_rows(m), left = m->small - first;
+    int64_t at = whole->a_form == KN_TRANSPOSED ? first : first * whole->k;
+    part.m = left < part_rows(m) ? left : part_rows(m);
+    part.n = left;
+    part.a = (const uint16_t *)whole->a + at;
+    part.lda = whole->a_form == KN_TRANSPOSED ? m->small : whole->k;
+    part.b = (const char *)s->packed + (size_t)(first / 16) * kn_matmul_packed_bytes(whole->k, 16, KN_BF16);
+    part.b_form = KN_PACKED;
+    part.c = s->sums + first * m->small + first;
+    part.ldc = m->small;
+    return part;
+}
+
+static size_t part_bytes(const Muon *m)
+{
+    Scratch none = {0};
+    KnMatmul gram = gram_product(m, &none), square = square_product(m, &none);
+    KnMatmul parts[] = {symmetric_part(m, &none, &gram, 0), symmetric_part(m, &none, &square, 0)};
+    size_t bytes[] = {kn_matmul_workspace_bytes(&parts[0]), kn_matmul_workspace_bytes(&parts[1])};
+    return aligned(bytes[0] > bytes[1] ? bytes[0] : bytes[1]);
+}
+
 static size_t product_bytes(const Muon *m)
 {
     Scratch none = {0};
-    KnMatmul products[] = {gram_product(m, &none), square_product(m, &none), apply_product(m, &none)};
-    size_t most = 0;
-    for (int i = 0; i < 3; i++) {
-        size_t bytes = kn_matmul_workspace_bytes(&products[i]);
-        most = bytes > most ? bytes : most;
-    }
-    return aligned(most);
+    KnMatmul apply = apply_product(m, &none);
+    size_t whole = aligned(kn_matmul_workspace_bytes(&apply)), parts = (size_t)part_count(m) * part_bytes(m);
+    return whole > parts ? whole : parts;
+}
+
+static size_t packed_bytes(const Muon *m)
+{
+    return aligned(kn_matmul_packed_bytes(m->rows > m->columns ? m->rows : m->columns, m->small, KN_BF16));
 }
 
 static size_t scratch_bytes(const Muon *m)
 {
     size_t matrix = (size_t)(m->rows * m->columns), square = (size_t)(m->small * m->small);
-    return 2 * aligned(2 * matrix) + aligned(4 * square) + 2 * aligned(2 * square) + product_bytes(m);
+    return 2 * aligned(2 * matrix) + aligned(4 * square) + 2 * aligned(2 * square) + packed_bytes(m) + product_bytes(m);
 }
 
 static Scratch scratch_of(const Muon *m, int64_t matrix)
@@ -117,7 +169,9 @@ static Scratch scratch_of(const Muon *m, int64_t matrix)
     Scratch s = {.x = (uint16_t *)at, .next = (uint16_t *)(at + x), .sums = (float *)(at + 2 * x)};
     s.left = (uint16_t *)(at + 2 * x + aligned(4 * square));
     s.right = (uint16_t *)((char *)s.left + aligned(2 * square));
-    s.workspace = (char *)s.right + aligned(2 * square);
+    s.packed = (char *)s.right + aligned(2 * square);
+    s.workspace = (char *)s.packed + packed_bytes(m);
+    s.part_bytes = part_bytes(m);
     return s;
 }
 
@@ -149,13 +203,17 @@ static void gather_momentum(const void *arguments, int64_t first, int64_t last)
 static void start_iteration(const void *arguments, int64_t first, int64_t last)
 {
     const Muon *m = arguments;
+    uint16_t *x = NULL;
+    float scale = 0;
     for (int64_t row = first; row < last; row++) {
         int64_t matrix = row / m->rows, at = row * m->columns, to = row % m->rows * m->columns;
-        double square = 0;
-        for (int64_t r = matrix * m->rows; r < (matrix + 1) * m->rows; r++)
-            square += (double)m->row_sums[r];
-        float scale = (float)(1.0 / (sqrt(square) + 1e-7));
-        uint16_t *x = scratch_of(m, matrix).x;
+        if (row == first || to == 0) {
+            double square = 0;
+            for (int64_t r = matrix * m->rows; r < (matrix + 1) * m->rows; r++)
+                square += (double)m->row_sums[r];
+            scale = (float)(1.0 / (sqrt(square) + 1e-7));
+            x = scratch_of(m, matrix).x;
+        }
         KN_VECTORS(0, m->columns, c, lanes, {
             KnV g = kn_v_read(m->gradient, at + c, lanes, 0) * m->clip;
             KnV u = kn_v_read(m->momentum, at + c, lanes, 0) * m->momentum_factor + g;
@@ -164,10 +222,22 @@ static void start_iteration(const void *arguments, int64_t first, int64_t last)
     }
 }
 
-/* left = sums, right = b I + c sums. */
-static void make_factors(const Muon *m, const Scratch *s)
+/* Rows of the square get what lies above the diagonal below it, 16 columns at a time. */
+static void mirror_rows(const Muon *m, float *square, int64_t first, int64_t last)
 {
-    for (int64_t r = 0; r < m->small; r++) {
+    for (int64_t left = 0; left < last; left += 16)
+        for (int64_t r = first; r < last; r++)
+            for (int64_t c = left; c < left + 16 && c < r; c++)
+                square[r * m->small + c] = square[c * m->small + r];
+}
+
+/* left = sums, right = b I + c sums. */
+static void make_factors(const void *arguments, int64_t first, int64_t last)
+{
+    const Muon *m = ((const Job *)arguments)->muon;
+    const Scratch *s = ((const Job *)arguments)->scratch;
+    mirror_rows(m, s->sums, first, last);
+    for (int64_t r = first; r < last; r++) {
         int64_t at = r * m->small;
         KN_VECTORS(0, m->small, c, lanes, {
             KnV a = kn_v_read(s->sums, at + c, lanes, 0);
@@ -179,9 +249,12 @@ static void make_factors(const Muon *m, const Scratch *s)
 }
 
 /* left = a I + sums. */
-static void make_polynomial(const Muon *m, const Scratch *s)
+static void make_polynomial(const void *arguments, int64_t first, int64_t last)
 {
-    for (int64_t r = 0; r < m->small; r++) {
+    const Muon *m = ((const Job *)arguments)->muon;
+    const Scratch *s = ((const Job *)arguments)->scratch;
+    mirror_rows(m, s->sums, first, last);
+    for (int64_t r = first; r < last; r++) {
         int64_t at = r * m->small;
         s->sums[at + r] += 3.4445f;
         KN_VECTORS(0, m->small, c, lanes,
@@ -189,29 +262,62 @@ static void make_polynomial(const Muon *m, const Scratch *s)
     }
 }
 
+/* Parts in the order first, last, second, last but one ...: neighbours together are equal work. */
+static void multiply_parts(const void *arguments, int64_t first, int64_t last)
+{
+    const Job *job = arguments;
+    int64_t parts = part_count(job->muon);
+    for (int64_t i = first; i < last; i++) {
+        int64_t index = i % 2 ? parts - 1 - i / 2 : i / 2;
+        KnMatmul part = symmetric_part(job->muon, job->scratch, job->product, index);
+        kn_matmul_serial(&part, job->scratch->workspace + (size_t)index * job->scratch->part_bytes);
+    }
+}
+
+/* The product above the diagonal, then `finish` on bands of rows, which first mirror it. */
+static void multiply_symmetric(const Muon *m, const Scratch *s, const Manner *manner, const KnMatmul *whole,
+                               KnRange finish)
+{
+    KnMatmulPack pack = {.k = whole->k,
+                         .n = m->small,
+                         .type = KN_BF16,
+                         .b = whole->b,
+                         .b_type = KN_BF16,
+                         .b_form = whole->b_form,
+                         .packed = s->packed};
+    Job job = {.muon = m, .scratch = s, .product = whole};
+    manner->pack(&pack);
+    manner->each((KnLoop){.count = part_count(m), .block = 1, .work = m->small * whole->k}, multiply_parts, &job);
+    manner->each((KnLoop){.count = m->small, .block = 16, .work = 4 * m->small}, finish, &job);
+}
+
 /* The result lies in x after an even number of steps, in next after an odd one. */
-static void iterate(const Muon *m, int64_t matrix, Multiply multiply)
+static void iterate(const Muon *m, int64_t matrix, const Manner *manner)
 {
     Scratch s = scratch_of(m, matrix);
     for (int step = 0; step < m->steps; step++) {
-        KnMatmul gram = gram_product(m, &s);
-        multiply(&gram, s.workspace);
-        make_factors(m, &s);
-        KnMatmul square = square_product(m, &s);
-        multiply(&square, s.workspace);
-        make_polynomial(m, &s);
-        KnMatmul apply = apply_product(m, &s);
-        multiply(&apply, s.workspace);
+        KnMatmul gram = gram_product(m, &s), square = square_product(m, &s), apply = apply_product(m, &s);
+        multiply_symmetric(m, &s, manner, &gram, make_factors);
+        multiply_symmetric(m, &s, manner, &square, make_polynomial);
+        manner->multiply(&apply, s.workspace);
         uint16_t *done = s.next;
         s.next = s.x;
         s.x = done;
     }
 }
 
+static void each_alone(KnLoop loop, KnRange range, const void *arguments)
+{
+    range(arguments, 0, loop.count);
+}
+
+static const Manner alone = {each_alone, kn_matmul_serial, kn_matmul_pack_serial};
+static const Manner together = {kn_parallel_for, kn_matmul_run, kn_matmul_pack};
+
 static void iterate_alone(const void *arguments, int64_t first, int64_t last)
 {
     for (int64_t matrix = first; matrix < last; matrix++)
-        iterate(arguments, matrix, kn_matmul_serial);
+        iterate(arguments, matrix, &alone);
 }
 
 static void change_parameter(const void *arguments, int64_t first, int64_t last)
@@ -247,13 +353,13 @@ static int run_muon(const KnCall *call)
     m.row_sums = call->workspace;
     m.scratch = (char *)call->workspace + aligned((size_t)(m.count * m.rows) * sizeof(float));
     m.scratch_bytes = scratch_bytes(&m);
-    int64_t threads = kn_cpu_threads(), alone = m.count / threads * threads;
+    int64_t threads = kn_cpu_threads(), apart = m.count / threads * threads;
     KnLoop rows = kn_loop_rows(m.count * m.rows, m.columns);
     kn_parallel_for(rows, gather_momentum, &m);
     kn_parallel_for(rows, start_iteration, &m);
-    kn_parallel_for((KnLoop){.count = alone, .block = 1, .work = m.rows * m.columns * m.small}, iterate_alone, &m);
-    for (int64_t matrix = alone; matrix < m.count; matrix++)
-        iterate(&m, matrix, kn_matmul_run);
+    kn_parallel_for((KnLoop){.count = apart, .block = 1, .work = m.rows * m.columns * m.small}, iterate_alone, &m);
+    for (int64_t matrix = apart; matrix < m.count; matrix++)
+        iterate(&m, matrix, &together);
     kn_parallel_for(rows, change_parameter, &m);
     return KN_OK;
 }

@@ -407,24 +407,25 @@ const OpCase op_cases[] = {
     {"all_reduce of one rank", build_all_reduce, {5, 19}, STATE},
 
 #define SPEED_ROWS(rows, columns)                                                                                      \
-    {"speed", build_linear, {rows, columns, columns}, OP_SPEED},                                                       \
-        {"speed", build_layer_norm_modulated, {rows, columns, 32, 0}, OP_SPEED},                                       \
-        {"speed", build_layer_norm_affine, {rows, columns}, OP_SPEED},                                                 \
-        {"speed", build_rms_norm, {rows, columns}, OP_SPEED},                                                          \
-        {"speed", build_modulate, {rows, columns, 32, 0}, OP_SPEED},                                                   \
-        {"speed", build_gated_residual, {rows, columns, 32, 0}, OP_SPEED},                                             \
-        {"speed", build_rope, {rows, columns / 64, 12, 10, 10, 0}, OP_SPEED},                                          \
-        {"speed", build_activation, {rows, columns, KN_GELU_TANH, 3}, OP_SPEED},                                       \
-        {"speed", build_activation, {rows, columns, KN_GELU_EXACT, 3}, OP_SPEED},                                      \
-        {"speed", build_activation, {rows, columns, KN_SILU, 3}, OP_SPEED},                                            \
-        {"speed", build_add, {rows, columns}, OP_SPEED}, {"speed", build_add_row, {rows, columns}, OP_SPEED},          \
-        {"speed", build_cast, {rows, columns}, OP_SPEED},                                                              \
-        {"speed", build_gather_rows, {rows, columns, rows, 0}, OP_SPEED},                                              \
-        {"speed", build_swap_axes, {rows, columns, rows, columns / 64}, OP_SPEED},                                     \
-        {"speed", build_masked_mse, {rows, columns}, OP_SPEED},                                                        \
-        {"speed", build_sum_of_squares, {rows, columns}, FORWARD | OP_SPEED},                                          \
-        {"speed", build_accumulate, {rows, columns}, STATE | OP_SPEED},                                                \
-        {"speed", build_adamw, {rows, columns, 1}, STATE | OP_SPEED},                                                  \
+    {"speed of linear", build_linear, {rows, columns, columns}, OP_SPEED},                                             \
+        {"speed of layer_norm_modulated", build_layer_norm_modulated, {rows, columns, 32, 0}, OP_SPEED},               \
+        {"speed of layer_norm_affine", build_layer_norm_affine, {rows, columns}, OP_SPEED},                            \
+        {"speed of rms_norm", build_rms_norm, {rows, columns}, OP_SPEED},                                              \
+        {"speed of modulate", build_modulate, {rows, columns, 32, 0}, OP_SPEED},                                       \
+        {"speed of gated_residual", build_gated_residual, {rows, columns, 32, 0}, OP_SPEED},                           \
+        {"speed of rope", build_rope, {rows, columns / 64, 12, 10, 10, 0}, OP_SPEED},                                  \
+        {"speed of activation", build_activation, {rows, columns, KN_GELU_TANH, 3}, OP_SPEED},                         \
+        {"speed of activation", build_activation, {rows, columns, KN_GELU_EXACT, 3}, OP_SPEED},                        \
+        {"speed of activation", build_activation, {rows, columns, KN_SILU, 3}, OP_SPEED},                              \
+        {"speed of add", build_add, {rows, columns}, OP_SPEED},                                                        \
+        {"speed of add_row", build_add_row, {rows, columns}, OP_SPEED},                                                \
+        {"speed of cast", build_cast, {rows, columns}, OP_SPEED},                                                      \
+        {"speed of gather_rows", build_gather_rows, {rows, columns, rows, 0}, OP_SPEED},                               \
+        {"speed of swap_axes", build_swap_axes, {rows, columns, rows, columns / 64}, OP_SPEED},                        \
+        {"speed of masked_mse", build_masked_mse, {rows, columns}, OP_SPEED},                                          \
+        {"speed of sum_of_squares", build_sum_of_squares, {rows, columns}, FORWARD | OP_SPEED},                        \
+        {"speed of accumulate", build_accumulate, {rows, columns}, STATE | OP_SPEED},                                  \
+        {"speed of adamw", build_adamw, {rows, columns, 1}, STATE | OP_SPEED},                                         \
     {                                                                                                                  \
         "speed", build_ema, {rows, columns, 0}, STATE | OP_SPEED                                                       \
     }
@@ -432,11 +433,11 @@ const OpCase op_cases[] = {
     SPEED_ROWS(1024, 128),
     SPEED_ROWS(4096, 384),
     SPEED_ROWS(8192, 1536),
-    {"speed", build_attention, {8, 2, 64}, OP_SPEED},
-    {"speed", build_muon, {8, 128, 128, 1}, STATE | OP_SPEED},
-    {"speed", build_muon, {1, 128, 512, 1}, STATE | OP_SPEED},
-    {"speed", build_muon, {1, 512, 128, 1}, STATE | OP_SPEED},
-    {"speed", build_muon, {1, 1536, 1536, 1}, STATE | OP_SPEED},
+    {"speed of attention", build_attention, {8, 2, 64}, OP_SPEED},
+    {"speed of muon", build_muon, {8, 128, 128, 1}, STATE | OP_SPEED},
+    {"speed of muon", build_muon, {1, 128, 512, 1}, STATE | OP_SPEED},
+    {"speed of muon", build_muon, {1, 512, 128, 1}, STATE | OP_SPEED},
+    {"speed of large muon", build_muon, {1, 1536, 1536, 1}, STATE | OP_SPEED},
 };
 
 const int op_case_count = COUNT(op_cases);

@@ -76,8 +76,8 @@ void op_check(const OpCase *row, KnBackend *backend);
 int op_supported(const OpCase *row, KnBackend *backend, const char **missing);
 /* Marks in seen[KN_OP_COUNT] the ops that the row's graph, gradient and lowering contain. */
 void op_mark(const OpCase *row, KnBackend *backend, int *seen);
-/* Times every node of the row whose op's name contains `only`, and prints a line for each (measure.c). */
-void op_measure(const OpCase *row, KnBackend *backend, const char *only);
+/* Times every node of the row and prints a line for each (measure.c). */
+void op_measure(const OpCase *row, KnBackend *backend);
 
 OpTrial *trial_create(const OpCase *row, KnDtype dtype);
 void trial_destroy(OpTrial *trial);
