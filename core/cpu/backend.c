@@ -9,9 +9,14 @@
 extern const KnCpuKernel *const kn_cpu_kernel_table_generic[KN_OP_COUNT];
 extern const KnCpuKernel *const kn_cpu_kernel_table_avx2[KN_OP_COUNT];
 extern const KnCpuKernel *const kn_cpu_kernel_table_avx512[KN_OP_COUNT];
+extern const KnCpuKernel *const kn_cpu_kernel_table_avx512bf16[KN_OP_COUNT];
 
 static const KnCpuKernel *kernel_of(const KnNode *node)
 {
+#if defined(KN_HAVE_avx512bf16)
+    if (kn_cpu_isa() >= KN_ISA_AVX512BF16)
+        return kn_cpu_kernel_table_avx512bf16[node->op->id];
+#endif
     return KN_ISA_PICK(kn_cpu_kernel_table)[node->op->id];
 }
 

@@ -2,7 +2,8 @@
  *
  * KINORA_ISA=generic|avx2|avx512|avx512bf16|amx caps the choice (it never raises it above what the machine has). Files
  * in core/cpu/simd are compiled once for each of generic, avx2 and avx512 (core/cpu/simd/isa.h); a caller in core/cpu
- * reaches the variant that fits through KN_ISA_PICK. Only the matrix product has kernels above avx512. */
+ * reaches the variant that fits through KN_ISA_PICK. Above that, the ops' kernels are compiled for avx512bf16 too
+ * (backend.c picks them), and the matrix product has kernels of its own. */
 #ifndef KN_CPU_ISA_H
 #define KN_CPU_ISA_H
 

@@ -1,5 +1,5 @@
 /* For files in core/cpu/simd only: they are compiled once for each instruction set, with KN_ISA naming it (generic,
- * avx2, avx512) and KN_ISA_IS_generic, KN_ISA_IS_avx2 or KN_ISA_IS_avx512 defined as 1.
+ * avx2, avx512; for the ops' kernels avx512bf16 too) and KN_ISA_IS_generic, KN_ISA_IS_avx2 ... defined as 1.
  *
  * Every symbol with external linkage must be wrapped, so that the objects do not clash:
  *     void KN_ISA_NAME(kn_gelu_rows)(float *out, const float *in, int64_t count) { ... }

@@ -155,6 +155,11 @@ KN_V_INLINE void sum_tasks(const Sorted *sorted, int64_t first, int64_t last, co
             sum_chunk(sorted, run, column, CHUNK_VECTORS, KN_LANES, bf16, has_x, has_out1);
             continue;
         }
+        if (left >= CHUNK / 2) {
+            sum_chunk(sorted, run, column, CHUNK_VECTORS / 2, KN_LANES, bf16, has_x, has_out1);
+            left -= CHUNK / 2;
+            column += CHUNK / 2;
+        }
         for (; left > 0; left -= KN_LANES, column += KN_LANES)
             sum_chunk(sorted, run, column, 1, left < KN_LANES ? (int)left : KN_LANES, bf16, has_x, has_out1);
     }
