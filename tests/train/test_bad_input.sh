@@ -49,10 +49,11 @@ with "empty" data.shards=empty
 # Checkpoints and models
 train first --set train.steps=4
 refuse "no model at" "$kinora" generate --model nothing --prompt x --out x.mp4
-refuse "no checkpoint" "$kinora" generate --model bad --prompt x --out x.mp4 2>/dev/null ||
-    refuse "model" "$kinora" generate --model bad --prompt x --out x.mp4
-refuse "differ" "$kinora" train small.yaml --set run.dir=first --set model.hidden=32 --set train.steps=8 --resume 2>/dev/null ||
-    refuse "shape" "$kinora" train small.yaml --set run.dir=first --set model.hidden=32 --set train.steps=8 --resume
+refuse "is no model" "$kinora" generate --model shards --prompt x --out x.mp4
+cp first/config.yaml before.yaml
+refuse "weights.patch_embedding.weight" "$kinora" train small.yaml --set run.dir=first --set model.hidden=32 \
+    --set train.steps=8 --resume
+cmp -s before.yaml first/config.yaml || fail "a refused resume changed the run's configuration"
 cp -r first flipped
 file=$(ls flipped/checkpoints/*/rank-00000.safetensors)
 printf '\125' | dd of="$file" bs=1 seek=5000 conv=notrunc 2>/dev/null
