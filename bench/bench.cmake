@@ -11,3 +11,6 @@ endif()
 
 add_executable(bench_team EXCLUDE_FROM_ALL bench/bench_team.c)
 target_link_libraries(bench_team kn_cpu OpenMP::OpenMP_C)
+
+add_executable(bench_attention EXCLUDE_FROM_ALL bench/bench_attention.c)
+target_link_libraries(bench_attention kn_cpu)
