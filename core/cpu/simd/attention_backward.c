@@ -1,20 +1,30 @@
 /* Attention over span tables, backward: probabilities are recomputed tile by tile from the saved log-sum-exp.
  *
- * A unit of work is (group, head), a group being the spans whose keys touch: within it everything happens in one
- * order, so the bits do not depend on threads. Keys are the outer loop, their gradients stay in scratch; the queries'
- * gradients are summed in float32 over all keys. Source: Dao, "FlashAttention-2", 2023, algorithm 2. */
+ * A unit of work is (group, chunk of keys, head), a group being the spans whose keys overlap. It keeps the gradients of
+ * its keys, transposed [head size, keys], while all queries pass. The queries' gradients are summed in float32 over
+ * the chunks in their order: a unit adds its part of a block of queries when the unit of the chunk before has done so,
+ * a pipeline in which nobody waits long. Chunks and blocks are counted from a span's first row and cut at multiples of
+ * 32, where no cut changes a bit of a product: a span's bits depend neither on threads nor on other spans. The scale of
+ * the scores is kept out of what is rounded. Source: Dao, "FlashAttention-2", 2023, algorithm 2. */
 #include "core/cpu/simd/attention.h"
 
-#include "core/base/error.h"
-#include "core/cpu/simd/kernel.h"
+#include "core/cpu/team.h"
 
-#include <omp.h>
-#include <stdlib.h>
-#include <string.h>
+#include <sched.h>
+#include <stdatomic.h>
+
+enum {
+    QUERIES = 96, /* of a tile of scores */
+    KEYS = 192,   /* of a chunk: whole tiles of every kernel */
+    CUT = 32,
+    LD = 2 * KEYS /* columns of a unit's gradients; see key_chunk */
+};
 
 typedef struct Group {
     int64_t first, count; /* in the order of spans sorted by keys */
     int64_t first_key, last_key;
+    int64_t chunks; /* that are units of their own; 1: the only unit does all keys in turn */
+    int64_t first_unit;
 } Group;
 
 typedef struct Backward {
@@ -22,187 +32,344 @@ typedef struct Backward {
     const char *out, *grad_out;
     const float *lse;
     char *dq, *dk, *dv;
-    float *delta;   /* [heads, queries]: sum of grad_out * out */
-    int64_t *order; /* spans by first key */
+    float *delta;    /* [heads, queries]: sum of grad_out * out */
+    int needs_delta; /* some span has several chunks of keys */
+    float *sums;     /* [heads, queries, head size]: gradients of q so far */
+    int64_t *order;  /* spans by first key */
     Group *groups;
-    int64_t group_count;
+    int64_t group_count, unit_count;
+    _Atomic int64_t *done; /* blocks of queries that a unit has finished */
+    atomic_llong next;     /* the unit to take */
+    char *scratch;         /* for each thread ... */
+    size_t scratch_bytes;  /* ... so much */
 } Backward;
 
 typedef struct Scratch {
-    char *packed_kt, *packed_vt, *packed_k, *packed_q, *packed_grad;
-    float *scores, *grad_scores; /* [queries, keys] of a tile */
-    char *probabilities, *rounded;
-    float *dk, *dv; /* [keys, head] */
-    float *dq;      /* [all queries, head] */
-    void *matmul;
+    char *kt, *vt, *k;                     /* packed keys and values of a span's part of the chunk */
+    char *q, *grad;                        /* packed block of queries */
+    float *scores, *dp;                    /* [QUERIES, KEYS] */
+    char *p, *ds, *ds_rows;                /* probabilities and score gradients in panels; the latter in rows too */
+    float *dk, *dv;                        /* [head size, LD] */
+    int64_t d_panel, key_panel, row_panel; /* bytes of packed panels that are d, KEYS, QUERIES deep */
 } Scratch;
 
-enum { Q = KN_ATTENTION_QUERIES, K = KN_ATTENTION_KEYS };
-
-static KnMatmul product(const Backward *b, int64_t m, int64_t n, int64_t k)
+static int64_t min64(int64_t a, int64_t b)
 {
-    return (KnMatmul){.m = m, .n = n, .k = k, .type = b->c.dtype, .b_form = KN_PACKED, .c_type = KN_F32};
+    return a < b ? a : b;
 }
 
-static size_t most_workspace(const Backward *b)
+static Scratch lay_out(const KnAttentionCall *c, char *start, size_t *bytes)
 {
-    int64_t d = b->c.head_size;
-    KnMatmul shapes[] = {product(b, Q, K, d), product(b, Q, d, K), product(b, K, d, Q)};
-    size_t most = 0;
-    shapes[2].a_form = KN_TRANSPOSED;
-    for (int i = 0; i < 3; i++) {
-        size_t bytes = kn_matmul_workspace_bytes(&shapes[i]);
-        most = bytes > most ? bytes : most;
-    }
-    return most;
-}
-
-static Scratch lay_out(const Backward *b, char *start, size_t *bytes)
-{
-    const KnAttentionCall *c = &b->c;
-    int64_t d = c->head_size;
-    size_t tile = (size_t)Q * K, head = (size_t)d * sizeof(float);
+    const int64_t d = c->head_size, d_panels = kn_attention_panels(d);
     char *at = start;
-    Scratch s;
-    s.packed_kt = kn_attention_take(&at, kn_matmul_packed_bytes(d, K, c->dtype));
-    s.packed_vt = kn_attention_take(&at, kn_matmul_packed_bytes(d, K, c->dtype));
-    s.packed_k = kn_attention_take(&at, kn_matmul_packed_bytes(K, d, c->dtype));
-    s.packed_q = kn_attention_take(&at, kn_matmul_packed_bytes(Q, d, c->dtype));
-    s.packed_grad = kn_attention_take(&at, kn_matmul_packed_bytes(Q, d, c->dtype));
-    s.scores = kn_attention_take(&at, tile * sizeof(float));
-    s.grad_scores = kn_attention_take(&at, tile * sizeof(float));
-    s.probabilities = kn_attention_take(&at, tile * c->element_bytes);
-    s.rounded = kn_attention_take(&at, tile * c->element_bytes);
-    s.dk = kn_attention_take(&at, K * head);
-    s.dv = kn_attention_take(&at, K * head);
-    s.dq = kn_attention_take(&at, (size_t)c->query_rows * head);
-    s.matmul = kn_attention_take(&at, most_workspace(b));
+    Scratch s = {.d_panel = kn_attention_panel_bytes(c, d),
+                 .key_panel = kn_attention_panel_bytes(c, KEYS),
+                 .row_panel = kn_attention_panel_bytes(c, QUERIES)};
+    s.kt = kn_attention_take(&at, s.d_panel * (KEYS / KN_PANEL));
+    s.vt = kn_attention_take(&at, s.d_panel * (KEYS / KN_PANEL));
+    s.k = kn_attention_take(&at, s.key_panel * d_panels);
+    s.q = kn_attention_take(&at, s.row_panel * d_panels);
+    s.grad = kn_attention_take(&at, s.row_panel * d_panels);
+    s.scores = kn_attention_take(&at, QUERIES * KEYS * (int64_t)sizeof(float));
+    s.dp = kn_attention_take(&at, QUERIES * KEYS * (int64_t)sizeof(float));
+    s.p = kn_attention_take(&at, s.row_panel * (KEYS / KN_PANEL));
+    s.ds = kn_attention_take(&at, s.row_panel * (KEYS / KN_PANEL));
+    s.ds_rows = kn_attention_take(&at, QUERIES * KEYS * c->element_bytes);
+    s.dk = kn_attention_take(&at, d * LD * (int64_t)sizeof(float));
+    s.dv = kn_attention_take(&at, d * LD * (int64_t)sizeof(float));
     *bytes = (size_t)(at - start);
     return s;
 }
 
-static void pack(const Backward *b, const void *from, int64_t row, int64_t rows, int64_t head, int transposed,
-                 char *packed)
-{
-    const KnAttentionCall *c = &b->c;
-    kn_matmul_pack_serial(&(KnMatmulPack){.k = transposed ? c->head_size : rows,
-                                          .n = transposed ? rows : c->head_size,
-                                          .type = c->dtype,
-                                          .b = kn_attention_at(c, from, row, head),
-                                          .b_type = c->dtype,
-                                          .ldb = c->width,
-                                          .b_form = transposed ? KN_TRANSPOSED : KN_PLAIN,
-                                          .packed = packed});
-}
+/* --- The pass over a tile of scores ------------------------------------------------------------------------------- */
 
-/* p = exp(scores - lse); ds = scale p (dp - delta), both rounded to the operands' dtype for the next products. */
-static void scores_to_gradients(const Backward *b, const Scratch *s, int64_t first_query, int64_t head, int64_t queries,
-                                int64_t keys)
+typedef struct Tile {
+    const Backward *b;
+    const Scratch *s;
+    int64_t query, queries, keys, head;
+    int first, last; /* of the chunks of the span */
+    int fresh;       /* the unit's gradients of keys are not begun */
+    float lse2[QUERIES], delta[QUERIES];
+} Tile;
+
+/* Scores become probabilities: p = 2^(scale2 score - lse2). Where a tile has all keys of its queries, delta is found
+ * here, as the sum of p dp: more exact than from the rounded output, so that score gradients sum to zero. */
+static void find_probabilities(Tile *t)
 {
-    const KnAttentionCall *c = &b->c;
-    int bf16 = c->dtype == KN_BF16;
-    for (int64_t i = 0; i < queries; i++) {
-        int64_t row = head * c->query_rows + first_query + i;
-        float lse = b->lse[row], delta = b->delta[row];
-        KN_VECTORS(i * K, i * K + keys, at, lanes, {
-            KnV p = kn_v_exp(kn_v_read(s->scores, at, lanes, 0) - lse);
-            KnV ds = p * (kn_v_read(s->grad_scores, at, lanes, 0) - delta) * c->scale;
-            kn_v_write(s->probabilities, at, p, lanes, bf16);
-            kn_v_write(s->rounded, at, ds, lanes, bf16);
+    const KnV scale2 = kn_v_set(t->b->c.scale * 1.4426950408889634f);
+    for (int64_t i = 0; i < t->queries; i++) {
+        float *scores = t->s->scores + i * KEYS;
+        const float *dp = t->s->dp + i * KEYS;
+        const KnV lse2 = kn_v_set(t->lse2[i]);
+        KnV sum = {0};
+        KN_VECTORS(0, t->keys, at, lanes, {
+            KnV p = kn_v_exp2(kn_v_fma(kn_v_load(scores + at), scale2, -lse2));
+            kn_v_store(scores + at, p);
+            sum += kn_v_keep(p * kn_v_load(dp + at), lanes);
         });
+        t->delta[i] = kn_v_total(sum);
     }
 }
 
-static void run(KnMatmul *m, const void *a, int64_t lda, const void *packed, float *out, int64_t ldc, const Scratch *s)
+typedef struct Weights {
+    KnV p, ds; /* ds = p (dp - delta) */
+} Weights;
+
+/* Of query i and the keys at `column`. */
+KN_V_INLINE Weights weights_of(const Tile *t, int64_t i, int64_t column, KnV scale2, int known)
 {
-    m->a = a;
-    m->lda = lda;
-    m->b = packed;
-    m->c = out;
-    m->ldc = ldc;
-    kn_matmul_serial(m, s->matmul);
+    const int64_t at = i * KEYS + column;
+    KnV p = kn_v_load(t->s->scores + at);
+    if (!known)
+        p = kn_v_exp2(kn_v_fma(p, scale2, kn_v_set(-t->lse2[i])));
+    return (Weights){p, p * (kn_v_load(t->s->dp + at) - t->delta[i])};
 }
 
-/* One tile: `queries` rows from first_query against `keys` keys, whose packings begin at their own first key. */
-static void tile(const Backward *b, const Scratch *s, int64_t first_query, int64_t queries, int64_t keys,
-                 int64_t key_offset, int64_t head)
+/* A vector of keys: weights of all queries into panels, ds into rows too. */
+KN_V_INLINE void weigh_keys(const Tile *t, int64_t column, int known, int bf16)
 {
-    const KnAttentionCall *c = &b->c;
-    int64_t d = c->head_size;
-    KnMatmul m = product(b, queries, keys, d);
-    m.alpha = c->scale;
-    run(&m, kn_attention_at(c, c->q, first_query, head), c->width, s->packed_kt, s->scores, K, s);
-    m.alpha = 0;
-    run(&m, kn_attention_at(c, b->grad_out, first_query, head), c->width, s->packed_vt, s->grad_scores, K, s);
-    scores_to_gradients(b, s, first_query, head, queries, keys);
-    pack(b, b->grad_out, first_query, queries, head, 0, s->packed_grad);
-    pack(b, c->q, first_query, queries, head, 0, s->packed_q);
-    m = product(b, keys, d, queries);
-    m.a_form = KN_TRANSPOSED;
-    m.accumulate = 1;
-    run(&m, s->probabilities, K, s->packed_grad, s->dv + key_offset * d, d, s);
-    run(&m, s->rounded, K, s->packed_q, s->dk + key_offset * d, d, s);
-    m = product(b, queries, d, keys);
-    m.accumulate = 1;
-    run(&m, s->rounded, K, s->packed_k, s->dq + first_query * d, d, s);
-}
-
-static void write_rows(const Backward *b, const float *from, char *to, int64_t first, int64_t rows, int64_t head)
-{
-    const KnAttentionCall *c = &b->c;
-    int bf16 = c->dtype == KN_BF16;
-    for (int64_t i = 0; i < rows; i++) {
-        char *out = to + (size_t)((first + i) * c->width + head * c->head_size) * c->element_bytes;
-        KN_VECTORS(0, c->head_size, at, lanes,
-                   { kn_v_write(out, at, kn_v_read(from + i * c->head_size, at, lanes, 0), lanes, bf16); });
+    const Scratch *s = t->s;
+    const KnV scale2 = kn_v_set(t->b->c.scale * 1.4426950408889634f);
+    const int64_t offset = column / KN_PANEL * s->row_panel + column % KN_PANEL * 4;
+    char *p = s->p + offset, *ds = s->ds + offset;
+    if (!bf16) {
+        for (int64_t i = 0; i < t->queries; i++) {
+            Weights w = weights_of(t, i, column, scale2, known);
+            kn_v_store(p + i * 64, w.p);
+            kn_v_store(ds + i * 64, w.ds);
+            kn_v_store(s->ds_rows + (i * KEYS + column) * 4, w.ds);
+        }
+        return;
+    }
+    uint16_t *rows = (uint16_t *)(void *)s->ds_rows + column;
+    int64_t i = 0;
+    for (; i < t->queries; i += 2) {
+        Weights even = weights_of(t, i, column, scale2, known), odd = {{0}, {0}};
+        if (i + 1 < t->queries)
+            odd = weights_of(t, i + 1, column, scale2, known);
+        KnVu pairs = (KnVu)kn_v_bf16_pairs(even.ds, odd.ds);
+        kn_v_store(p + i * 32, kn_v_bf16_pairs(even.p, odd.p));
+        kn_v_store(ds + i * 32, (KnV)pairs);
+        KnVh low = __builtin_convertvector(pairs, KnVh), high = __builtin_convertvector(pairs >> 16, KnVh);
+        memcpy(rows + i * KEYS, &low, sizeof low);
+        memcpy(rows + (i + 1) * KEYS, &high, sizeof high);
+    }
+    for (; i % CUT; i += 2) {
+        kn_v_store(p + i * 32, (KnV){0});
+        kn_v_store(ds + i * 32, (KnV){0});
     }
 }
 
-/* All spans of a group against one block of keys. */
-static void key_block(const Backward *b, const Scratch *s, const Group *group, int64_t first, int64_t last,
-                      int64_t head)
+static void weigh_tile(Tile *t)
 {
-    const KnAttentionCall *c = &b->c;
-    size_t bytes = (size_t)((last - first) * c->head_size) * sizeof(float);
-    memset(s->dk, 0, bytes);
-    memset(s->dv, 0, bytes);
-    for (int64_t i = 0; i < group->count; i++) {
-        const int32_t *span = c->spans + 4 * b->order[group->first + i];
-        int64_t from = span[2] > first ? span[2] : first, end = (int64_t)span[2] + span[3];
-        int64_t keys = (end < last ? end : last) - from;
-        if (keys <= 0)
-            continue;
-        pack(b, c->k, from, keys, head, 1, s->packed_kt);
-        pack(b, c->v, from, keys, head, 1, s->packed_vt);
-        pack(b, c->k, from, keys, head, 0, s->packed_k);
-        for (int64_t row = 0; row < span[1]; row += Q)
-            tile(b, s, span[0] + row, span[1] - row < Q ? span[1] - row : Q, keys, from - first, head);
-    }
-    write_rows(b, s->dk, b->dk, first, last - first, head);
-    write_rows(b, s->dv, b->dv, first, last - first, head);
-}
-
-static void run_unit(const Backward *b, const Scratch *s, const Group *group, int64_t head)
-{
-    const KnAttentionCall *c = &b->c;
-    for (int64_t i = 0; i < group->count; i++) {
-        const int32_t *span = c->spans + 4 * b->order[group->first + i];
-        memset(s->dq + span[0] * c->head_size, 0, (size_t)(span[1] * c->head_size) * sizeof(float));
-    }
-    for (int64_t key = group->first_key; key < group->last_key; key += K)
-        key_block(b, s, group, key, key + K < group->last_key ? key + K : group->last_key, head);
-    for (int64_t i = 0; i < group->count; i++) {
-        const int32_t *span = c->spans + 4 * b->order[group->first + i];
-        write_rows(b, s->dq + span[0] * c->head_size, b->dq, span[0], span[1], head);
+    const Backward *b = t->b;
+    const int64_t row = t->head * b->c.query_rows + t->query;
+    const int whole = t->first && t->last, bf16 = b->c.dtype == KN_BF16;
+    for (int64_t i = 0; i < t->queries; i++)
+        t->lse2[i] = b->lse[row + i] * 1.4426950408889634f;
+    if (whole)
+        find_probabilities(t);
+    else
+        memcpy(t->delta, b->delta + row, (size_t)t->queries * sizeof(float));
+    for (int64_t column = 0; column < t->keys; column += KN_LANES) {
+        if (bf16 && whole)
+            weigh_keys(t, column, 1, 1);
+        else if (bf16)
+            weigh_keys(t, column, 0, 1);
+        else
+            weigh_keys(t, column, whole, 0);
     }
 }
 
-static void find_delta(const Backward *b)
+/* --- A unit ------------------------------------------------------------------------------------------------------- */
+
+/* scores = Q K^T or dp = dO V^T */
+static void pair_product(const Tile *t, const void *rows, const char *packed, float *out)
 {
+    const KnAttentionCall *c = &t->b->c;
+    c->kernel->block(&(KnMatmulBlock){.rows = t->queries,
+                                      .columns = t->keys,
+                                      .k = c->head_size,
+                                      .a = kn_attention_at(c, rows, t->query, t->head),
+                                      .a_stride = c->width * c->element_bytes,
+                                      .b = packed,
+                                      .b_stride = t->s->d_panel,
+                                      .sums = out,
+                                      .ld_sums = KEYS,
+                                      .alpha = 1});
+}
+
+/* dv^T += dO^T P or dk^T += Q^T dS, of the columns from `out` on */
+static void keys_product(const Tile *t, const char *packed_rows, const char *weights, float *out)
+{
+    const KnAttentionCall *c = &t->b->c;
+    c->kernel->block(&(KnMatmulBlock){.rows = c->head_size,
+                                      .columns = t->keys,
+                                      .k = t->queries,
+                                      .a = packed_rows,
+                                      .a_stride = t->s->row_panel,
+                                      .a_packed = 1,
+                                      .b = weights,
+                                      .b_stride = t->s->row_panel,
+                                      .start = t->fresh ? NULL : out,
+                                      .ld_start = LD,
+                                      .sums = out,
+                                      .ld_sums = LD,
+                                      .alpha = 1});
+}
+
+/* dq += dS K, and after a span's last chunk the result */
+static void queries_product(const Tile *t)
+{
+    const KnAttentionCall *c = &t->b->c;
+    float *sums = t->b->sums + (t->head * c->query_rows + t->query) * c->head_size;
+    KnMatmulBlock block = {.rows = t->queries,
+                           .columns = c->head_size,
+                           .k = t->keys,
+                           .a = t->s->ds_rows,
+                           .a_stride = KEYS * c->element_bytes,
+                           .b = t->s->k,
+                           .b_stride = t->s->key_panel,
+                           .start = t->first ? NULL : sums,
+                           .ld_start = c->head_size,
+                           .sums = t->last ? NULL : sums,
+                           .ld_sums = c->head_size,
+                           .c = kn_attention_at(c, t->b->dq, t->query, t->head),
+                           .ldc = c->width,
+                           .c_type = c->dtype,
+                           .alpha = c->scale};
+    c->kernel->block(&block);
+}
+
+/* Waits until the unit of the chunk before has done `blocks` blocks of queries. */
+static void wait_for(_Atomic int64_t *done, int64_t blocks)
+{
+    for (int turns = 0; atomic_load_explicit(done, memory_order_acquire) < blocks; turns++)
+        if (turns > 1000)
+            sched_yield();
+}
+
+typedef struct Unit {
+    const Backward *b;
+    const Scratch *s;
+    const Group *group;
+    int64_t head;
+    _Atomic int64_t *done, *before; /* NULL: nobody waits */
+    int64_t blocks;                 /* of queries done */
+} Unit;
+
+static void span_part(Unit *u, const int32_t *span, int64_t first, int64_t keys, int64_t column)
+{
+    const Backward *b = u->b;
+    const Scratch *s = u->s;
     const KnAttentionCall *c = &b->c;
-    int bf16 = c->dtype == KN_BF16;
-#pragma omp parallel for schedule(static) collapse(2) num_threads(kn_cpu_threads())
-    for (int64_t row = 0; row < c->query_rows; row++)
+    Tile t = {.b = b, .s = s, .keys = keys, .head = u->head, .first = first == 0, .last = first + keys == span[3]};
+    if (keys > 0) {
+        kn_attention_pack(c, c->k, span[2] + first, keys, u->head, KN_ROWS_ARE_COLUMNS, s->kt, s->d_panel);
+        kn_attention_pack(c, c->v, span[2] + first, keys, u->head, KN_ROWS_ARE_COLUMNS, s->vt, s->d_panel);
+        kn_attention_pack(c, c->k, span[2] + first, keys, u->head, KN_ROWS_ARE_K, s->k, s->key_panel);
+    }
+    for (int64_t row = 0; row < span[1]; row += QUERIES) {
+        t.query = span[0] + row;
+        t.queries = min64(span[1] - row, QUERIES);
+        t.fresh = u->group->count == 1 && row == 0;
+        if (keys > 0) {
+            pair_product(&t, c->q, s->kt, s->scores);
+            pair_product(&t, b->grad_out, s->vt, s->dp);
+            weigh_tile(&t);
+            kn_attention_pack(c, b->grad_out, t.query, t.queries, u->head, KN_ROWS_ARE_K_OF_A, s->grad, s->row_panel);
+            kn_attention_pack(c, c->q, t.query, t.queries, u->head, KN_ROWS_ARE_K_OF_A, s->q, s->row_panel);
+            keys_product(&t, s->grad, s->p, s->dv + column);
+            keys_product(&t, s->q, s->ds, s->dk + column);
+        }
+        u->blocks++;
+        if (u->before)
+            wait_for(u->before, u->blocks);
+        if (keys > 0)
+            queries_product(&t);
+        if (u->done)
+            atomic_store_explicit(u->done, u->blocks, memory_order_release);
+    }
+}
+
+static int64_t cut_up(int64_t rows)
+{
+    return (rows + CUT - 1) / CUT * CUT;
+}
+
+/* All spans of the group against the chunk of keys from `first` on. Spans that begin elsewhere than the group are cut
+ * at multiples of 32 of their own rows, and not at all if they would not be cut alone: such a part may overhang the
+ * chunk's end. What overhung the end of the chunk before is there already when `goes_on`. */
+static void key_chunk(Unit *u, int64_t first, int goes_on)
+{
+    const Backward *b = u->b;
+    const Scratch *s = u->s;
+    const KnAttentionCall *c = &b->c;
+    const int64_t keys = min64(u->group->last_key - first, KEYS);
+    for (int64_t i = 0; u->group->count > 1 && i < c->head_size; i++) {
+        float *dk = s->dk + i * LD, *dv = s->dv + i * LD;
+        if (goes_on) {
+            memcpy(dk, dk + KEYS, KEYS * sizeof *dk);
+            memcpy(dv, dv + KEYS, KEYS * sizeof *dv);
+        }
+        memset(dk + goes_on * KEYS, 0, (size_t)(LD - goes_on * KEYS) * sizeof *dk);
+        memset(dv + goes_on * KEYS, 0, (size_t)(LD - goes_on * KEYS) * sizeof *dv);
+    }
+    for (int64_t i = 0; i < u->group->count; i++) {
+        const int32_t *span = c->spans + 4 * b->order[u->group->first + i];
+        const int64_t begin = first - span[2], end = begin + KEYS; /* of the chunk, counted from the span's start */
+        int64_t from = begin > 0 ? cut_up(begin) : 0, to = end > 0 ? min64(cut_up(end), span[3]) : 0;
+        if (span[3] <= KEYS && end > 0)
+            from = begin > 0 ? span[3] : 0, to = span[3];
+        span_part(u, span, from, to > from ? to - from : 0, span[2] + from - first);
+    }
+    KN_ISA_NAME(kn_attention_turn)(c, s->dk, LD, keys, NULL, c->scale, kn_attention_at(c, b->dk, first, u->head));
+    KN_ISA_NAME(kn_attention_turn)(c, s->dv, LD, keys, NULL, 1, kn_attention_at(c, b->dv, first, u->head));
+}
+
+/* One unit, whatever block of the team's job asks for it: units are taken in order, so that nobody waits for a unit
+ * that is not begun. */
+static void run_unit(void *argument, int64_t block, int slot)
+{
+    Backward *b = argument;
+    size_t bytes = 0;
+    const Scratch scratch = lay_out(&b->c, b->scratch + b->scratch_bytes * (size_t)slot, &bytes);
+    const int64_t index = atomic_fetch_add(&b->next, 1);
+    (void)block;
+    int64_t low = 0, high = b->group_count;
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (b->groups[middle].first_unit <= index)
+            low = middle;
+        else
+            high = middle;
+    }
+    const Group *group = &b->groups[low];
+    Unit u = {.b = b, .s = &scratch, .group = group, .head = (index - group->first_unit) % b->c.heads};
+    const int64_t chunk = (index - group->first_unit) / b->c.heads;
+    if (group->chunks > 1) {
+        u.done = b->done + index;
+        u.before = chunk > 0 ? b->done + index - b->c.heads : NULL;
+        key_chunk(&u, group->first_key + chunk * KEYS, 0);
+        return;
+    }
+    for (int64_t key = group->first_key; key < group->last_key; key += KEYS)
+        key_chunk(&u, key, key != group->first_key);
+}
+
+/* --- The call ----------------------------------------------------------------------------------------------------- */
+
+enum { DELTA_ROWS = 64 };
+
+/* Of a block of rows, for all heads. */
+static void find_delta(void *argument, int64_t block, int slot)
+{
+    const Backward *b = argument;
+    const KnAttentionCall *c = &b->c;
+    const int64_t first = block * DELTA_ROWS, last = min64(first + DELTA_ROWS, c->query_rows);
+    const int bf16 = c->dtype == KN_BF16;
+    (void)slot;
+    for (int64_t row = first; row < last; row++)
         for (int64_t head = 0; head < c->heads; head++) {
             const char *out = kn_attention_at(c, b->out, row, head);
             const char *grad = kn_attention_at(c, b->grad_out, row, head);
@@ -213,7 +380,7 @@ static void find_delta(const Backward *b)
         }
 }
 
-/* Spans sorted by first key (stable), cut where keys no longer touch. */
+/* Spans sorted by first key (stable), cut where keys no longer overlap. */
 static void find_groups(Backward *b)
 {
     const int32_t *spans = b->c.spans;
@@ -227,7 +394,6 @@ static void find_groups(Backward *b)
         b->order[at] = s;
         count++;
     }
-    b->group_count = 0;
     for (int64_t i = 0; i < count; i++) {
         const int32_t *span = spans + 4 * b->order[i];
         int64_t end = (int64_t)span[2] + span[3];
@@ -241,9 +407,44 @@ static void find_groups(Backward *b)
     }
 }
 
+/* Where all spans begin at the same key, chunks are units of their own. */
+static void find_units(Backward *b)
+{
+    for (int64_t g = 0; g < b->group_count; g++) {
+        Group *group = &b->groups[g];
+        const int32_t *last = b->c.spans + 4 * b->order[group->first + group->count - 1];
+        int together = last[2] == group->first_key;
+        group->chunks = together ? (group->last_key - group->first_key + KEYS - 1) / KEYS : 1;
+        group->first_unit = b->unit_count;
+        b->needs_delta |= group->last_key - group->first_key > KEYS;
+        b->unit_count += group->chunks * b->c.heads;
+    }
+    for (int64_t i = 0; i < b->unit_count; i++)
+        atomic_init(&b->done[i], 0);
+    atomic_init(&b->next, 0);
+}
+
+/* Zeros the rows of keys that no span sees, and of queries that see no keys. */
+static void clear_rest(const Backward *b)
+{
+    const KnAttentionCall *c = &b->c;
+    int64_t end = 0;
+    KN_ISA_NAME(kn_attention_clear)(c, b->dq, NULL);
+    for (int64_t g = 0; g <= b->group_count; g++) {
+        int64_t next = g < b->group_count ? b->groups[g].first_key : c->key_rows;
+        size_t bytes = (size_t)((next - end) * c->width * c->element_bytes);
+        if (bytes) {
+            memset(kn_attention_at(c, b->dk, end, 0), 0, bytes);
+            memset(kn_attention_at(c, b->dv, end, 0), 0, bytes);
+        }
+        end = g < b->group_count ? b->groups[g].last_key : end;
+    }
+}
+
 static Backward describe(const KnNode *node, void *const *inputs, void *const *outputs, char *workspace, size_t *bytes)
 {
     Backward b = {.c = kn_attention_call(node, inputs)};
+    const KnAttentionCall *c = &b.c;
     char *at = workspace;
     if (inputs) {
         b.out = inputs[4];
@@ -253,9 +454,11 @@ static Backward describe(const KnNode *node, void *const *inputs, void *const *o
         b.dk = outputs[1];
         b.dv = outputs[2];
     }
-    b.delta = kn_attention_take(&at, (size_t)(b.c.heads * b.c.query_rows) * sizeof(float));
-    b.order = kn_attention_take(&at, (size_t)b.c.span_count * sizeof *b.order);
-    b.groups = kn_attention_take(&at, (size_t)b.c.span_count * sizeof *b.groups);
+    b.delta = kn_attention_take(&at, c->heads * c->query_rows * (int64_t)sizeof(float));
+    b.sums = kn_attention_take(&at, c->width * c->query_rows * (int64_t)sizeof(float));
+    b.order = kn_attention_take(&at, c->span_count * (int64_t)sizeof *b.order);
+    b.groups = kn_attention_take(&at, c->span_count * (int64_t)sizeof *b.groups);
+    b.done = kn_attention_take(&at, c->heads * (c->key_rows / KEYS + c->span_count) * (int64_t)sizeof *b.done);
     *bytes = (size_t)(at - workspace);
     return b;
 }
@@ -264,32 +467,33 @@ static size_t backward_bytes(const KnNode *node)
 {
     size_t shared = 0, each = 0;
     Backward b = describe(node, NULL, NULL, NULL, &shared);
-    lay_out(&b, NULL, &each);
+    lay_out(&b.c, NULL, &each);
     return shared + each * (size_t)kn_cpu_threads();
+}
+
+static double flops_of(const KnAttentionCall *c)
+{
+    double pairs = 0;
+    for (int64_t s = 0; s < c->span_count; s++)
+        pairs += (double)c->spans[4 * s + 1] * (double)c->spans[4 * s + 3];
+    return 10 * pairs * (double)c->width;
 }
 
 static int run_backward(const KnCall *call)
 {
     size_t shared = 0;
     Backward b = describe(call->node, call->inputs, call->outputs, call->workspace, &shared);
-    KN_TRY(KN_ISA_NAME(kn_attention_check)(&b.c));
-    size_t width = (size_t)b.c.width * b.c.element_bytes;
-    memset(b.dq, 0, (size_t)b.c.query_rows * width);
-    memset(b.dk, 0, (size_t)b.c.key_rows * width);
-    memset(b.dv, 0, (size_t)b.c.key_rows * width);
-    find_delta(&b);
+    const KnAttentionCall *c = &b.c;
+    KN_TRY(KN_ISA_NAME(kn_attention_check)(c));
     find_groups(&b);
-    size_t each = 0;
-    lay_out(&b, NULL, &each);
-#pragma omp parallel num_threads(kn_attention_team(call->workspace_bytes - shared, each))
-    {
-        size_t bytes = each;
-        Scratch scratch = lay_out(&b, (char *)call->workspace + shared + each * (size_t)omp_get_thread_num(), &bytes);
-#pragma omp for schedule(dynamic) collapse(2)
-        for (int64_t group = 0; group < b.group_count; group++)
-            for (int64_t head = 0; head < b.c.heads; head++)
-                run_unit(&b, &scratch, &b.groups[group], head);
-    }
+    find_units(&b);
+    clear_rest(&b);
+    lay_out(c, NULL, &b.scratch_bytes);
+    b.scratch = (char *)call->workspace + shared;
+    int threads = kn_attention_team(call->workspace_bytes - shared, b.scratch_bytes, b.unit_count, flops_of(c));
+    if (b.needs_delta)
+        kn_team_run_on(threads, (c->query_rows + DELTA_ROWS - 1) / DELTA_ROWS, find_delta, &b);
+    kn_team_run_on(threads, b.unit_count, run_unit, &b);
     return KN_OK;
 }
 

@@ -122,6 +122,23 @@ KN_V_INLINE KnVh kn_v_to_bf16(KnV v)
 #endif
 }
 
+/* Two vectors rounded to bf16, each pair of lanes in one 32-bit word, `even` in its lower half. For values that are no
+ * NaN with bits set below bf16's: arithmetic on bf16 operands makes none. */
+KN_V_INLINE KnV kn_v_bf16_pairs(KnV even, KnV odd)
+{
+#if defined(__AVX512BF16__)
+    /* Lanes of the instruction's result: those of `even`, then those of `odd`. */
+    const __m512i turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (KnV)_mm512_permutexvar_epi16(turn, (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
+#else
+    KnVu low = (KnVu)even, high = (KnVu)odd;
+    low = (low + 0x7fff + ((low >> 16) & 1)) >> 16;
+    high = (high + 0x7fff + ((high >> 16) & 1)) & 0xffff0000;
+    return (KnV)(low | high);
+#endif
+}
+
 KN_V_INLINE KnV kn_v_from_bf16(KnVh v)
 {
 #if KN_LANES == 16
@@ -169,6 +186,73 @@ KN_V_INLINE KnV kn_v_exp(KnV x)
     p = kn_v_fma(p, r * r, r + 1.0f);
     KnVi exponent = ((KnVi)shifted - (KnVi)kn_v_set(magic) + 127) << 23;
     return p * (KnV)exponent;
+}
+
+/* The larger one; `b` where either is NaN. */
+KN_V_INLINE KnV kn_v_max(KnV a, KnV b)
+{
+#if KN_LANES == 16
+    return (KnV)_mm512_max_ps((__m512)a, (__m512)b);
+#elif KN_LANES == 8
+    return (KnV)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return kn_v_select(a > b, a, b);
+#endif
+}
+
+/* 2^x with a relative error under 2e-7 for x up to 127; exactly 1 for 0, 2^-125 for all below, NaN for NaN. */
+KN_V_INLINE KnV kn_v_exp2(KnV x)
+{
+    const float magic = 12582912.0f; /* as in kn_v_exp */
+    x = kn_v_max(kn_v_set(-125.0f), x);
+    KnV shifted = x + magic, r = x - (shifted - magic);
+    /* Near-minimax polynomial of 2^r on [-0.5, 0.5], its constant term held at 1. */
+    KnV p = kn_v_set(0.001326472033f);
+    p = kn_v_fma(p, r, kn_v_set(0.009671513923f));
+    p = kn_v_fma(p, r, kn_v_set(0.05550733954f));
+    p = kn_v_fma(p, r, kn_v_set(0.2402224243f));
+    p = kn_v_fma(p, r, kn_v_set(0.6931470037f));
+    p = kn_v_fma(p, r, kn_v_set(1.0f));
+    return (KnV)((KnVi)p + ((KnVi)shifted << 23)); /* the shift drops all of `magic` */
+}
+
+/* Natural logarithm of normal positive numbers, after Cephes' logf. */
+KN_V_INLINE KnV kn_v_log(KnV x)
+{
+    KnVi bits = (KnVi)x, exponent = (bits - 0x3f3504f3) >> 23; /* so that the mantissa is in [sqrt(1/2), sqrt(2)) */
+    KnV e = __builtin_convertvector(exponent, KnV), z = (KnV)(bits - (exponent << 23)) - 1.0f, z2 = z * z;
+    KnV p = kn_v_set(7.0376836292e-2f);
+    p = kn_v_fma(p, z, kn_v_set(-1.1514610310e-1f));
+    p = kn_v_fma(p, z, kn_v_set(1.1676998740e-1f));
+    p = kn_v_fma(p, z, kn_v_set(-1.2420140846e-1f));
+    p = kn_v_fma(p, z, kn_v_set(1.4249322787e-1f));
+    p = kn_v_fma(p, z, kn_v_set(-1.6668057665e-1f));
+    p = kn_v_fma(p, z, kn_v_set(2.0000714765e-1f));
+    p = kn_v_fma(p, z, kn_v_set(-2.4999993993e-1f));
+    p = kn_v_fma(p, z, kn_v_set(3.3333331174e-1f));
+    p = kn_v_fma(p * z2, z, kn_v_fma(e, kn_v_set(-2.12194440e-4f), -0.5f * z2));
+    return kn_v_fma(e, kn_v_set(0.693359375f), z + p);
+}
+
+/* Turns a square of KN_LANES rows. */
+KN_V_INLINE void kn_v_transpose(KnV *rows)
+{
+    KnVi lane;
+#pragma GCC unroll 16
+    for (int i = 0; i < KN_LANES; i++)
+        lane[i] = i;
+#pragma GCC unroll 4
+    for (int step = 1; step < KN_LANES; step *= 2) {
+        KnVi odd = (lane & step) != 0;
+        KnVi low = lane + (odd & (KN_LANES - step)), high = lane + (odd & (KN_LANES - step)) + step;
+#pragma GCC unroll 16
+        for (int i = 0; i < KN_LANES; i++)
+            if (!(i & step)) {
+                KnV a = rows[i], b = rows[i + step];
+                rows[i] = __builtin_shuffle(a, b, low);
+                rows[i + step] = __builtin_shuffle(a, b, high);
+            }
+    }
 }
 
 KN_V_INLINE KnV kn_v_sigmoid(KnV x)

@@ -5,6 +5,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define COUNT(array) (int)(sizeof(array) / sizeof(array)[0])
 
@@ -50,6 +51,9 @@ static const struct {
     {300, 300, 2, {{0, 171, 0, 171}, {171, 129, 171, 129}}},
     {1, 700, 1, {{0, 1, 0, 700}}},
     {512, 512, 2, {{0, 256, 0, 256}, {256, 256, 256, 256}}},
+    {407, 430, 2, {{0, 400, 0, 420}, {400, 7, 420, 10}}},                   /* several chunks of queries and of keys */
+    {290, 340, 3, {{0, 97, 3, 300}, {97, 98, 90, 250}, {195, 95, 91, 40}}}, /* keys overlap across chunks */
+    {130, 210, 2, {{0, 97, 0, 210}, {97, 33, 0, 210}}},                     /* the same keys for two */
 };
 
 /* n: span table, heads, head size */
@@ -59,6 +63,22 @@ static KnTensor *build_attention(OpTrial *t, const int64_t *n)
     KnTensor *q = leaf_x(t, queries, width), *k = leaf_x(t, keys, width), *v = leaf_x(t, keys, width);
     KnTensor *spans = leaf_given(t, 2, (int64_t[]){span_tables[n[0]].count, 4}, span_tables[n[0]].spans[0]);
     return kn_attention(t->graph, q, k, v, spans, n[1], 1 / sqrtf((float)n[2]));
+}
+
+/* n: clips, heads, head size; clips of 1 to 7 queries and 2 to 6 keys */
+static KnTensor *build_attention_many(OpTrial *t, const int64_t *n)
+{
+    enum { MOST = 64 };
+    int32_t spans[MOST][4] = {{0}}, queries = 0, keys = 0;
+    for (int i = 0; i < n[0] && i < MOST; i++) {
+        int32_t span[4] = {queries, 1 + 3 * i % 7, keys, 2 + 2 * i % 5};
+        memcpy(spans[i], span, sizeof span);
+        queries += span[1];
+        keys += span[3];
+    }
+    KnTensor *q = leaf_x(t, queries, n[1] * n[2]), *k = leaf_x(t, keys, n[1] * n[2]);
+    KnTensor *v = leaf_x(t, keys, n[1] * n[2]), *table = leaf_given(t, 2, (int64_t[]){n[0], 4}, spans[0]);
+    return kn_attention(t->graph, q, k, v, table, n[1], 1 / sqrtf((float)n[2]));
 }
 
 /* n: rows, columns */
@@ -307,6 +327,13 @@ const OpCase op_cases[] = {
     {"attention nothing", build_attention, {5, 1, 8}, OP_BF16_PRODUCT},
     {"attention 300 tokens", build_attention, {6, 2, 64}, OP_BF16_PRODUCT | OP_LARGE},
     {"attention one query", build_attention, {7, 2, 32}, OP_BF16_PRODUCT | OP_LARGE},
+    {"attention long, heads of 20", build_attention, {9, 1, 20}, OP_BF16_PRODUCT | OP_LARGE},
+    {"attention overlapping keys", build_attention, {10, 1, 17}, OP_BF16_PRODUCT | OP_LARGE},
+    {"attention same keys", build_attention, {11, 2, 64}, OP_BF16_PRODUCT | OP_LARGE},
+    {"attention heads of 128", build_attention, {1, 2, 128}, OP_BF16_PRODUCT | OP_LARGE},
+    {"attention heads of 256", build_attention, {3, 1, 256}, OP_BF16_PRODUCT | OP_LARGE},
+    {"attention heads of 1", build_attention, {1, 3, 1}, OP_BF16_PRODUCT},
+    {"attention many small clips", build_attention_many, {50, 2, 20}, OP_BF16_PRODUCT | OP_LARGE},
 
     {"layer_norm 3x1", build_layer_norm, {3, 1}, FORWARD},
     {"layer_norm 1x2", build_layer_norm, {1, 2}, FORWARD}, /* its gradient is a difference of equals */
