@@ -36,7 +36,7 @@ enum {
     LONGEST_NAP_NANOSECONDS = 1000000,
     SLICE_NANOSECONDS = 100000,
     IDLE_NANOSECONDS = 20000000, /* how soon an idle rank 0 hears that another gave up */
-    GRACE_SECONDS = 5            /* for rank 0 to end the job; then the failing rank does it */
+    GRACE_SECONDS = 20           /* for rank 0 to end the job; then the failing rank does it */
 };
 
 struct KnMpiComm {

@@ -52,20 +52,21 @@ static double mean_pairs(const KnDataset *dataset)
 
 static int prepare_folder(const KnConfig *c, int resume)
 {
-    char *config = kn_path_join(c->run_dir, "config.yaml"), *metrics = kn_path_join(c->run_dir, "metrics.jsonl");
-    int code = KN_OK;
-    if (!resume && kn_file_exists(metrics)) /* a start that failed before its first step left none */
-        code = kn_fail(KN_EINPUT, "%s already holds a run: continue it with --resume, or choose another run.dir",
-                       c->run_dir);
-    if (code == KN_OK)
-        code = kn_make_directories(c->run_dir);
-    if (code == KN_OK) {
-        char *yaml = kn_config_to_yaml(c);
-        code = kn_file_write(config, yaml, strlen(yaml));
-        free(yaml);
-    }
-    free(config);
+    char *metrics = kn_path_join(c->run_dir, "metrics.jsonl");
+    int taken = !resume && kn_file_exists(metrics); /* a start that failed before its first step left none */
     free(metrics);
+    if (taken)
+        return kn_fail(KN_EINPUT, "%s already holds a run: continue it with --resume, or choose another run.dir",
+                       c->run_dir);
+    return kn_make_directories(c->run_dir);
+}
+
+static int write_config(const KnConfig *c)
+{
+    char *path = kn_path_join(c->run_dir, "config.yaml"), *yaml = kn_config_to_yaml(c);
+    int code = kn_file_write(path, yaml, strlen(yaml));
+    free(path);
+    free(yaml);
     return code;
 }
 
@@ -232,7 +233,8 @@ int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *c
     KN_TRY(open_checkpoint(config, comm, resume, &checkpoint));
     int code = create_model(state, config, checkpoint);
     kn_checkpoint_close(checkpoint);
-    return code;
+    KN_TRY(code);
+    return kn_comm_error_agree(comm, comm->rank == 0 ? write_config(config) : KN_OK);
 }
 
 void kn_train_state_destroy(KnTrainState *state)

@@ -20,19 +20,20 @@ static void every_statement_is_counted_by_itself(void **state)
     add(&e, 1, 1, 1, "a tear");
     add(&e, 0, 0, 0, "a hole");
     add(&e, 1, 1, 0, "a hole");
-    assert_int_equal(e.count, 5);
+    add(&e, 0, 1, 1, NULL);
+    assert_int_equal(e.count, 6);
     assert_int_equal(e.right[KN_SCORE_COLOUR], 4);
-    assert_int_equal(e.right[KN_SCORE_SHAPE], 3);
-    assert_int_equal(e.right[KN_SCORE_MOTION], 3);
-    assert_int_equal(e.right[KN_SCORE_CLEAN], 2);
+    assert_int_equal(e.right[KN_SCORE_SHAPE], 4);
+    assert_int_equal(e.right[KN_SCORE_MOTION], 4);
+    assert_int_equal(e.right[KN_SCORE_CLEAN], 3);
     assert_int_equal(e.right[KN_SCORE_ALL], 1);
 
     char *text = kn_evaluation_text(&e);
-    /* Wilson's interval for 4 of 5, computed apart: 0.3755 to 0.9638. */
-    assert_non_null(strstr(text, "colour   80.0%   4 of 5   95% interval 37.6 to 96.4%"));
-    assert_non_null(strstr(text, "clean    40.0%   2 of 5"));
-    assert_non_null(strstr(text, "all      20.0%   1 of 5"));
-    assert_non_null(strstr(text, "most frequent fault: a hole (2 of 5 clips)"));
+    /* Wilson's interval for 4 of 6, computed apart: 0.3000 to 0.9032. */
+    assert_non_null(strstr(text, "colour   66.7%   4 of 6   95% interval 30.0 to 90.3%"));
+    assert_non_null(strstr(text, "clean    50.0%   3 of 6"));
+    assert_non_null(strstr(text, "all      16.7%   1 of 6"));
+    assert_non_null(strstr(text, "most frequent fault: a hole (2 of 6 clips)"));
     free(text);
 }
 
