@@ -12,7 +12,11 @@
  *
  * Sleeping and waking are Dekker's: who sleeps says so, then looks again for the job; who announces a job does so,
  * then looks for sleepers. These four accesses are sequentially consistent. Workers wake each other along a binary
- * tree, so that a caller with many sleepers does not wake them all alone. */
+ * tree, so that a caller with many sleepers does not wake them all alone.
+ *
+ * Where other processes want the processors too, to wake a worker for a short job is worse than to do it alone: it may
+ * take the caller's own processor, or be put aside in the midst of a block. Who notices such a thing says so, and for a
+ * while, the longer the more often that happens, workers do not watch and callers wake them for long jobs only. */
 #include "core/cpu/team.h"
 
 #include "core/base/error.h"
@@ -20,6 +24,7 @@
 
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/syscall.h>
@@ -30,12 +35,13 @@ enum {
     MOST_THREADS = 512,
     LINE = 128, /* bytes between variables of different threads: two cache lines, which are fetched in pairs */
     CURSOR_BITS = 24,
-    SPIN_NANOSECONDS = 40000,       /* a worker watches for the next job so long */
-    WAIT_NANOSECONDS = 20000,       /* a caller for the end of the last blocks */
-    GAP_NANOSECONDS = 200000,       /* between two looks only if put aside */
-    LATE_NANOSECONDS = 2000000,     /* a caller sleeps so long only if a worker was put aside, or blocks are long */
-    CROWDED_NANOSECONDS = 50000000, /* how long a sign of a crowded machine counts */
-    LOOKS_PER_CLOCK = 16
+    SPIN_NANOSECONDS = 40000, /* a worker watches for the next job so long */
+    WAIT_NANOSECONDS = 20000, /* a caller for the end of the last blocks */
+    LOOKS_PER_CLOCK = 16,
+    ASIDE_NANOSECONDS = 200000, /* between two looks, or for blocks that others began: only if put aside */
+    LONG_NANOSECONDS = 200000,  /* a job that is worth waking workers on a crowded machine */
+    CROWDED_LEAST = 4000000,    /* how long a sign of a crowded machine counts: this at first, ... */
+    CROWDED_MOST = 128000000    /* ... then twice as long each time, up to this */
 };
 
 static const int64_t MOST_BLOCKS = ((int64_t)1 << CURSOR_BITS) - 1;
@@ -44,8 +50,11 @@ typedef struct Job {
     KnTeamBlock block;
     void *argument;
     int64_t blocks;
-    int threads; /* who may take part: slots below it; also the number of ranges */
+    int threads;   /* who may take part: slots below it; also the number of ranges */
+    int processor; /* where the caller was, and nobody else should be; -1: no matter */
     uint64_t generation;
+    int64_t started; /* the caller's clock ... */
+    int wake_late;   /* ... by which it wakes workers, if it has not done so at the start */
 } Job;
 
 typedef struct Cursor {
@@ -62,8 +71,8 @@ static struct {
     _Atomic(KnTeamBlock) block;
     _Atomic(void *) argument;
     atomic_int_fast64_t blocks;
-    atomic_int threads;
-    atomic_int_fast64_t crowded_until;
+    atomic_int threads, processor;
+    atomic_int_fast64_t crowded_until, crowded_for; /* nanoseconds; two threads may both change them, to no harm */
     /* Written by workers when they have done a block. */
     _Alignas(LINE) atomic_uint finished; /* the futex of a caller that sleeps until it is ... */
     atomic_uint awaited;                 /* ... this; 0 = nobody sleeps */
@@ -100,11 +109,24 @@ static void futex_wake_one(atomic_uint *word)
 typedef struct Watch {
     int64_t started, looked, most;
     int looks;
+    int processor; /* where not to watch: the caller works there */
 } Watch;
+
+static int crowded(int64_t now)
+{
+    return now < atomic_load_explicit(&team.crowded_until, memory_order_relaxed);
+}
 
 static void say_crowded(int64_t now)
 {
-    atomic_store_explicit(&team.crowded_until, now + CROWDED_NANOSECONDS, memory_order_relaxed);
+    int64_t until = atomic_load_explicit(&team.crowded_until, memory_order_relaxed);
+    int64_t before = atomic_load_explicit(&team.crowded_for, memory_order_relaxed), next = CROWDED_LEAST;
+    if (now < until)
+        return;
+    if (now < until + before) /* it is so again soon after */
+        next = 2 * before < CROWDED_MOST ? 2 * before : CROWDED_MOST;
+    atomic_store_explicit(&team.crowded_for, next, memory_order_relaxed);
+    atomic_store_explicit(&team.crowded_until, now + next, memory_order_relaxed);
 }
 
 /* Pauses for one look; 0 when the watch is over. */
@@ -120,12 +142,10 @@ static int watch_on(Watch *watch)
     int64_t now = nanoseconds_now();
     if (watch->started == 0)
         watch->started = watch->looked = now;
-    if (now - watch->looked > GAP_NANOSECONDS)
+    if (now - watch->looked > ASIDE_NANOSECONDS || (watch->processor >= 0 && watch->processor == sched_getcpu()))
         say_crowded(now);
     watch->looked = now;
-    if (now < atomic_load_explicit(&team.crowded_until, memory_order_relaxed))
-        return 0;
-    return now - watch->started < watch->most;
+    return !crowded(now) && now - watch->started < watch->most;
 }
 
 /* --- A job's blocks ----------------------------------------------------------------------------------------------- */
@@ -138,6 +158,7 @@ static int read_job(uint64_t generation, Job *job)
     job->argument = atomic_load_explicit(&team.argument, memory_order_acquire);
     job->blocks = atomic_load_explicit(&team.blocks, memory_order_acquire);
     job->threads = atomic_load_explicit(&team.threads, memory_order_acquire);
+    job->processor = atomic_load_explicit(&team.processor, memory_order_acquire);
     return atomic_load_explicit(&team.generation, memory_order_relaxed) == generation;
 }
 
@@ -165,10 +186,21 @@ static void tell_finished(void)
         futex_wake_one(&team.finished);
 }
 
+/* Wakes those below `slot` in the tree. */
+static void wake_children(int slot, int threads)
+{
+    for (int child = 2 * slot + 1; child <= 2 * slot + 2 && child < threads; child++) {
+        atomic_uint *asleep = &team.sleepers[child].asleep;
+        if (atomic_load(asleep) && atomic_exchange(asleep, 0))
+            futex_wake_one(asleep);
+    }
+}
+
 /* Works for the job until nothing is left to claim; returns how many blocks it did. */
 static int64_t take_part(const Job *job, int slot)
 {
     int64_t done = 0;
+    int wake_late = slot == 0 && job->wake_late;
     inside_block = 1;
     for (int i = 0; i < job->threads; i++) {
         int range = (slot + i) % job->threads;
@@ -178,20 +210,14 @@ static int64_t take_part(const Job *job, int slot)
             done++;
             if (slot > 0)
                 tell_finished();
+            if (wake_late && nanoseconds_now() - job->started > LONG_NANOSECONDS) {
+                wake_children(0, job->threads);
+                wake_late = 0;
+            }
         }
     }
     inside_block = 0;
     return done;
-}
-
-/* Wakes those below `slot` in the tree. */
-static void wake_children(int slot, int threads)
-{
-    for (int child = 2 * slot + 1; child <= 2 * slot + 2 && child < threads; child++) {
-        atomic_uint *asleep = &team.sleepers[child].asleep;
-        if (atomic_load(asleep) && atomic_exchange(asleep, 0))
-            futex_wake_one(asleep);
-    }
 }
 
 /* --- Workers ------------------------------------------------------------------------------------------------------ */
@@ -213,7 +239,7 @@ static uint64_t await_generation(int slot, uint64_t last, Watch *watch)
                 futex_sleep(asleep, 1);
         else
             atomic_store(asleep, 0);
-        *watch = (Watch){.most = SPIN_NANOSECONDS};
+        *watch = (Watch){.most = SPIN_NANOSECONDS, .processor = -1};
     }
 }
 
@@ -221,15 +247,18 @@ static void *worker_main(void *argument)
 {
     int slot = (int)(intptr_t)argument;
     uint64_t last = 0;
-    Watch watch = {.most = SPIN_NANOSECONDS};
+    Watch watch = {.most = SPIN_NANOSECONDS, .processor = -1};
     for (;;) {
         last = await_generation(slot, last, &watch);
         Job job;
         if (!read_job(last, &job) || slot >= job.threads)
             continue; /* the watch goes on: jobs without this worker do not keep it awake */
+        watch = (Watch){.most = SPIN_NANOSECONDS, .processor = job.processor};
         wake_children(slot, job.threads);
-        take_part(&job, slot);
-        watch = (Watch){.most = SPIN_NANOSECONDS};
+        if (job.processor >= 0 && job.processor == sched_getcpu())
+            say_crowded(nanoseconds_now()); /* the caller goes on as soon as this worker sleeps */
+        else
+            take_part(&job, slot);
     }
     return NULL;
 }
@@ -284,6 +313,7 @@ static void announce(Job *job)
     atomic_store_explicit(&team.argument, job->argument, memory_order_release);
     atomic_store_explicit(&team.blocks, job->blocks, memory_order_release);
     atomic_store_explicit(&team.threads, job->threads, memory_order_release);
+    atomic_store_explicit(&team.processor, job->processor, memory_order_release);
     atomic_store_explicit(&team.finished, 0, memory_order_relaxed);
     atomic_store_explicit(&team.awaited, 0, memory_order_relaxed);
     job->generation = writing + 1;
@@ -292,18 +322,18 @@ static void announce(Job *job)
 
 /* Until workers have finished `count` blocks. To sleep lets the system run a worker that was put aside in one on this
  * processor. */
-static void await_finished(unsigned count)
+static void await_finished(const Job *job, unsigned count)
 {
-    Watch watch = {.most = WAIT_NANOSECONDS};
+    Watch watch = {.most = WAIT_NANOSECONDS, .processor = -1};
     while (atomic_load_explicit(&team.finished, memory_order_acquire) != count) {
         if (watch_on(&watch))
             continue;
-        int64_t started = nanoseconds_now();
+        int64_t since = nanoseconds_now(), own = since - job->started;
         atomic_store(&team.awaited, count);
         for (unsigned finished; (finished = atomic_load(&team.finished)) != count;)
             futex_sleep(&team.finished, finished);
         int64_t now = nanoseconds_now();
-        if (now - started > LATE_NANOSECONDS)
+        if (now - since > ASIDE_NANOSECONDS + own) /* no block should take longer than all that the caller did */
             say_crowded(now);
     }
 }
@@ -319,10 +349,14 @@ void kn_team_run_on(int threads, int64_t blocks, KnTeamBlock block, void *argume
         return;
     }
     Job job = {.block = block, .argument = argument, .blocks = blocks, .threads = gather(threads)};
+    job.started = nanoseconds_now();
+    job.wake_late = crowded(job.started);
+    job.processor = job.wake_late ? -1 : sched_getcpu();
     announce(&job);
-    wake_children(0, job.threads);
+    if (!job.wake_late)
+        wake_children(0, job.threads);
     int64_t own = take_part(&job, 0);
-    await_finished((unsigned)(blocks - own));
+    await_finished(&job, (unsigned)(blocks - own));
     atomic_store_explicit(&team.busy, 0, memory_order_release);
 }
 

@@ -2,8 +2,9 @@
  *
  * A job is a number of blocks that are cut the same way whatever the number of threads, so who does a block never
  * changes a bit. The calling thread works too and waits only for blocks that another thread has begun, never for a
- * thread that has not come: where the machine is busy with other things, a job is as fast as its caller alone, or
- * faster. Workers watch for the next job for some tens of microseconds, then sleep; on a crowded machine at once.
+ * thread that has not come. Workers watch for the next job for some tens of microseconds, then sleep; while the
+ * machine is busy with other things, they sleep at once, and short jobs are done by their caller. Blocks must not wait
+ * for each other.
  *
  * Any thread may call. While the team is busy with one job, the jobs of other threads, and those started from inside
  * a block, are done by their caller alone. After fork() the child has no workers and makes its own at its first job;
