@@ -11,7 +11,6 @@
 #include "core/cpu/matmul.h"
 
 #include <math.h>
-#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -127,22 +126,27 @@ static void run(const KnCall *call)
         abort();
 }
 
+static double seconds_of(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
 /* One thread's own time: others on the machine disturb it less. Several threads': the wall's. */
 static double seconds_now(void)
 {
-    struct timespec now;
-    clock_gettime(kn_cpu_threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    return seconds_of(kn_cpu_threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC);
 }
 
 static void measure(const Shape *shape, KnDtype dtype)
 {
     Problem p = set_up(shape, dtype);
-    double best[2] = {1e30, 1e30}, peak = 0, end = omp_get_wtime() + seconds_per_shape;
+    double best[2] = {1e30, 1e30}, peak = 0, end = seconds_of(CLOCK_MONOTONIC) + seconds_per_shape;
     run(&p.calls[0]);
     run(&p.calls[1]);
     do {
-        double now = kn_matmul_peak(dtype, 0.02), inner_end = omp_get_wtime() + 0.05;
+        double now = kn_matmul_peak(dtype, 0.02), inner_end = seconds_of(CLOCK_MONOTONIC) + 0.05;
         peak = now > peak ? now : peak;
         do
             for (int i = 0; i < 2; i++) {
@@ -151,8 +155,8 @@ static void measure(const Shape *shape, KnDtype dtype)
                 double took = seconds_now() - start;
                 best[i] = took < best[i] ? took : best[i];
             }
-        while (omp_get_wtime() < inner_end);
-    } while (omp_get_wtime() < end);
+        while (seconds_of(CLOCK_MONOTONIC) < inner_end);
+    } while (seconds_of(CLOCK_MONOTONIC) < end);
     double forward = 4e-9 * p.pairs * (double)(shape->heads * shape->head_size) / best[0];
     double backward = 10e-9 * p.pairs * (double)(shape->heads * shape->head_size) / best[1];
     printf("%-30s %-4s forward %9.3f ms %7.1f GFLOP/s %3.0f%%   backward %9.3f ms %7.1f GFLOP/s %3.0f%%\n", shape->name,
@@ -167,8 +171,7 @@ int main(int argc, char **argv)
     const char *word = "";
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--threads") && i + 1 < argc) {
-            omp_set_num_threads(atoi(argv[++i]));
-            kn_cpu_set_threads(atoi(argv[i]));
+            kn_cpu_set_threads(atoi(argv[++i]));
         } else if (!strcmp(argv[i], "--seconds") && i + 1 < argc) {
             seconds_per_shape = atof(argv[++i]);
         } else {

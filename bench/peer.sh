@@ -34,7 +34,7 @@ while read -r mode tokens batch; do
     load=$(cut -d ' ' -f 1 /proc/loadavg)
     options=("${sizes[@]}" --mode "$mode" --tokens "$tokens" --batch "$batch")
     for ((round = 0; round < rounds; round++)); do
-        ours+=("$(OMP_NUM_THREADS=$threads "$kinora" bench step "${options[@]}" --json | tr -d '\n' | speed)")
+        ours+=("$("$kinora" bench step "${options[@]}" --threads "$threads" --json | tr -d '\n' | speed)")
         peers+=("$("$python" "$root/bench/peers/wan_torch.py" "${options[@]}" --threads "$threads" --warmup 1 \
             --steps "$steps" | speed)")
     done

@@ -4,8 +4,8 @@
 #include "core/cpu/backend.h"
 #include "core/cpu/team.h"
 
-/* Elements below which one thread is faster: about 10 microseconds of work. */
-enum { KN_ALONE_BELOW = 32768 };
+/* Elements below which one thread is as fast: about 5 microseconds of work. */
+enum { KN_ALONE_BELOW = 16384 };
 
 typedef struct Call {
     const KnLoop *loop;

@@ -1,7 +1,6 @@
 /* How many threads the CPU kernels use: what the run was told, or all processors that it may run on. */
 #include "core/cpu/backend.h"
 
-#include <omp.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <unistd.h>
@@ -11,7 +10,6 @@ static atomic_int chosen_threads, usable_processors;
 void kn_cpu_set_threads(int threads)
 {
     atomic_store(&chosen_threads, threads > 0 ? threads : 0);
-    omp_set_num_threads(kn_cpu_threads()); /* for the parallel regions that are left */
 }
 
 static int count_processors(void)

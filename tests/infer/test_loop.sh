@@ -6,7 +6,6 @@ kinora=$1/kinora
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-export OMP_NUM_THREADS=2
 
 die() { echo "test_loop: $*"; cat "$work"/log "$work"/err 2>/dev/null || true; exit 1; }
 run() { "$kinora" "$@" > log 2> err || die "kinora $* failed"; }

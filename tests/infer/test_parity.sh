@@ -23,16 +23,18 @@ if ! "$build/kinora" forward --help > /dev/null 2>&1; then
 fi
 
 failed=0
+processor=$(taskset -cp $$ | sed 's/.*: //; s/[-,].*//')
+one_processor() { taskset -c "$processor" "$@"; }
 for fixture in "$fixtures"/transformer-*; do
     name=$(basename "$fixture")
     for dtype in f32 bf16; do
-        for threads in 1 2; do
-            OMP_NUM_THREADS=$threads "$build/kinora" forward --model "$fixture" --inputs "$fixture/case.safetensors" \
+        for threads in one_processor command; do
+            $threads "$build/kinora" forward --model "$fixture" --inputs "$fixture/case.safetensors" \
                 --out "$work/$name-$dtype-$threads.safetensors" --gradients --dtype $dtype
         done
-        out=$work/$name-$dtype-1.safetensors
-        if ! cmp "$out" "$work/$name-$dtype-2.safetensors"; then
-            echo "$name $dtype: 1 and 2 threads give different bytes"
+        out=$work/$name-$dtype-one_processor.safetensors
+        if ! cmp "$out" "$work/$name-$dtype-command.safetensors"; then
+            echo "$name $dtype: one thread and all give different bytes"
             failed=1
         fi
         bounds=(--forward 1e-5 --gradient 1e-4)

@@ -70,7 +70,7 @@ refuse "/proc/nothing" "$kinora" generate --model first --prompt "a red circle s
 refuse "multiple of the patch" "$kinora" generate --model first --prompt x --out x.mp4 --size 33x32
 
 # Memory: the sentence comes before the machine suffers.
-refuse "memory" bash -c "ulimit -v 4000000; OMP_NUM_THREADS=1 '$kinora' train small.yaml --set run.dir=huge \
+refuse "memory" bash -c "ulimit -v 4000000; '$kinora' train small.yaml --set run.dir=huge --set train.threads=1 \
     --set model.hidden=16384 --set model.heads=64 --set model.ffn=65536"
 
 # A full disk: a sentence, and the former checkpoint stands.
