@@ -5,6 +5,7 @@
  *                                         with OP in their name (linear, layer_norm, muon ...) */
 #include "ops/ops_test.h"
 
+#include "core/base/bf16.h"
 #include "core/base/error.h"
 #include "core/cpu/backend.h"
 #include "core/cpu/isa.h"
@@ -66,6 +67,28 @@ static void wild_indices_are_refused(void **state)
     kn_graph_destroy(graph);
 }
 
+/* To the bit, which the bounds of the table cannot see: ties go to even, NaN stays NaN, infinities stay. */
+static void casts_round_to_nearest_even(void **state)
+{
+    static const uint32_t bits[] = {0x3f808000, 0x3f818000, 0x3f807fff, 0x3f808001, 0xbf808000, 0xbf818000, 0x7f7fffff,
+                                    0x7f800000, 0xff800000, 0x7f800001, 0xffc00000, 0x7fffffff, 0x00000000, 0x80000000,
+                                    0x00800000, 0x0080ffff, 0x40490fdb, 0xc2f6e979, 0x7f7f7fff};
+    enum { COUNT = sizeof bits / sizeof *bits };
+    uint16_t out[COUNT];
+    KnGraph *graph = kn_graph_create();
+    KnTensor *x = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 1, (int64_t[]){COUNT}, "x");
+    KnCall call = {.node = kn_cast(graph, x, KN_BF16)->producer, .inputs = {(void *)bits}, .outputs = {out}};
+    (void)state;
+    assert_int_equal(kn_cpu_backend()->run(kn_cpu_backend(), &call), KN_OK);
+    for (int i = 0; i < COUNT; i++) {
+        if ((bits[i] & 0x7fffffff) > 0x7f800000)
+            assert_true((out[i] & 0x7fff) > 0x7f80);
+        else
+            assert_int_equal(out[i], kn_bf16_from_float(kn_bits_float(bits[i])));
+    }
+    kn_graph_destroy(graph);
+}
+
 static int measure(int threads, const char *only)
 {
     kn_cpu_set_threads(threads);
@@ -82,10 +105,11 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "--speed"))
         return measure(argc > 2 ? atoi(argv[2]) : 1, argc > 3 ? argv[3] : "");
-    struct CMUnitTest *tests = calloc((size_t)op_case_count + 2, sizeof *tests);
+    struct CMUnitTest *tests = calloc((size_t)op_case_count + 3, sizeof *tests);
     int count = 0, failures = 0;
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(every_op_is_covered);
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(wild_indices_are_refused);
+    tests[count++] = (struct CMUnitTest)cmocka_unit_test(casts_round_to_nearest_even);
     for (int i = 0; i < op_case_count; i++)
         if (!(op_cases[i].flags & OP_SPEED))
             tests[count++] = (struct CMUnitTest){

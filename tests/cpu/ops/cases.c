@@ -212,13 +212,16 @@ static KnTensor *build_swap_axes(OpTrial *t, const int64_t *n)
     return kn_swap_axes(t->graph, leaf_x(t, n[0], n[1]), n[2], n[3]);
 }
 
-/* n: rows, columns; every third token is masked */
+/* n: rows, columns; every third token is masked, and its prediction not even a number */
 static KnTensor *build_masked_mse(OpTrial *t, const int64_t *n)
 {
     LeafKind data = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .spread = 1}, weights = data;
     KnTensor *prediction = leaf_x(t, n[0], n[1]), *target = leaf(t, data, 2, n), *weight = leaf(t, weights, 1, n);
-    for (int64_t l = 0; l < n[0]; l += 3)
+    for (int64_t l = 0; l < n[0]; l += 3) {
         t->values[t->leaf_count - 1][l] = 0;
+        for (int64_t c = 0; c < n[1]; c++)
+            t->values[t->leaf_count - 3][l * n[1] + c] = NAN;
+    }
     return kn_masked_mse(t->graph, prediction, target, weight);
 }
 
