@@ -74,7 +74,6 @@ typedef struct KnOptimizerConfig {
 
 typedef struct KnParallelConfig {
     int64_t data;            /* parallel.data: ranks that each take other packs; 0 = auto */
-    int64_t bucket_bytes;    /* parallel.bucket_bytes: size of one overlapped gradient reduction */
 } KnParallelConfig;
 
 typedef struct KnTrainConfig {

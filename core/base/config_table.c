@@ -100,8 +100,6 @@ const KnConfigRow kn_config_rows[] = {
 
     {"parallel.data", KN_CONFIG_INT, AT(parallel.data), "auto", "ranks that each take other packs; auto = all",
      .high = 1 << 20, .zero_word = "auto"},
-    {"parallel.bucket_bytes", KN_CONFIG_INT, AT(parallel.bucket_bytes), "4194304",
-     "size of one overlapped gradient reduction", .low = 1, .high = 1e12, .no_result = 1},
 
     {"train.steps", KN_CONFIG_INT, AT(train.steps), "1000", "optimizer steps of the whole run", .low = 1, .high = 1e12},
     {"train.packs", KN_CONFIG_INT, AT(train.packs), "1", "packs in one step, over all ranks and accumulation", .low = 1,
