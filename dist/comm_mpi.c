@@ -143,6 +143,7 @@ static void serve_failures(KnMpiComm *mpi, int giving_up)
 static void mpi_abort_job(KnComm *comm)
 {
     KnMpiComm *mpi = (KnMpiComm *)comm;
+    signal(SIGTERM, SIG_DFL); /* how the launcher ends this process: it must not be taken for a wish to save */
     pthread_mutex_lock(&mpi->mutex);
     snprintf(mpi->last_words, sizeof mpi->last_words, "%s", kn_error_message());
     mpi->giving_up = 1;

@@ -4,7 +4,7 @@ set -euo pipefail
 kinora=$(cd "$1" && pwd)/kinora
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'code=$?; [ $code = 0 ] || tail -n 5 "$work"/*.log >&2; rm -rf "$work"' EXIT
 cd "$work"
 
 fail() {
