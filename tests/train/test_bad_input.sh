@@ -70,7 +70,8 @@ refuse "/proc/nothing" "$kinora" generate --model first --prompt "a red circle s
 refuse "multiple of the patch" "$kinora" generate --model first --prompt x --out x.mp4 --size 33x32
 
 # Memory: the sentence comes before the machine suffers.
-if ! ldd "$kinora" | grep -q libasan; then # whose shadow memory the limit would forbid
+libraries=$(ldd "$kinora")
+if [[ $libraries != *libasan* ]]; then # whose shadow memory the limit would forbid
     refuse "memory" bash -c "ulimit -v 4000000; '$kinora' train small.yaml --set run.dir=huge --set train.threads=1 \
     --set model.hidden=16384 --set model.heads=64 --set model.ffn=65536"
 fi

@@ -184,7 +184,7 @@ KN_V_INLINE KnV kn_v_exp(KnV x)
     p = kn_v_fma(p, r, kn_v_set(1.6666665459e-1f));
     p = kn_v_fma(p, r, kn_v_set(5.0000001201e-1f));
     p = kn_v_fma(p, r * r, r + 1.0f);
-    KnVi exponent = ((KnVi)shifted - (KnVi)kn_v_set(magic) + 127) << 23;
+    KnVu exponent = ((KnVu)shifted - (KnVu)kn_v_set(magic) + 127) << 23;
     return p * (KnV)exponent;
 }
 
@@ -213,7 +213,7 @@ KN_V_INLINE KnV kn_v_exp2(KnV x)
     p = kn_v_fma(p, r, kn_v_set(0.2402224243f));
     p = kn_v_fma(p, r, kn_v_set(0.6931470037f));
     p = kn_v_fma(p, r, kn_v_set(1.0f));
-    return (KnV)((KnVi)p + ((KnVi)shifted << 23)); /* the shift drops all of `magic` */
+    return (KnV)((KnVu)p + ((KnVu)shifted << 23)); /* the shift drops all of `magic`, the sum wraps */
 }
 
 /* Natural logarithm of normal positive numbers, after Cephes' logf. */
