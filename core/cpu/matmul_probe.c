@@ -107,7 +107,7 @@ static double seconds_now(void)
 
 typedef struct Peak {
     const KnMatmulKernel *kernel;
-    int64_t k;
+    int64_t rows, columns, k;
     double seconds;
     atomic_int_fast64_t products; /* finished by all threads */
 } Peak;
@@ -122,8 +122,8 @@ static void repeat_product(void *argument, int64_t block, int slot)
     _Alignas(64) float c[PEAK_ROWS * PEAK_COLUMNS];
     memset(a, 0x3f, sizeof a); /* 0.75: zeros would let the processor run cooler than real values do */
     memset(b, 0x3f, sizeof b);
-    KnMatmulBlock product = {.rows = 2 * peak->kernel->tile_rows,
-                             .columns = peak->kernel->tile_columns,
+    KnMatmulBlock product = {.rows = peak->rows,
+                             .columns = peak->columns,
                              .k = peak->k,
                              .a = a,
                              .a_stride = row_bytes,
@@ -147,10 +147,13 @@ double kn_matmul_peak(KnDtype type, double seconds)
 {
     const KnMatmulKernel *kernel = kn_matmul_kernel_in_use(type);
     const int64_t k = PEAK_K_BYTES / (type == KN_F32 ? 4 : 2);
-    const double flops = 2.0 * (double)(2 * kernel->tile_rows * kernel->tile_columns * k);
+    const int64_t rows = PEAK_ROWS / kernel->tile_rows * kernel->tile_rows;
+    const int64_t columns = PEAK_COLUMNS / kernel->tile_columns * kernel->tile_columns;
+    const double flops = 2.0 * (double)(rows * columns * k);
     double best = 0;
     for (int slice = 0; slice < PEAK_SLICES; slice++) {
-        Peak peak = {.kernel = kernel, .k = k, .seconds = seconds / PEAK_SLICES};
+        Peak peak = {
+            .kernel = kernel, .rows = rows, .columns = columns, .k = k, .seconds = seconds / PEAK_SLICES};
         double start = seconds_now();
         kn_team_run(kn_cpu_threads(), repeat_product, &peak);
         best = fmax(best, flops * (double)peak.products / (seconds_now() - start));

@@ -2,8 +2,7 @@
  *
  * Per step of K (one element of f32, a pair of bf16) the tile reads one panel row of packed B per 16 columns and
  * broadcasts one element or pair of A per row. Sizes are compile-time constants of always-inlined functions, so that
- * the sums are registers. Including files choose among three inner steps: f32, bf16 widened to f32 in registers, and
- * vdpbf16ps. */
+ * the sums are registers. Including files choose between two inner steps: f32, and bf16 by vdpbf16ps. */
 #ifndef KN_CPU_SIMD_MATMUL_TILE_H
 #define KN_CPU_SIMD_MATMUL_TILE_H
 
@@ -18,7 +17,7 @@ enum { KN_TILE_ROWS = 6, KN_TILE_PANELS = 1 };
 enum { KN_TILE_ROWS = 2, KN_TILE_PANELS = 1 };
 #endif
 
-typedef enum KnTileStep { KN_STEP_F32, KN_STEP_WIDEN, KN_STEP_DOT } KnTileStep;
+typedef enum KnTileStep { KN_STEP_F32, KN_STEP_DOT } KnTileStep;
 
 enum { KN_PANEL_VECTORS = KN_PANEL / KN_LANES, KN_TILE_VECTORS = KN_TILE_ROWS * KN_TILE_PANELS * KN_PANEL_VECTORS };
 
@@ -36,6 +35,7 @@ KN_V_INLINE void kn_tile_step(KnTileStep step, int rows, int panels, const char 
 {
     const int vectors = panels * KN_PANEL_VECTORS;
     KnV bv[KN_TILE_PANELS * KN_PANEL_VECTORS];
+    (void)single; /* f32 has no pairs */
 #define KN_B_VECTOR(v) kn_v_load(b + (v) / KN_PANEL_VECTORS * b_panel + (v) % KN_PANEL_VECTORS * (4 * KN_LANES))
     if (step == KN_STEP_F32) {
 #pragma GCC unroll 8
@@ -48,23 +48,6 @@ KN_V_INLINE void kn_tile_step(KnTileStep step, int rows, int panels, const char 
 #pragma GCC unroll 8
             for (int v = 0; v < vectors; v++)
                 sums[r * vectors + v] = kn_v_fma(kn_v_set(element), bv[v], sums[r * vectors + v]);
-        }
-    } else if (step == KN_STEP_WIDEN) {
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; half++) { /* the even, then the odd element of each pair */
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) {
-                KnVu pair = (KnVu)KN_B_VECTOR(v);
-                bv[v] = (KnV)(half ? pair & 0xffff0000 : pair << 16);
-            }
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) {
-                KnVu pair = kn_tile_pair(a + r * a_row, single);
-                KnV element = (KnV)(half ? pair & 0xffff0000 : pair << 16);
-#pragma GCC unroll 8
-                for (int v = 0; v < vectors; v++)
-                    sums[r * vectors + v] = kn_v_fma(element, bv[v], sums[r * vectors + v]);
-            }
         }
     } else {
 #if defined(__AVX512BF16__)
