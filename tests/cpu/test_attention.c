@@ -1,9 +1,11 @@
 /* Attention's promises about bits: a span's results do not depend on the other spans of the table, on where it lies in
- * the stream, nor on the number of threads. Values are compared with float64 by the op table (test_ops.c). */
+ * the stream, nor on the number of threads. Values are compared with float64 by the op table (test_ops.c); those of
+ * the AMX kernel, which few machines have, here with the vectors' over emulated tiles. */
 #include "core/base/bf16.h"
 #include "core/base/memory.h"
 #include "core/cpu/backend.h"
 #include "core/cpu/isa.h"
+#include "core/cpu/matmul_kernel.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -13,6 +15,12 @@
 #include <string.h>
 
 #include <cmocka.h>
+
+#define KN_AMX_EMULATED
+#define KN_MATMUL_AMX_BLOCK amx_emulated_block
+#include "core/cpu/tile/matmul_amx.c"
+
+static const KnMatmulKernel amx_emulated = {"amx emulated", KN_ISA_AMX, KN_BF16, 32, 32, 1, amx_emulated_block};
 
 enum { HEADS = 2, SIZE = 24, WIDTH = HEADS * SIZE };
 
@@ -186,6 +194,38 @@ static void spans_with_shared_keys_do_not_see_each_other(void **state)
     compare_spans(shared_keys, sizeof shared_keys / sizeof *shared_keys, 310, 730);
 }
 
+static void expect_near(const char *what, const char *got, const char *expected, int64_t count)
+{
+    double distance = 0, size = 0;
+    for (int64_t i = 0; i < count; i++) {
+        double g = kn_bf16_to_float(((const uint16_t *)(const void *)got)[i]);
+        double e = kn_bf16_to_float(((const uint16_t *)(const void *)expected)[i]);
+        distance += (g - e) * (g - e);
+        size += e * e;
+    }
+    if (!(distance <= size * 0x1p-16)) /* 2^-8 relative: bf16 rounds to it */
+        fail_msg("%s is off by %g relative", what, sqrt(distance / size));
+}
+
+static void tiles_attend_as_vectors_do(void **state)
+{
+    const int count = sizeof packed / sizeof *packed;
+    (void)state;
+    Call vectors = call_of(KN_BF16, 960, 940, packed, count), tiles = vectors;
+    attend(&vectors, 1);
+    kn_matmul_use_kernel(&amx_emulated);
+    attend(&tiles, 2);
+    expect_near("out", tiles.out, vectors.out, tiles.queries * WIDTH);
+    expect_near("dq", tiles.dq, vectors.dq, tiles.queries * WIDTH);
+    expect_near("dk", tiles.dk, vectors.dk, tiles.keys * WIDTH);
+    expect_near("dv", tiles.dv, vectors.dv, tiles.keys * WIDTH);
+    for (int i = 0; i < count; i++)
+        compare_alone(&tiles, i);
+    kn_matmul_use_kernel(NULL);
+    release_results(&tiles);
+    release(&vectors);
+}
+
 /* Many chunks of keys, so that several threads add to the same queries in turn. */
 static void long_spans_have_the_same_bits_on_any_number_of_threads(void **state)
 {
@@ -240,6 +280,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(packed_spans_do_not_see_each_other),
         cmocka_unit_test(spans_with_shared_keys_do_not_see_each_other),
+        cmocka_unit_test(tiles_attend_as_vectors_do),
         cmocka_unit_test(long_spans_have_the_same_bits_on_any_number_of_threads),
         cmocka_unit_test(late_large_scores_win),
     };

@@ -47,12 +47,37 @@ static __attribute__((noinline)) void kn_tile_start(const KnMatmulBlock *block, 
         }
 }
 
-static __attribute__((noinline)) void kn_tile_finish(const KnMatmulBlock *block, int64_t row, int64_t column, int rows,
+/* Sums of one vector of a row to C. What the ends have in common is constant where this is inlined. */
+KN_V_INLINE void kn_tile_end(const KnMatmulBlock *block, int64_t element, KnV value, int lanes, KnEpilogue activation)
+{
+    if (block->accumulate)
+        value += kn_tile_load((const float *)(const void *)block->c + element, lanes);
+    if (block->preactivation)
+        kn_tile_store(block, block->preactivation, element, value, lanes);
+    if (activation == KN_EPILOGUE_GELU_TANH)
+        value = kn_v_gelu_tanh(value);
+    else if (activation == KN_EPILOGUE_SILU)
+        value = kn_v_silu(value);
+    kn_tile_store(block, block->c, element, value, lanes);
+}
+
+/* One column of vectors. */
+KN_V_INLINE void kn_tile_end_column(const KnMatmulBlock *block, int64_t row, int64_t first, int rows, int vectors,
+                                    const KnV *tile, int lanes, KnEpilogue activation)
+{
+    const KnV bias = block->bias ? kn_tile_load(block->bias + first, lanes) : kn_v_set(-0.0f); /* x + -0 is x */
+    int64_t element = row * block->ldc + first;
+    for (int r = 0; r < rows; r++, element += block->ldc)
+        kn_tile_end(block, element, tile[r * vectors] * block->alpha + bias, lanes, activation);
+}
+
+static __attribute__((noinline)) void kn_tile_finish(const KnMatmulBlock *whole, int64_t row, int64_t column, int rows,
                                                      int vectors, const KnV *tile)
 {
+    const KnMatmulBlock own = *whole, *block = &own; /* a copy, which no store to C can have changed */
     for (int v = 0; v < vectors; v++) {
-        int lanes = kn_tile_lanes(block, column, v);
-        int64_t first = column + v * KN_LANES;
+        const int lanes = kn_tile_lanes(block, column, v);
+        const int64_t first = column + v * KN_LANES;
         if (lanes == 0)
             break;
         if (block->sums) {
@@ -65,20 +90,17 @@ static __attribute__((noinline)) void kn_tile_finish(const KnMatmulBlock *block,
             }
             continue;
         }
-        KnV bias = block->bias ? kn_tile_load(block->bias + first, lanes) : kn_v_set(-0.0f); /* x + -0 is x */
-        for (int r = 0; r < rows; r++) {
-            int64_t element = (row + r) * block->ldc + first;
-            KnV value = tile[r * vectors + v] * block->alpha + bias;
-            if (block->accumulate)
-                value += kn_tile_load((const float *)block->c + element, lanes);
-            if (block->preactivation)
-                kn_tile_store(block, block->preactivation, element, value, lanes);
-            if (block->activation == KN_EPILOGUE_GELU_TANH)
-                value = kn_v_gelu_tanh(value);
-            else if (block->activation == KN_EPILOGUE_SILU)
-                value = kn_v_silu(value);
-            kn_tile_store(block, block->c, element, value, lanes);
+#define KN_END(lanes)                                                                                                  \
+    if (block->activation == KN_EPILOGUE_NONE)                                                                         \
+        kn_tile_end_column(block, row, first, rows, vectors, tile + v, lanes, KN_EPILOGUE_NONE);                       \
+    else                                                                                                               \
+        kn_tile_end_column(block, row, first, rows, vectors, tile + v, lanes, block->activation)
+        if (lanes == KN_LANES) {
+            KN_END(KN_LANES);
+        } else {
+            KN_END(lanes);
         }
+#undef KN_END
     }
 }
 
