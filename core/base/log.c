@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -57,10 +58,17 @@ void kn_log_status(const char *line)
     fprintf(stderr, "\r%s\033[K", state.status);
 }
 
+/* Writes one line, however long; without memory for a long one, its beginning. */
 static void write_line(int to_terminal, const char *level, const char *format, va_list arguments)
 {
-    char text[2048];
-    vsnprintf(text, sizeof text, format, arguments);
+    char beginning[2048], *whole = NULL;
+    va_list again;
+    va_copy(again, arguments);
+    int length = vsnprintf(beginning, sizeof beginning, format, arguments);
+    if (length >= (int)sizeof beginning && vasprintf(&whole, format, again) < 0)
+        whole = NULL;
+    va_end(again);
+    const char *text = whole ? whole : beginning;
     if (to_terminal && state.status[0])
         fputs("\r\033[K", stderr);
     if (to_terminal && state.ranks > 1)
@@ -77,6 +85,7 @@ static void write_line(int to_terminal, const char *level, const char *format, v
         strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%SZ", &parts);
         fprintf(state.file, "%s %s%s\n", stamp, level, text);
     }
+    free(whole);
 }
 
 void kn_log(const char *format, ...)
