@@ -30,6 +30,8 @@ processor_seconds() {
     echo "$best"
 }
 
+calculate() { awk "BEGIN { print $1 }"; }
+
 printf '%-24s %10s %10s %8s\n' video 'ffmpeg s' 'prep s' ratio
 total_peer=0 total_ours=0
 for video in "${videos[@]}"; do
@@ -37,7 +39,7 @@ for video in "${videos[@]}"; do
         awk -F, -v p="$pixels" '{ s = p > 0 && $1 * $2 > p ? sqrt(p / ($1 * $2)) : 1; printf "%d:%d", $1 * s, $2 * s }')
     peer=$(processor_seconds ffmpeg -y -threads 1 -i "$video" -an -vf "scale=$size" -f null -)
     ours=$(processor_seconds "$build/kinora" prep --out "$work/out" --max-pixels "$pixels" "$video")
-    total_peer=$(echo "$total_peer + $peer" | bc -l) total_ours=$(echo "$total_ours + $ours" | bc -l)
-    printf '%-24s %10.2f %10.2f %8.2f\n' "$(basename "$video")" "$peer" "$ours" "$(echo "$peer / $ours" | bc -l)"
+    total_peer=$(calculate "$total_peer + $peer") total_ours=$(calculate "$total_ours + $ours")
+    printf '%-24s %10.2f %10.2f %8.2f\n' "$(basename "$video")" "$peer" "$ours" "$(calculate "$peer / $ours")"
 done
-printf '%-24s %10.2f %10.2f %8.2f\n' all "$total_peer" "$total_ours" "$(echo "$total_peer / $total_ours" | bc -l)"
+printf '%-24s %10.2f %10.2f %8.2f\n' all "$total_peer" "$total_ours" "$(calculate "$total_peer / $total_ours")"

@@ -11,7 +11,7 @@ expect() {
     local name=$1 status=$2 part=$3 got=0
     shift 3
     "$kinora" "$@" >"$folder/out" 2>"$folder/err" </dev/null || got=$?
-    if [ "$got" != "$status" ] || ! cat "$folder/out" "$folder/err" | grep -qF -- "$part"; then
+    if [ "$got" != "$status" ] || ! grep -qF -- "$part" "$folder/out" "$folder/err"; then
         printf 'FAILED %s: kinora %s\n  status %s, expected %s with "%s"; said:\n' "$name" "$*" "$got" "$status" "$part"
         cat "$folder/out" "$folder/err"
         failed=1
