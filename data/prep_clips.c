@@ -210,7 +210,10 @@ static int choose_size(Work *work)
                                 (long long)settings->patch[2], (long long)settings->patch[1]));
     work->scaled_width = width;
     work->scaled_height = height;
-    KN_TRY(kn_video_set_size(work->video, (int)width, (int)height));
+    int code = kn_video_set_size(work->video, (int)width, (int)height);
+    if (code == KN_EINPUT)
+        return reject(work, "too large", kn_format("%s; ask for fewer with --max-pixels", kn_error_message()));
+    KN_TRY(code);
     size_t bytes = (size_t)(layout->frames * layout->height * layout->width) * CHANNELS;
     KN_TRY(kn_alloc_large((void **)&work->slab, bytes, "the frames of a patch"));
     return kn_alloc_large((void **)&work->patches, bytes, "the patches of a frame");
@@ -225,7 +228,7 @@ static int work_through(Work *work)
     KnVideoFault fault;
     const KnVideoOptions options = {.fps = settings->fps, .threads = work->writer->decoder_threads};
     int code = kn_captions_find(work->writer->captions, work->input->path, &work->captions);
-    if (code == KN_EFORMAT)
+    if (code == KN_EFORMAT || code == KN_EIO)
         return reject(work, "bad caption file", kn_strdup(kn_error_message()));
     KN_TRY(code);
     code = kn_video_open(&work->video, work->input->path, &options, &fault);

@@ -60,7 +60,7 @@ struct KnVideo {
 const char *kn_video_fault_name(KnVideoFault fault)
 {
     static const char *const names[] = {"",           "missing",  "empty file", "unreadable", "no video stream",
-                                        "no decoder", "no frames"};
+                                        "no decoder", "no frames", "too large"};
     return names[fault];
 }
 
@@ -119,10 +119,15 @@ static void feed_decoder(KnVideo *video)
     av_packet_unref(video->packet);
 }
 
+static int is_too_large(int width, int height)
+{
+    return width > LARGEST_SIDE || height > LARGEST_SIDE;
+}
+
 static int is_damaged(const AVFrame *frame)
 {
     return frame->decode_error_flags != 0 || (frame->flags & AV_FRAME_FLAG_CORRUPT) || frame->width <= 0 ||
-           frame->height <= 0 || frame->width > LARGEST_SIDE || frame->height > LARGEST_SIDE;
+           frame->height <= 0 || is_too_large(frame->width, frame->height);
 }
 
 /* One sound decoded frame into `frame`; KN_END after the last. */
@@ -362,6 +367,15 @@ static void describe(KnVideo *video, double fps)
     video->height = info->height;
 }
 
+static int too_large_fail(const KnVideo *video, KnVideoFault *fault)
+{
+    char *why = kn_format("pictures of %dx%d, the longest side that is read is %d", video->decoder->width,
+                          video->decoder->height, LARGEST_SIDE);
+    int code = fault_fail(fault, KN_VIDEO_FAULT_TOO_LARGE, KN_EFORMAT, video->path, why);
+    free(why);
+    return code;
+}
+
 static int open_all(KnVideo *video, const KnVideoOptions *options, KnVideoFault *fault)
 {
     KN_TRY(open_container(video, fault));
@@ -375,6 +389,8 @@ static int open_all(KnVideo *video, const KnVideoOptions *options, KnVideoFault 
     double fps = native_rate(video->stream);
     video->frame_seconds = 1 / (fps > 0 ? fps : FALLBACK_FPS);
     int code = advance(video);
+    if (code == KN_END && is_too_large(video->decoder->width, video->decoder->height))
+        return too_large_fail(video, fault);
     if (code == KN_END)
         return fault_fail(fault, KN_VIDEO_FAULT_NO_FRAMES, KN_EFORMAT, video->path, NULL);
     KN_TRY(code);

@@ -70,6 +70,21 @@ prep --out scaled --max-pixels 1100 videos/long.mp4 videos/more/tiny.mp4 --patch
 "$tool" clips scaled | grep -q '^long.mp4 0 38x28x70 ' || fail "scaled: $("$tool" clips scaled)"
 "$tool" clips scaled | grep -q '^tiny.mp4 0 6x40x8 ' || fail "scaled: $("$tool" clips scaled)"
 
+# ---- one input that cannot be used does not end the run ----
+mkdir mixed
+cp videos/odd.mp4 mixed/fine.mp4
+cp videos/odd.mp4 mixed/secret.mp4
+ln -s /proc/self/mem mixed/secret.txt # opens, and cannot be read
+if command -v ffmpeg >/dev/null; then
+    ffmpeg -v error -y -f lavfi -i testsrc2=size=2000x32:rate=10:duration=0.4 -vf setsar=12/1 mixed/stretched.mp4
+    prep --out mixed-shards mixed >/dev/null 2>err.txt || fail "a video of 24000 columns ended the run: $(cat err.txt)"
+    grep -q 'stretched.mp4: a picture of 24000x32 cannot be made: .*; ask for fewer with --max-pixels' err.txt ||
+        fail "stretched: $(cat err.txt)"
+fi
+prep --out mixed-shards mixed >/dev/null 2>err.txt || fail "a sidecar that cannot be read ended the run: $(cat err.txt)"
+grep -q 'no clip: .*secret.txt' err.txt || fail "secret: $(cat err.txt)"
+[ "$("$tool" clips mixed-shards | cut -d' ' -f1)" = fine.mp4 ] || fail "mixed: $("$tool" clips mixed-shards)"
+
 # ---- any number of ranks, any order of inputs ----
 for n in 2 3; do
     ranks $n --out ranks$n "${flags[@]}" videos/more videos/wide.mkv videos >summary.txt 2>&1

@@ -312,6 +312,10 @@ static void what_is_no_video_is_told_by_its_reason(void **state)
     shell("ffmpeg -v error -y -f lavfi -i sine=d=0.2 sound.mp4");
     assert_fails(kn_video_open(&video, test_path("sound.mp4"), NULL, &fault), KN_EFORMAT, "no video stream");
     assert_int_equal(fault, KN_VIDEO_FAULT_NO_VIDEO);
+    shell("ffmpeg -v error -y -f lavfi -i color=s=16400x16 -frames:v 1 panorama.png");
+    assert_fails(kn_video_open(&video, test_path("panorama.png"), NULL, &fault), KN_EFORMAT,
+                 "panorama.png: too large: pictures of 16400x16, the longest side that is read is 16384");
+    assert_int_equal(fault, KN_VIDEO_FAULT_TOO_LARGE);
 }
 
 static void damage_in_the_middle_is_survived_and_counted(void **state)
