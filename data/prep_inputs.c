@@ -49,9 +49,9 @@ static int walk_folder(KnPrepInputs *inputs, const char *folder, const char *out
         if (names.items[i][0] == '.')
             continue;
         char *joined = kn_path_join(folder, names.items[i]), *real = realpath(joined, NULL);
-        /* the name found decides, not the one that a link leads to */
-        if (real && (kn_is_directory(real) || kn_video_known_suffix(joined)))
-            code = walk(inputs, real, out, &here);
+        /* the name found decides, not the one that a link leads to; a link that leads nowhere is an input without clips */
+        if (kn_video_known_suffix(joined) || (real && kn_is_directory(real)))
+            code = walk(inputs, real ? real : kn_strdup(joined), out, &here);
         else
             free(real);
         free(joined);
@@ -65,7 +65,9 @@ static int walk(KnPrepInputs *inputs, char *path, const char *out, const WalkFra
 {
     if (!kn_is_directory(path)) {
         KnPrepInput *input = add_input(inputs, path);
-        return kn_file_size(path, &input->bytes);
+        if (kn_file_size(path, &input->bytes) < 0)
+            input->bytes = 0; /* whoever opens it says why */
+        return KN_OK;
     }
     int skip = out && strcmp(path, out) == 0;
     for (const WalkFrame *frame = parent; frame && !skip; frame = frame->parent)

@@ -75,6 +75,9 @@ mkdir mixed
 cp videos/odd.mp4 mixed/fine.mp4
 cp videos/odd.mp4 mixed/secret.mp4
 ln -s /proc/self/mem mixed/secret.txt # opens, and cannot be read
+mkfifo mixed/pipe.mp4
+ln -s absent.mp4 mixed/gone.mp4
+ln -s ring.mp4 mixed/ring.mp4
 if command -v ffmpeg >/dev/null; then
     ffmpeg -v error -y -f lavfi -i testsrc2=size=2000x32:rate=10:duration=0.4 -vf setsar=12/1 mixed/stretched.mp4
     prep --out mixed-shards mixed >/dev/null 2>err.txt || fail "a video of 24000 columns ended the run: $(cat err.txt)"
@@ -82,6 +85,9 @@ if command -v ffmpeg >/dev/null; then
         fail "stretched: $(cat err.txt)"
 fi
 prep --out mixed-shards mixed >/dev/null 2>err.txt || fail "a sidecar that cannot be read ended the run: $(cat err.txt)"
+grep -q 'no clip: .*gone.mp4: missing: No such file' err.txt || fail "a link to nothing: $(cat err.txt)"
+grep -q 'no clip: .*ring.mp4: missing: Too many levels of symbolic links' err.txt || fail "ring: $(cat err.txt)"
+grep -q 'no clip: .*pipe.mp4 is not a regular file' err.txt || fail "a pipe: $(cat err.txt)"
 grep -q 'no clip: .*secret.txt' err.txt || fail "secret: $(cat err.txt)"
 [ "$("$tool" clips mixed-shards | cut -d' ' -f1)" = fine.mp4 ] || fail "mixed: $("$tool" clips mixed-shards)"
 
