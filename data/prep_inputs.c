@@ -23,6 +23,7 @@ void kn_prep_inputs_clear(KnPrepInputs *inputs)
     for (int64_t i = 0; i < inputs->count; i++) {
         free(inputs->items[i].path);
         free(inputs->items[i].segments);
+        free(inputs->items[i].rejected);
     }
     free(inputs->items);
     *inputs = (KnPrepInputs){0};
@@ -33,7 +34,7 @@ static KnPrepInput *add_input(KnPrepInputs *inputs, char *path)
 {
     KN_RESERVE(inputs->items, inputs->count, inputs->capacity);
     KnPrepInput *input = &inputs->items[inputs->count++];
-    *input = (KnPrepInput){.path = path, .segments = kn_strdup(""), .clips = -1};
+    *input = (KnPrepInput){.path = path, .segments = kn_strdup(""), .rejected = kn_strdup(""), .clips = -1};
     return input;
 }
 
@@ -49,7 +50,8 @@ static int walk_folder(KnPrepInputs *inputs, const char *folder, const char *out
         if (names.items[i][0] == '.')
             continue;
         char *joined = kn_path_join(folder, names.items[i]), *real = realpath(joined, NULL);
-        /* the name found decides, not the one that a link leads to; a link that leads nowhere is an input without clips */
+        /* the name found decides, not the one that a link leads to; a link that leads nowhere is an input without clips
+         */
         if (kn_video_known_suffix(joined) || (real && kn_is_directory(real)))
             code = walk(inputs, real ? real : kn_strdup(joined), out, &here);
         else
@@ -88,7 +90,7 @@ static void drop_repeats(KnPrepInputs *inputs)
     qsort(inputs->items, (size_t)inputs->count, sizeof *inputs->items, by_path);
     for (int64_t i = 0; i < inputs->count; i++) {
         if (kept > 0 && strcmp(inputs->items[kept - 1].path, inputs->items[i].path) == 0)
-            free(inputs->items[i].path), free(inputs->items[i].segments);
+            free(inputs->items[i].path), free(inputs->items[i].segments), free(inputs->items[i].rejected);
         else
             inputs->items[kept++] = inputs->items[i];
     }
@@ -132,6 +134,11 @@ static void note_segment(KnPrepInput *input, int64_t segment)
     input->segments[at] = '1';
 }
 
+char *kn_prep_rejected(const char *reason, const char *detail)
+{
+    return kn_format("%s\n%s", reason, detail);
+}
+
 static int note_shard(KnPrepInputs *inputs, const char *out, const KnShard *shard)
 {
     for (int64_t i = 0; i < kn_shard_source_count(shard); i++) {
@@ -139,6 +146,10 @@ static int note_shard(KnPrepInputs *inputs, const char *out, const KnShard *shar
         KnPrepInput *input = find_input(inputs, source->path);
         if (!input)
             continue;
+        free(input->rejected);
+        input->rejected = source->reason[0] ? kn_prep_rejected(source->reason, source->detail) : kn_strdup("");
+        if (source->reason[0])
+            continue; /* what was wrong may have been mended since */
         if (input->bytes != source->bytes)
             return kn_fail(KN_EINPUT, "%s has changed since %s was begun (%lld bytes then, %lld now): use a new folder",
                            source->path, out, (long long)source->bytes, (long long)input->bytes);
@@ -190,8 +201,8 @@ int kn_prep_resume(KnPrepInputs *inputs, const char *out)
 
 /* ---- to the other ranks ---- */
 
-/* A line of counts, then for each input a line of numbers, its segments and its path; a path may hold anything but NUL,
- * so lengths go first. */
+/* A line of counts, then for each input a line of numbers and its texts; a path may hold anything but NUL, so lengths
+ * go first. */
 char *kn_prep_inputs_text(const KnPrepInputs *inputs)
 {
     KnText text = {0};
@@ -199,8 +210,9 @@ char *kn_prep_inputs_text(const KnPrepInputs *inputs)
                     (long long)inputs->clips_done);
     for (int64_t i = 0; i < inputs->count; i++) {
         const KnPrepInput *input = &inputs->items[i];
-        kn_text_appendf(&text, "%zu %zu %lld %d\n%s%s\n", strlen(input->segments), strlen(input->path),
-                        (long long)input->bytes, input->done, input->segments, input->path);
+        kn_text_appendf(&text, "%zu %zu %zu %lld %d\n%s%s%s\n", strlen(input->segments), strlen(input->rejected),
+                        strlen(input->path), (long long)input->bytes, input->done, input->segments, input->rejected,
+                        input->path);
     }
     return kn_text_take(&text);
 }
@@ -222,16 +234,17 @@ int kn_prep_inputs_parse(KnPrepInputs *inputs, const char *text)
         return kn_fail(KN_EPEER, "the list of inputs from rank 0 is malformed");
     text += used + 1;
     for (long long i = 0; i < count; i++) {
-        size_t segments, path;
+        size_t segments, rejected, path;
         long long bytes;
         int done;
-        if (sscanf(text, "%zu %zu %lld %d%n", &segments, &path, &bytes, &done, &used) != 4)
+        if (sscanf(text, "%zu %zu %zu %lld %d%n", &segments, &rejected, &path, &bytes, &done, &used) != 5)
             return kn_fail(KN_EPEER, "the list of inputs from rank 0 is malformed");
         text += used + 1;
         KN_RESERVE(inputs->items, inputs->count, inputs->capacity);
         KnPrepInput *input = &inputs->items[inputs->count++];
         *input = (KnPrepInput){.bytes = bytes, .done = done};
         input->segments = take_bytes(&text, segments);
+        input->rejected = take_bytes(&text, rejected);
         input->path = take_bytes(&text, path);
         text++;
     }

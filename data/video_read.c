@@ -59,7 +59,7 @@ struct KnVideo {
 
 const char *kn_video_fault_name(KnVideoFault fault)
 {
-    static const char *const names[] = {"",           "missing",  "empty file", "unreadable", "no video stream",
+    static const char *const names[] = {"",           "missing",   "empty file", "unreadable", "no video stream",
                                         "no decoder", "no frames", "too large"};
     return names[fault];
 }

@@ -91,6 +91,24 @@ grep -q 'no clip: .*pipe.mp4 is not a regular file' err.txt || fail "a pipe: $(c
 grep -q 'no clip: .*secret.txt' err.txt || fail "secret: $(cat err.txt)"
 [ "$("$tool" clips mixed-shards | cut -d' ' -f1)" = fine.mp4 ] || fail "mixed: $("$tool" clips mixed-shards)"
 
+# ---- what gave no clip is tried again, and noted anew only if it comes out otherwise ----
+head -c 900 videos/odd.mp4 >mixed/half.mp4
+prep --out mixed-shards mixed >/dev/null 2>&1
+before=$(cat mixed-shards/* | sha256sum)
+prep --out mixed-shards mixed >/dev/null 2>err.txt
+ranks 2 --out mixed-shards mixed >/dev/null 2>&1
+[ "$before" = "$(cat mixed-shards/* | sha256sum)" ] || fail "trying in vain changed something: $(ls -A mixed-shards)"
+grep -q '"no frames": 1' mixed-shards/index.json || fail "half: $(cat mixed-shards/index.json)"
+inputs=$(grep '"inputs"' mixed-shards/index.json)
+rm mixed/secret.txt
+printf 'told at last\n' >mixed/secret.txt
+cp videos/odd.mp4 mixed/half.mp4
+ranks 2 --out mixed-shards mixed >/dev/null 2>err.txt || fail "mended inputs: $(cat err.txt)"
+"$tool" clips mixed-shards | sed 's/ .*\[/ [/; s/ 0 .*//' | tr '\n' ' ' | grep -qx 'fine.mp4 half.mp4 secret.mp4 \[told at last\] ' ||
+    fail "mended: $("$tool" clips mixed-shards)"
+grep -q 'secret\|half' mixed-shards/index.json && fail "mended inputs are still listed: $(cat mixed-shards/index.json)"
+[ "$inputs" = "$(grep '"inputs"' mixed-shards/index.json)" ] || fail "mended inputs are counted twice"
+
 # ---- any number of ranks, any order of inputs ----
 for n in 2 3; do
     ranks $n --out ranks$n "${flags[@]}" videos/more videos/wide.mkv videos >summary.txt 2>&1
