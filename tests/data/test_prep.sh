@@ -137,6 +137,30 @@ for i in $(seq 1 "${KILLS:-14}"); do
     [ -z "$(find killed -name '.tmp*')" ] || fail "temporary files are left: $(ls -A killed)"
     "$tool" verify killed >/dev/null
 done
+# a rank that outlives the others holds the folder: what it still finishes would be there twice
+mkdir slow
+"$tool" make slow/0.mp4 640x480x200
+cp slow/0.mp4 slow/1.mp4
+OMPI_MCA_mpi_yield_when_idle=1 mpirun -n 2 --oversubscribe --bind-to none "$tool" prep --out outlived --max-frames 8 slow >/dev/null 2>&1 &
+launcher=$!
+until [ -n "$(find outlived -name '.tmp-clips-00001*' 2>/dev/null)" ] || ! kill -0 $launcher 2>/dev/null; do sleep 0.01; done
+for pid in $(cat /proc/$launcher/task/*/children); do
+    if tr '\0' '\n' <"/proc/$pid/environ" | grep -qx OMPI_COMM_WORLD_RANK=1; then
+        survivor=$pid
+        kill -STOP "$pid"
+    else
+        others="${others:-} $pid"
+    fi
+done
+[ -n "${survivor:-}" ] && [ -n "${others:-}" ] || fail "the two ranks were not found"
+kill -STOP $launcher # or it would end the survivor
+kill -9 $others
+expect_failure "another \`kinora prep\` is working in this folder" prep --out outlived --max-frames 8 slow
+kill -9 $launcher "$survivor"
+wait $launcher 2>/dev/null || true
+while [ -e "/proc/$survivor" ]; do sleep 0.01; done
+prep --out outlived --max-frames 8 slow >/dev/null 2>&1
+[ "$("$tool" clips outlived | wc -l)" = 50 ] || fail "outlived: $("$tool" clips outlived)"
 # a shard lost while stopped is made again, and nothing is doubled
 for shard in $(cd killed && ls *.h5); do
     cp -r killed lost
