@@ -44,6 +44,7 @@ static void a_table_of_each_format_gives_its_captions(void **state)
          "{\"path\": \"v.mp4\", \"caption\": \"eins\"}\n\n{\"video\":\"./v.mp4\",\"text\":[\"zwei\",\"eins\"]}\n",
          "eins|zwei"},
         {"g.jsonl", "{\"path\": \"v.mp4\", \"caption\": null}", ""},
+        {"h.jsonl", "\xef\xbb\xbf{\"path\": \"v.mp4\", \"caption\": \"behind a mark\"}\n", "behind a mark"},
     };
     for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
         free(video_path("v.mp4"));
@@ -104,6 +105,13 @@ static void sidecars_are_found_and_checked(void **state)
     expect_captions(captions, "s3.mp4", "b|c|a");
     put_text(test_path("s4.json"), "{\"prompt\": \"settings of another program\"}");
     expect_captions(captions, "s4.mp4", "");
+    put_text(test_path("m1.json"), "\xef\xbb\xbf{\"text\": \"behind a mark\"}");
+    expect_captions(captions, "m1.mp4", "behind a mark");
+    put_text(test_path("m2.txt"), "\xef\xbb\xbf"
+                                  "behind one too\n");
+    expect_captions(captions, "m2.mp4", "behind one too");
+    put_text(test_path("m3.json"), "{\"caption\": null}");
+    expect_captions(captions, "m3.mp4", "");
     put_text(test_path("s5.json"), "{\"caption\": 5}");
     char *path = video_path("s5.mp4");
     assert_fails(kn_captions_find(captions, path, &list), KN_EFORMAT, "s5.json:1:");
