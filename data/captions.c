@@ -455,11 +455,16 @@ static int find_sidecars(const char *video, KnCaptionList *list)
     return KN_OK;
 }
 
-int kn_captions_find(KnCaptions *captions, const char *video, KnCaptionList *list)
+int kn_captions_find(KnCaptions *captions, const char *video, const char *link, KnCaptionList *list)
 {
+    const char *const names[] = {video, link};
+    const int count = link[0] ? 2 : 1;
+    int code = KN_OK;
     *list = (KnCaptionList){0};
-    find_rows(captions, video, list);
-    int code = find_sidecars(video, list);
+    for (int i = 0; i < count; i++)
+        find_rows(captions, names[i], list);
+    for (int i = 0; i < count && code == KN_OK; i++)
+        code = find_sidecars(names[i], list);
     if (code < 0)
         kn_caption_list_clear(list);
     return code;

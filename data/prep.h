@@ -24,7 +24,8 @@ void kn_prep_settings_hash(const KnPrepSettings *settings, char hex[65]);
 
 /* One video or image to prepare. */
 typedef struct KnPrepInput {
-    char *path; /* absolute */
+    char *path; /* absolute, without links */
+    char *link; /* the absolute name under which it was found, where that is a link; else "" */
     int64_t bytes;
     char *segments; /* "1101...": which of its pieces finished shards hold; what is not reached is not held */
     char *rejected; /* reason and sentence of the last run, if it gave no clip then; else "" */

@@ -236,7 +236,7 @@ static int work_through(Work *work)
         kn_file_size(work->input->path, &bytes) < 0) /* opening a pipe would wait */
         return reject(work, kn_video_fault_name(KN_VIDEO_FAULT_UNREADABLE), kn_strdup(kn_error_message()));
     const KnVideoOptions options = {.fps = settings->fps, .threads = work->writer->decoder_threads};
-    int code = kn_captions_find(work->writer->captions, work->input->path, &work->captions);
+    int code = kn_captions_find(work->writer->captions, work->input->path, work->input->link, &work->captions);
     if (code == KN_EFORMAT || code == KN_EIO)
         return reject(work, "bad caption file", kn_strdup(kn_error_message()));
     KN_TRY(code);

@@ -18,7 +18,7 @@ static void expect_captions(KnCaptions *captions, const char *name, const char *
 {
     KnCaptionList list;
     char joined[1024] = "", *path = video_path(name);
-    assert_ok(kn_captions_find(captions, path, &list));
+    assert_ok(kn_captions_find(captions, path, "", &list));
     for (int64_t i = 0; i < list.count; i++) {
         strcat(joined, i ? "|" : "");
         strcat(joined, list.items[i]);
@@ -114,15 +114,15 @@ static void sidecars_are_found_and_checked(void **state)
     expect_captions(captions, "m3.mp4", "");
     put_text(test_path("s5.json"), "{\"caption\": 5}");
     char *path = video_path("s5.mp4");
-    assert_fails(kn_captions_find(captions, path, &list), KN_EFORMAT, "s5.json:1:");
+    assert_fails(kn_captions_find(captions, path, "", &list), KN_EFORMAT, "s5.json:1:");
     free(path);
     put_text(test_path("s6.json"), "{\n\"caption\" 5}");
     path = video_path("s6.mp4");
-    assert_fails(kn_captions_find(captions, path, &list), KN_EFORMAT, "s6.json:2:");
+    assert_fails(kn_captions_find(captions, path, "", &list), KN_EFORMAT, "s6.json:2:");
     free(path);
     put_text(test_path("s7.txt"), "fine\n\xc3\x28\n");
     path = video_path("s7.mp4");
-    assert_fails(kn_captions_find(captions, path, &list), KN_EFORMAT, "s7.txt:2:");
+    assert_fails(kn_captions_find(captions, path, "", &list), KN_EFORMAT, "s7.txt:2:");
     free(path);
     kn_captions_destroy(captions);
 }

@@ -65,6 +65,18 @@ for expected in 'broken.mp4": "unreadable' 'empty.mkv": "empty file' 'short.mp4"
 done
 grep -q '"clips_without_caption": 4' a/index.json || fail "captions: $(cat a/index.json)"
 
+# a link has what lies beside it and what tables say of its name, beside what its file has, under whatever name it is met
+mkdir links
+ln -s ../videos/odd.mp4 links/alias.mp4
+printf 'beside the link\n' >links/alias.txt
+printf 'path,caption\nalias.mp4,of the name of the link\n' >links.csv
+for inputs in links links/alias.mp4 "videos/odd.mp4 links"; do
+    ranks 2 --out linked --captions links.csv $inputs >/dev/null 2>&1
+    "$tool" clips linked | grep -q '^odd.mp4 0 .* \[of the name of the link\] \[a sidecar\] \[beside the link\]$' ||
+        fail "$inputs: $("$tool" clips linked)"
+    rm -r linked
+done
+
 # scaled down only as far as asked, aspect kept
 prep --out scaled --max-pixels 1100 videos/long.mp4 videos/more/tiny.mp4 --patch 1,2,2 >summary.txt 2>&1
 "$tool" clips scaled | grep -q '^long.mp4 0 38x28x70 ' || fail "scaled: $("$tool" clips scaled)"
