@@ -144,10 +144,10 @@ static int refuse_settings(const char *out, const json_t *before, const json_t *
     static const struct {
         const char *key, *flag;
     } flags[] = {{"fps", "--fps"},
+                 {"patch", "--patch"}, /* first: the numbers of frames are rounded by it */
                  {"max_frames", "--max-frames"},
                  {"min_frames", "--min-frames"},
-                 {"max_pixels", "--max-pixels"},
-                 {"patch", "--patch"}};
+                 {"max_pixels", "--max-pixels"}};
     for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++) {
         const json_t *a = json_object_get(before, flags[i].key), *b = json_object_get(now, flags[i].key);
         if (json_equal(a, b))

@@ -209,6 +209,7 @@ fi
 
 # ---- what is refused ----
 expect_failure "a was begun with --max-frames 16, not 18" prep --out a --max-frames 18 --captions captions.csv videos
+expect_failure "a was begun with --patch [2,8,8], not [1,8,8]" prep --out a "${flags[@]}" --patch 1,8,8 videos
 expect_failure "a was begun with other --captions files" prep --out a --max-frames 16 videos
 expect_failure "--patch needs three numbers" prep --out b --patch 2,8 videos
 expect_failure "--max-frames 1 is less than" prep --out b --max-frames 1 videos
