@@ -80,6 +80,15 @@ static const char *trimmed(KnArena *arena, const char *text, size_t length)
     return copy;
 }
 
+/* Passes over the mark that some editors put in front of UTF-8. */
+static void skip_mark(const char **bytes, size_t *size)
+{
+    if (*size < 3 || memcmp(*bytes, "\xef\xbb\xbf", 3) != 0)
+        return;
+    *bytes += 3;
+    *size -= 3;
+}
+
 /* The absolute path of `written`, seen from the caption file's folder or from the current one; NULL if no such file. */
 static char *resolve(const char *table, const char *written)
 {
@@ -216,8 +225,6 @@ static int find_column(const Field *fields, int count, const char *name, const c
 static int read_csv(KnCaptions *captions, const char *table, const char *bytes, size_t size)
 {
     CsvCursor cursor = {table, bytes, bytes + size, 1, kn_ends_with(table, ".tsv") ? '\t' : ','};
-    if (size >= 3 && memcmp(bytes, "\xef\xbb\xbf", 3) == 0)
-        cursor.at += 3;
     Field fields[MOST_COLUMNS];
     int columns = 0;
     int code = parse_record(&cursor, captions->arena, fields, MOST_COLUMNS, &columns);
@@ -310,7 +317,9 @@ int kn_captions_load(KnCaptions *captions, const char *path)
         char *bytes;
         size_t size;
         KN_TRY(kn_file_read(path, &bytes, &size));
-        int code = kinds[i].read(captions, path, bytes, size);
+        const char *text = bytes;
+        skip_mark(&text, &size);
+        int code = kinds[i].read(captions, path, text, size);
         free(bytes);
         return code;
     }
@@ -389,8 +398,7 @@ static int add_sidecar_text(KnCaptionList *list, const char *path, int64_t line,
 static int read_sidecar_txt(KnCaptionList *list, const char *path, const char *bytes, size_t size)
 {
     int64_t line = 1;
-    size_t at = size >= 3 && memcmp(bytes, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
-    for (; at < size; line++) {
+    for (size_t at = 0; at < size; line++) {
         const char *stop = memchr(bytes + at, '\n', size - at);
         size_t length = stop ? (size_t)(stop - bytes) - at : size - at;
         KN_TRY(add_sidecar_text(list, path, line, bytes + at, length));
@@ -409,7 +417,7 @@ static int read_sidecar_json(KnCaptionList *list, const char *path, const char *
     int code = KN_OK;
     if (json_is_string(found) && json_is_object(root))
         code = add_sidecar_text(list, path, 1, json_string_value(found), json_string_length(found));
-    else if (!json_is_array(found) && (found || !json_is_object(root)))
+    else if (!json_is_array(found) && !json_is_null(found) && (found || !json_is_object(root)))
         code = kn_fail(KN_EFORMAT, "%s:1: neither an object with \"caption\" or \"text\" nor a list of strings", path);
     for (size_t i = 0; code == KN_OK && json_is_array(found) && i < json_array_size(found); i++) {
         const json_t *item = json_array_get(found, i);
@@ -434,8 +442,11 @@ static int find_sidecars(const char *video, KnCaptionList *list)
         int code = KN_OK;
         if (kn_file_exists(path) && !kn_is_directory(path)) {
             code = kn_file_read(path, &bytes, &size);
-            if (code == KN_OK)
-                code = kinds[i].read(list, path, bytes, size);
+            const char *text = bytes;
+            if (code == KN_OK) {
+                skip_mark(&text, &size);
+                code = kinds[i].read(list, path, text, size);
+            }
             free(bytes);
         }
         free(path);
@@ -444,11 +455,16 @@ static int find_sidecars(const char *video, KnCaptionList *list)
     return KN_OK;
 }
 
-int kn_captions_find(KnCaptions *captions, const char *video, KnCaptionList *list)
+int kn_captions_find(KnCaptions *captions, const char *video, const char *link, KnCaptionList *list)
 {
+    const char *const names[] = {video, link};
+    const int count = link[0] ? 2 : 1;
+    int code = KN_OK;
     *list = (KnCaptionList){0};
-    find_rows(captions, video, list);
-    int code = find_sidecars(video, list);
+    for (int i = 0; i < count; i++)
+        find_rows(captions, names[i], list);
+    for (int i = 0; i < count && code == KN_OK; i++)
+        code = find_sidecars(names[i], list);
     if (code < 0)
         kn_caption_list_clear(list);
     return code;

@@ -24,8 +24,9 @@ void kn_captions_destroy(KnCaptions *captions); /* NULL is fine */
 /* Adds a caption file, by suffix: .csv, .tsv, .jsonl. A malformed line is KN_EFORMAT with `file:line: what`. */
 int kn_captions_load(KnCaptions *captions, const char *path);
 
-/* The captions of the video at the absolute path `video`; release with kn_caption_list_clear. None is no error. */
-int kn_captions_find(KnCaptions *captions, const char *video, KnCaptionList *list);
+/* The captions of the video at the absolute path `video`, and what its other name `link` adds to them ("" if it has
+ * none); release with kn_caption_list_clear. None is no error. */
+int kn_captions_find(KnCaptions *captions, const char *video, const char *link, KnCaptionList *list);
 void kn_caption_list_clear(KnCaptionList *list);
 
 int64_t kn_captions_rows(const KnCaptions *captions);      /* in caption files */

@@ -56,10 +56,10 @@ static json_t *shard_json(const KnShard *shard, int verified)
                                                  (json_int_t)source->damaged, "complete", source->complete));
     }
     json_t *result =
-        json_pack("{ss ss ss si s[III] sI sI ss ss sI sI sI sI so so so sb}", "kind", "shard", "path",
-                  kn_shard_path(shard), "tool", kn_shard_tool(shard), "version", KN_SHARD_VERSION, "patch",
-                  (json_int_t)format->patch[0], (json_int_t)format->patch[1], (json_int_t)format->patch[2], "channels",
-                  (json_int_t)format->channels, "patch_dim", (json_int_t)format->patch_dim, "value_kind",
+        json_pack("{ss so ss si s[III] sI sI ss ss sI sI sI sI so so so sb}", "kind", "shard", "path",
+                  kn_json_text(kn_shard_path(shard)), "tool", kn_shard_tool(shard), "version", KN_SHARD_VERSION,
+                  "patch", (json_int_t)format->patch[0], (json_int_t)format->patch[1], (json_int_t)format->patch[2],
+                  "channels", (json_int_t)format->channels, "patch_dim", (json_int_t)format->patch_dim, "value_kind",
                   kn_value_kind_name(format->kind), "autoencoder", format->autoencoder, "clips",
                   (json_int_t)kn_shard_clip_count(shard), "tokens", (json_int_t)kn_shard_tokens(shard), "captions",
                   (json_int_t)captions, "clips_without_caption", (json_int_t)uncaptioned, "shapes",

@@ -118,18 +118,38 @@ int kn_index_begin(const char *folder, const json_t *settings, const char *confi
 typedef struct IndexSums {
     KnShapes shapes;
     json_t *shards, *rejects, *reasons;
-    json_t *seen; /* complete sources: one whose shard was lost and made again is complete twice */
+    json_t *sources; /* what the newest shard says of each complete one: it may have been read more than once */
     int64_t clips, tokens, captions, uncaptioned, inputs, damaged, damaged_inputs;
     double seconds;
 } IndexSums;
 
-static void add_reject(IndexSums *sums, const KnSource *source)
+static void add_source(IndexSums *sums, const KnSource *source)
 {
-    json_array_append_new(sums->rejects,
-                          json_pack("{so so so}", "input", kn_json_text(source->path), "reason",
-                                    kn_json_text(source->reason), "detail", kn_json_text(source->detail)));
-    json_int_t before = json_integer_value(json_object_get(sums->reasons, source->reason));
-    json_object_set_new(sums->reasons, source->reason, json_integer(before + 1));
+    json_t *path = kn_json_text(source->path);
+    json_object_set_new(sums->sources, json_string_value(path),
+                        json_pack("{sO so so sI}", "input", path, "reason", kn_json_text(source->reason), "detail",
+                                  kn_json_text(source->detail), "damaged", (json_int_t)source->damaged));
+    json_decref(path);
+}
+
+static void sum_sources(IndexSums *sums)
+{
+    const char *path;
+    json_t *source;
+    json_object_foreach(sums->sources, path, source)
+    {
+        int64_t damaged = json_integer_value(json_object_get(source, "damaged"));
+        const char *reason = json_string_value(json_object_get(source, "reason"));
+        sums->inputs++;
+        sums->damaged += damaged;
+        sums->damaged_inputs += damaged > 0;
+        if (!reason[0])
+            continue;
+        json_object_del(source, "damaged");
+        json_array_append(sums->rejects, source);
+        json_int_t before = json_integer_value(json_object_get(sums->reasons, reason));
+        json_object_set_new(sums->reasons, reason, json_integer(before + 1));
+    }
 }
 
 static void add_shard(IndexSums *sums, const char *name, const KnShard *shard)
@@ -143,18 +163,8 @@ static void add_shard(IndexSums *sums, const char *name, const KnShard *shard)
     }
     for (int64_t i = 0; i < kn_shard_source_count(shard); i++) {
         const KnSource *source = kn_shard_source(shard, i);
-        json_t *path = kn_json_text(source->path);
-        int counted = !source->complete || json_object_get(sums->seen, json_string_value(path));
-        if (!counted)
-            json_object_set_new(sums->seen, json_string_value(path), json_true());
-        json_decref(path);
-        if (counted)
-            continue;
-        sums->inputs++;
-        sums->damaged += source->damaged;
-        sums->damaged_inputs += source->damaged > 0;
-        if (source->reason[0])
-            add_reject(sums, source);
+        if (source->complete)
+            add_source(sums, source);
     }
     sums->clips += kn_shard_clip_count(shard);
     sums->tokens += kn_shard_tokens(shard);
@@ -220,7 +230,8 @@ static json_t *finish_index(IndexSums *sums, const KnShardFormat *format, const 
 
 int kn_index_complete(const char *folder, const json_t *settings, const char *config_hash, json_t **index)
 {
-    IndexSums sums = {.shards = json_array(), .rejects = json_array(), .reasons = json_object(), .seen = json_object()};
+    IndexSums sums = {
+        .shards = json_array(), .rejects = json_array(), .reasons = json_object(), .sources = json_object()};
     KnShardFormat format = {.channels = 3};
     char **names;
     int count;
@@ -240,7 +251,8 @@ int kn_index_complete(const char *folder, const json_t *settings, const char *co
         free(names[i]);
     }
     free(names);
-    json_decref(sums.seen);
+    sum_sources(&sums);
+    json_decref(sums.sources);
     *index = finish_index(&sums, &format, settings, config_hash);
     if (code == KN_OK && sums.clips > 0)
         code = write_index(folder, *index);

@@ -144,10 +144,10 @@ static int refuse_settings(const char *out, const json_t *before, const json_t *
     static const struct {
         const char *key, *flag;
     } flags[] = {{"fps", "--fps"},
+                 {"patch", "--patch"}, /* first: the numbers of frames are rounded by it */
                  {"max_frames", "--max-frames"},
                  {"min_frames", "--min-frames"},
-                 {"max_pixels", "--max-pixels"},
-                 {"patch", "--patch"}};
+                 {"max_pixels", "--max-pixels"}};
     for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++) {
         const json_t *a = json_object_get(before, flags[i].key), *b = json_object_get(now, flags[i].key);
         if (json_equal(a, b))
@@ -165,16 +165,28 @@ static int refuse_settings(const char *out, const json_t *before, const json_t *
 
 /* ---- what rank 0 does first ---- */
 
-/* One prep at a time in a folder. The lock ends with the process, however it ends; where the file system cannot lock,
- * we go without. */
-static int lock_folder(const char *out, int *lock)
+/* One prep at a time in a folder. The lock (LOCK_EX or LOCK_SH) ends with the process, however it ends; where the file
+ * system cannot lock, we go without. */
+static int lock_folder(const char *out, int kind, int *lock)
 {
-    *lock = open(out, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (*lock < 0)
+        *lock = open(out, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (*lock < 0)
         return kn_fail(KN_EIO, "%s: cannot be opened: %s", out, strerror(errno));
-    if (flock(*lock, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    if (flock(*lock, kind | LOCK_NB) != 0 && errno == EWOULDBLOCK)
         return kn_fail(KN_EINPUT, "%s: another `kinora prep` is working in this folder", out);
     return KN_OK;
+}
+
+/* Rank 0's lock becomes one that all ranks hold: one of them that outlives the others may still finish a shard, and a
+ * new run must not begin before it has. */
+static int share_lock(KnComm *comm, const char *out, int *lock)
+{
+    int code = comm->rank == 0 ? lock_folder(out, LOCK_SH, lock) : KN_OK;
+    KN_TRY(kn_comm_error_agree(comm, code));
+    if (comm->rank != 0)
+        code = lock_folder(out, LOCK_SH, lock);
+    return kn_comm_error_agree(comm, code);
 }
 
 /* Whether the folder may be used with these settings. `begun` becomes 1 where it has an index. */
@@ -231,7 +243,7 @@ static int look(const PrepOptions *options, const KnArgList *names, const KnPrep
 {
     KN_TRY(kn_prep_find(inputs, names, options->out));
     KN_TRY(kn_make_directories(options->out));
-    KN_TRY(lock_folder(options->out, lock));
+    KN_TRY(lock_folder(options->out, LOCK_EX, lock));
     json_t *object = kn_prep_settings_json(settings);
     int code = go_on(options->out, object, hash, inputs);
     json_decref(object);
@@ -398,6 +410,7 @@ static int prep(const PrepOptions *options, const KnArgList *names, KnComm *comm
     }
     KN_TRY(kn_comm_error_agree(comm, code));
     KN_TRY(share_inputs(comm, inputs));
+    KN_TRY(share_lock(comm, options->out, lock));
     KnPrepWriter writer = {.out = options->out,
                            .settings = &settings,
                            .captions = captions,

@@ -24,10 +24,12 @@ void kn_prep_settings_hash(const KnPrepSettings *settings, char hex[65]);
 
 /* One video or image to prepare. */
 typedef struct KnPrepInput {
-    char *path; /* absolute */
+    char *path; /* absolute, without links */
+    char *link; /* the absolute name under which it was found, where that is a link; else "" */
     int64_t bytes;
     char *segments; /* "1101...": which of its pieces finished shards hold; what is not reached is not held */
-    int64_t clips;  /* how many pieces give a clip; -1 while it was never read to its end */
+    char *rejected; /* reason and sentence of the last run, if it gave no clip then; else "" */
+    int64_t clips;  /* how many pieces give a clip; -1 while it was never read to its end, or gave none */
     int done;       /* nothing is left to do */
 } KnPrepInput;
 
@@ -44,8 +46,12 @@ void kn_prep_inputs_clear(KnPrepInputs *inputs);
  * does not exist, KN_EINPUT when nothing is found. */
 int kn_prep_find(KnPrepInputs *inputs, const KnArgList *names, const char *out);
 
-/* Notes in `inputs` what the shards in `out` already cover. KN_EINPUT where an input has changed since. */
+/* Notes in `inputs` what the shards in `out` already cover; those that gave no clip are tried again. KN_EINPUT where an
+ * input has changed since it gave clips. */
 int kn_prep_resume(KnPrepInputs *inputs, const char *out);
+
+/* What KnPrepInput.rejected says of an input. */
+char *kn_prep_rejected(const char *reason, const char *detail);
 
 /* Everything above as text, for the other ranks, and back. */
 char *kn_prep_inputs_text(const KnPrepInputs *inputs);
@@ -60,6 +66,7 @@ typedef struct KnPrepWriter {
     int64_t next_number, number_step; /* of shards */
     int decoder_threads;
     KnShardWriter *shard; /* NULL until needed */
+    int has_news;         /* the open shard says something that finished ones do not */
     int64_t clips, tokens, rejects, uncaptioned;
 } KnPrepWriter;
 

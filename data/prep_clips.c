@@ -43,6 +43,7 @@ static int open_shard(KnPrepWriter *writer)
     char *name = kn_format("clips-%05lld.h5", (long long)writer->next_number), *path = kn_path_join(writer->out, name);
     int code = kn_shard_writer_open(&writer->shard, path, &format);
     writer->next_number += writer->number_step;
+    writer->has_news = 0;
     free(path);
     free(name);
     return code;
@@ -52,7 +53,10 @@ int kn_prep_writer_finish(KnPrepWriter *writer)
 {
     KnShardWriter *shard = writer->shard;
     writer->shard = NULL;
-    return shard ? kn_shard_writer_finish(shard) : KN_OK;
+    if (shard && writer->has_news)
+        return kn_shard_writer_finish(shard);
+    kn_shard_writer_abandon(shard);
+    return KN_OK;
 }
 
 void kn_prep_writer_abandon(KnPrepWriter *writer)
@@ -96,6 +100,7 @@ static int end_clip(Work *work)
     KN_TRY(kn_shard_writer_clip_end(writer->shard, (const char *const *)work->captions.items, work->captions.count));
     work->clips++;
     writer->clips++;
+    writer->has_news = 1;
     writer->uncaptioned += work->captions.count == 0;
     writer->tokens += kn_patch_tokens(&work->slab_layout) * (work->clip_frames / work->slab_layout.frames);
     return KN_OK;
@@ -210,7 +215,10 @@ static int choose_size(Work *work)
                                 (long long)settings->patch[2], (long long)settings->patch[1]));
     work->scaled_width = width;
     work->scaled_height = height;
-    KN_TRY(kn_video_set_size(work->video, (int)width, (int)height));
+    int code = kn_video_set_size(work->video, (int)width, (int)height);
+    if (code == KN_EINPUT)
+        return reject(work, "too large", kn_format("%s; ask for fewer with --max-pixels", kn_error_message()));
+    KN_TRY(code);
     size_t bytes = (size_t)(layout->frames * layout->height * layout->width) * CHANNELS;
     KN_TRY(kn_alloc_large((void **)&work->slab, bytes, "the frames of a patch"));
     return kn_alloc_large((void **)&work->patches, bytes, "the patches of a frame");
@@ -223,9 +231,13 @@ static int work_through(Work *work)
 {
     const KnPrepSettings *settings = work->writer->settings;
     KnVideoFault fault;
+    int64_t bytes;
+    if (kn_file_exists(work->input->path) &&
+        kn_file_size(work->input->path, &bytes) < 0) /* opening a pipe would wait */
+        return reject(work, kn_video_fault_name(KN_VIDEO_FAULT_UNREADABLE), kn_strdup(kn_error_message()));
     const KnVideoOptions options = {.fps = settings->fps, .threads = work->writer->decoder_threads};
-    int code = kn_captions_find(work->writer->captions, work->input->path, &work->captions);
-    if (code == KN_EFORMAT)
+    int code = kn_captions_find(work->writer->captions, work->input->path, work->input->link, &work->captions);
+    if (code == KN_EFORMAT || code == KN_EIO)
         return reject(work, "bad caption file", kn_strdup(kn_error_message()));
     KN_TRY(code);
     code = kn_video_open(&work->video, work->input->path, &options, &fault);
@@ -255,6 +267,9 @@ static int conclude(Work *work)
                          (long long)work->frames_read, (long long)work->writer->settings->min_frames));
     work->writer->rejects += clips == 0;
     KN_TRY(ensure_shard(work));
+    char *rejected = clips > 0 ? kn_strdup("") : kn_prep_rejected(work->reason, work->detail);
+    work->writer->has_news |= clips > 0 || strcmp(rejected, work->input->rejected) != 0;
+    free(rejected);
     kn_shard_writer_source_end(work->writer->shard,
                                &(KnSource){.reason = clips > 0 ? "" : work->reason,
                                            .detail = clips > 0 ? "" : work->detail,

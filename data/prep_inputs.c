@@ -18,26 +18,36 @@ typedef struct WalkFrame {
     const struct WalkFrame *parent;
 } WalkFrame;
 
+static void clear_input(KnPrepInput *input)
+{
+    free(input->path);
+    free(input->link);
+    free(input->segments);
+    free(input->rejected);
+}
+
 void kn_prep_inputs_clear(KnPrepInputs *inputs)
 {
-    for (int64_t i = 0; i < inputs->count; i++) {
-        free(inputs->items[i].path);
-        free(inputs->items[i].segments);
-    }
+    for (int64_t i = 0; i < inputs->count; i++)
+        clear_input(&inputs->items[i]);
     free(inputs->items);
     *inputs = (KnPrepInputs){0};
 }
 
-/* Takes over `path`. */
-static KnPrepInput *add_input(KnPrepInputs *inputs, char *path)
+/* Takes over `path`; `found` is the name that led to it. */
+static KnPrepInput *add_input(KnPrepInputs *inputs, char *path, const char *found)
 {
     KN_RESERVE(inputs->items, inputs->count, inputs->capacity);
     KnPrepInput *input = &inputs->items[inputs->count++];
-    *input = (KnPrepInput){.path = path, .segments = kn_strdup(""), .clips = -1};
+    *input = (KnPrepInput){.path = path,
+                           .link = kn_strdup(strcmp(found, path) != 0 ? found : ""),
+                           .segments = kn_strdup(""),
+                           .rejected = kn_strdup(""),
+                           .clips = -1};
     return input;
 }
 
-static int walk(KnPrepInputs *inputs, char *path, const char *out, const WalkFrame *parent);
+static int walk(KnPrepInputs *inputs, char *path, const char *found, const char *out, const WalkFrame *parent);
 
 static int walk_folder(KnPrepInputs *inputs, const char *folder, const char *out, const WalkFrame *parent)
 {
@@ -49,9 +59,10 @@ static int walk_folder(KnPrepInputs *inputs, const char *folder, const char *out
         if (names.items[i][0] == '.')
             continue;
         char *joined = kn_path_join(folder, names.items[i]), *real = realpath(joined, NULL);
-        /* the name found decides, not the one that a link leads to */
-        if (real && (kn_is_directory(real) || kn_video_known_suffix(joined)))
-            code = walk(inputs, real, out, &here);
+        /* the name found decides, not the one that a link leads to; a link that leads nowhere is an input without clips
+         */
+        if (kn_video_known_suffix(joined) || (real && kn_is_directory(real)))
+            code = walk(inputs, real ? real : kn_strdup(joined), joined, out, &here);
         else
             free(real);
         free(joined);
@@ -60,12 +71,14 @@ static int walk_folder(KnPrepInputs *inputs, const char *folder, const char *out
     return code;
 }
 
-/* Takes over the absolute `path`. */
-static int walk(KnPrepInputs *inputs, char *path, const char *out, const WalkFrame *parent)
+/* Takes over the absolute `path`, which was found under the name `found`. */
+static int walk(KnPrepInputs *inputs, char *path, const char *found, const char *out, const WalkFrame *parent)
 {
     if (!kn_is_directory(path)) {
-        KnPrepInput *input = add_input(inputs, path);
-        return kn_file_size(path, &input->bytes);
+        KnPrepInput *input = add_input(inputs, path, found);
+        if (kn_file_size(path, &input->bytes) < 0)
+            input->bytes = 0; /* whoever opens it says why */
+        return KN_OK;
     }
     int skip = out && strcmp(path, out) == 0;
     for (const WalkFrame *frame = parent; frame && !skip; frame = frame->parent)
@@ -80,17 +93,34 @@ static int by_path(const void *a, const void *b)
     return strcmp(((const KnPrepInput *)a)->path, ((const KnPrepInput *)b)->path);
 }
 
+static int by_path_and_link(const void *a, const void *b)
+{
+    int order = by_path(a, b);
+    return order ? order : strcmp(((const KnPrepInput *)b)->link, ((const KnPrepInput *)a)->link);
+}
+
+/* Of a file found under several names, one that is a link is kept: what lies beside the file itself is found anyway. */
 static void drop_repeats(KnPrepInputs *inputs)
 {
     int64_t kept = 0;
-    qsort(inputs->items, (size_t)inputs->count, sizeof *inputs->items, by_path);
+    qsort(inputs->items, (size_t)inputs->count, sizeof *inputs->items, by_path_and_link);
     for (int64_t i = 0; i < inputs->count; i++) {
         if (kept > 0 && strcmp(inputs->items[kept - 1].path, inputs->items[i].path) == 0)
-            free(inputs->items[i].path), free(inputs->items[i].segments);
+            clear_input(&inputs->items[i]);
         else
             inputs->items[kept++] = inputs->items[i];
     }
     inputs->count = kept;
+}
+
+/* The absolute path of `name` with its last component as written. */
+static char *absolute_name(const char *name)
+{
+    char *folder = kn_path_folder(name), *real = realpath(folder, NULL);
+    char *result = kn_path_join(real ? real : folder, kn_path_name(name));
+    free(real);
+    free(folder);
+    return result;
 }
 
 int kn_prep_find(KnPrepInputs *inputs, const KnArgList *names, const char *out)
@@ -99,8 +129,13 @@ int kn_prep_find(KnPrepInputs *inputs, const KnArgList *names, const char *out)
     int code = KN_OK;
     for (int i = 0; i < names->count && code == KN_OK; i++) {
         char *real = realpath(names->items[i], NULL);
-        code = real ? walk(inputs, real, real_out, NULL)
-                    : kn_fail(KN_EIO, "%s: cannot be opened: %s", names->items[i], strerror(errno));
+        if (!real) {
+            code = kn_fail(KN_EIO, "%s: cannot be opened: %s", names->items[i], strerror(errno));
+            break;
+        }
+        char *found = absolute_name(names->items[i]);
+        code = walk(inputs, real, found, real_out, NULL);
+        free(found);
     }
     free(real_out);
     KN_TRY(code);
@@ -130,6 +165,11 @@ static void note_segment(KnPrepInput *input, int64_t segment)
     input->segments[at] = '1';
 }
 
+char *kn_prep_rejected(const char *reason, const char *detail)
+{
+    return kn_format("%s\n%s", reason, detail);
+}
+
 static int note_shard(KnPrepInputs *inputs, const char *out, const KnShard *shard)
 {
     for (int64_t i = 0; i < kn_shard_source_count(shard); i++) {
@@ -137,6 +177,10 @@ static int note_shard(KnPrepInputs *inputs, const char *out, const KnShard *shar
         KnPrepInput *input = find_input(inputs, source->path);
         if (!input)
             continue;
+        free(input->rejected);
+        input->rejected = source->reason[0] ? kn_prep_rejected(source->reason, source->detail) : kn_strdup("");
+        if (source->reason[0])
+            continue; /* what was wrong may have been mended since */
         if (input->bytes != source->bytes)
             return kn_fail(KN_EINPUT, "%s has changed since %s was begun (%lld bytes then, %lld now): use a new folder",
                            source->path, out, (long long)source->bytes, (long long)input->bytes);
@@ -188,8 +232,8 @@ int kn_prep_resume(KnPrepInputs *inputs, const char *out)
 
 /* ---- to the other ranks ---- */
 
-/* A line of counts, then for each input a line of numbers, its segments and its path; a path may hold anything but NUL,
- * so lengths go first. */
+/* A line of counts, then for each input a line of numbers and its texts; a path may hold anything but NUL, so lengths
+ * go first. */
 char *kn_prep_inputs_text(const KnPrepInputs *inputs)
 {
     KnText text = {0};
@@ -197,8 +241,9 @@ char *kn_prep_inputs_text(const KnPrepInputs *inputs)
                     (long long)inputs->clips_done);
     for (int64_t i = 0; i < inputs->count; i++) {
         const KnPrepInput *input = &inputs->items[i];
-        kn_text_appendf(&text, "%zu %zu %lld %d\n%s%s\n", strlen(input->segments), strlen(input->path),
-                        (long long)input->bytes, input->done, input->segments, input->path);
+        kn_text_appendf(&text, "%zu %zu %zu %zu %lld %d\n%s%s%s%s\n", strlen(input->segments), strlen(input->rejected),
+                        strlen(input->path), strlen(input->link), (long long)input->bytes, input->done, input->segments,
+                        input->rejected, input->path, input->link);
     }
     return kn_text_take(&text);
 }
@@ -220,17 +265,19 @@ int kn_prep_inputs_parse(KnPrepInputs *inputs, const char *text)
         return kn_fail(KN_EPEER, "the list of inputs from rank 0 is malformed");
     text += used + 1;
     for (long long i = 0; i < count; i++) {
-        size_t segments, path;
+        size_t segments, rejected, path, link;
         long long bytes;
         int done;
-        if (sscanf(text, "%zu %zu %lld %d%n", &segments, &path, &bytes, &done, &used) != 4)
+        if (sscanf(text, "%zu %zu %zu %zu %lld %d%n", &segments, &rejected, &path, &link, &bytes, &done, &used) != 6)
             return kn_fail(KN_EPEER, "the list of inputs from rank 0 is malformed");
         text += used + 1;
         KN_RESERVE(inputs->items, inputs->count, inputs->capacity);
         KnPrepInput *input = &inputs->items[inputs->count++];
         *input = (KnPrepInput){.bytes = bytes, .done = done};
         input->segments = take_bytes(&text, segments);
+        input->rejected = take_bytes(&text, rejected);
         input->path = take_bytes(&text, path);
+        input->link = take_bytes(&text, link);
         text++;
     }
     inputs->next_number = next_number;

@@ -59,8 +59,8 @@ struct KnVideo {
 
 const char *kn_video_fault_name(KnVideoFault fault)
 {
-    static const char *const names[] = {"",           "missing",  "empty file", "unreadable", "no video stream",
-                                        "no decoder", "no frames"};
+    static const char *const names[] = {"",           "missing",   "empty file", "unreadable", "no video stream",
+                                        "no decoder", "no frames", "too large"};
     return names[fault];
 }
 
@@ -119,10 +119,15 @@ static void feed_decoder(KnVideo *video)
     av_packet_unref(video->packet);
 }
 
+static int is_too_large(int width, int height)
+{
+    return width > LARGEST_SIDE || height > LARGEST_SIDE;
+}
+
 static int is_damaged(const AVFrame *frame)
 {
     return frame->decode_error_flags != 0 || (frame->flags & AV_FRAME_FLAG_CORRUPT) || frame->width <= 0 ||
-           frame->height <= 0 || frame->width > LARGEST_SIDE || frame->height > LARGEST_SIDE;
+           frame->height <= 0 || is_too_large(frame->width, frame->height);
 }
 
 /* One sound decoded frame into `frame`; KN_END after the last. */
@@ -192,21 +197,25 @@ static int advance(KnVideo *video)
     return KN_OK;
 }
 
+/* Puts the next frame on show and decodes the one after it, if there is one. */
+static int show_next(KnVideo *video)
+{
+    TimedFrame old = video->shown;
+    video->shown = video->next;
+    video->next = old;
+    video->converted = 0;
+    int code = advance(video);
+    return code == KN_END ? KN_OK : code;
+}
+
 /* Puts the frame of output number `delivered` on show. */
 static int seek_output(KnVideo *video)
 {
     double boundary = video->info.is_image ? 0 : ((double)video->delivered + 0.5) / video->info.fps - TIE_SECONDS;
     if (video->info.is_image && video->delivered > 0)
         return KN_END;
-    while (video->next.present && (!video->shown.present || video->next.start < boundary)) {
-        TimedFrame old = video->shown;
-        video->shown = video->next;
-        video->next = old;
-        video->converted = 0;
-        int code = advance(video);
-        if (code != KN_END)
-            KN_TRY(code);
-    }
+    while (video->next.present && video->next.start < boundary)
+        KN_TRY(show_next(video));
     if (video->next.present || video->delivered == 0)
         return KN_OK;
     return boundary < video->shown.start + video->shown.duration ? KN_OK : KN_END;
@@ -301,7 +310,7 @@ static const int32_t *display_matrix(const KnVideo *video)
     if (data && size >= 9 * sizeof(int32_t))
         return (const int32_t *)(const void *)data;
 #endif
-    const AVFrameSideData *from_frame = av_frame_get_side_data(video->next.frame, AV_FRAME_DATA_DISPLAYMATRIX);
+    const AVFrameSideData *from_frame = av_frame_get_side_data(video->shown.frame, AV_FRAME_DATA_DISPLAYMATRIX);
     return from_frame && from_frame->size >= 9 * sizeof(int32_t) ? (const int32_t *)(const void *)from_frame->data
                                                                  : NULL;
 }
@@ -326,10 +335,24 @@ static void square_size(const KnVideo *video, const AVFrame *frame, int *width, 
         *height = (int)lround(frame->height / ratio);
 }
 
-/* Everything that the first frame decides. */
+/* Formats of pictures alone are images; those of animations too are one where no second frame follows. */
+static int is_image(const KnVideo *video)
+{
+    static const char *const either[] = {"gif", "apng"};
+    const char *container = video->container->iformat->name;
+    const AVDictionaryEntry *brand = av_dict_get(video->container->metadata, "major_brand", NULL, 0);
+    if (strcmp(container, "image2") == 0 || kn_ends_with(container, "_pipe"))
+        return 1;
+    for (size_t i = 0; i < sizeof either / sizeof either[0]; i++)
+        if (strcmp(container, either[i]) == 0)
+            return !video->next.present;
+    return brand && strcmp(brand->value, "avif") == 0 && !video->next.present;
+}
+
+/* Everything that the first frame decides, which is on show. */
 static void describe(KnVideo *video, double fps)
 {
-    const AVFrame *frame = video->next.frame;
+    const AVFrame *frame = video->shown.frame;
     const char *container = video->container->iformat->name;
     const int32_t *matrix = display_matrix(video);
     KnVideoInfo *info = &video->info;
@@ -342,7 +365,7 @@ static void describe(KnVideo *video, double fps)
     info->coded_width = frame->width;
     info->coded_height = frame->height;
     info->rotation = degrees_clockwise(video->orientation);
-    info->is_image = strcmp(container, "image2") == 0 || kn_ends_with(container, "_pipe");
+    info->is_image = is_image(video);
     info->native_fps = info->is_image ? 0 : native_rate(video->stream);
     info->fps = info->is_image ? 0 : fps > 0 ? fps : info->native_fps > 0 ? info->native_fps : FALLBACK_FPS;
     if (info->is_image)
@@ -362,6 +385,15 @@ static void describe(KnVideo *video, double fps)
     video->height = info->height;
 }
 
+static int too_large_fail(const KnVideo *video, KnVideoFault *fault)
+{
+    char *why = kn_format("pictures of %dx%d, the longest side that is read is %d", video->decoder->width,
+                          video->decoder->height, LARGEST_SIDE);
+    int code = fault_fail(fault, KN_VIDEO_FAULT_TOO_LARGE, KN_EFORMAT, video->path, why);
+    free(why);
+    return code;
+}
+
 static int open_all(KnVideo *video, const KnVideoOptions *options, KnVideoFault *fault)
 {
     KN_TRY(open_container(video, fault));
@@ -375,9 +407,12 @@ static int open_all(KnVideo *video, const KnVideoOptions *options, KnVideoFault 
     double fps = native_rate(video->stream);
     video->frame_seconds = 1 / (fps > 0 ? fps : FALLBACK_FPS);
     int code = advance(video);
+    if (code == KN_END && is_too_large(video->decoder->width, video->decoder->height))
+        return too_large_fail(video, fault);
     if (code == KN_END)
         return fault_fail(fault, KN_VIDEO_FAULT_NO_FRAMES, KN_EFORMAT, video->path, NULL);
     KN_TRY(code);
+    KN_TRY(show_next(video));
     describe(video, options->fps);
     return KN_OK;
 }

@@ -39,7 +39,8 @@ typedef enum KnVideoFault {
     KN_VIDEO_FAULT_UNREADABLE, /* "unreadable": not a container we know, or damaged beyond use */
     KN_VIDEO_FAULT_NO_VIDEO,   /* "no video stream" */
     KN_VIDEO_FAULT_NO_DECODER, /* "no decoder": this FFmpeg lacks the codec */
-    KN_VIDEO_FAULT_NO_FRAMES   /* "no frames": nothing in it could be decoded */
+    KN_VIDEO_FAULT_NO_FRAMES,  /* "no frames": nothing in it could be decoded */
+    KN_VIDEO_FAULT_TOO_LARGE   /* "too large": pictures with longer sides than are read */
 } KnVideoFault;
 const char *kn_video_fault_name(KnVideoFault fault);
 

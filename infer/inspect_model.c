@@ -6,6 +6,7 @@
 #include "core/base/hash.h"
 #include "core/base/memory.h"
 #include "core/base/safetensors.h"
+#include "data/index.h"
 #include "dist/comm.h"
 #include "dist/model_file.h"
 
@@ -24,7 +25,7 @@ static json_t *begin(const char *kind, const char *path)
 {
     json_t *object = json_object();
     json_object_set_new(object, "kind", json_string(kind));
-    json_object_set_new(object, "path", text_json(path));
+    json_object_set_new(object, "path", kn_json_text(path));
     return object;
 }
 

@@ -5,6 +5,7 @@
 #include "core/base/file.h"
 #include "core/base/hash.h"
 #include "core/base/memory.h"
+#include "data/index.h"
 #include "data/video_read.h"
 #include "infer/output.h"
 
@@ -102,7 +103,7 @@ static int describe_video(const char *path, int verify, json_t *object)
         code = kn_video_open(&video, path, &(KnVideoOptions){0}, NULL);
     if (code == KN_OK) {
         json_object_set_new(object, "kind", json_string(kn_video_info(video)->is_image ? "image" : "video"));
-        json_object_set_new(object, "path", text_json(path));
+        json_object_set_new(object, "path", kn_json_text(path));
         add_info(object, kn_video_info(video));
         code = verify ? add_frames(object, video, path) : KN_OK;
     }
@@ -134,7 +135,7 @@ int kn_inspect_video_json(const char *path, int verify, json_t **object)
     if (verify && json_object_get(made, "sha256"))
         code = check_hash(made, video, path);
     json_object_del(made, "format");
-    *object = json_pack("{ss so}", "kind", "description of a generated video", "path", text_json(path));
+    *object = json_pack("{ss so}", "kind", "description of a generated video", "path", kn_json_text(path));
     json_object_update_missing(*object, made);
     json_decref(made);
     free(folder);

@@ -18,7 +18,7 @@ static void expect_captions(KnCaptions *captions, const char *name, const char *
 {
     KnCaptionList list;
     char joined[1024] = "", *path = video_path(name);
-    assert_ok(kn_captions_find(captions, path, &list));
+    assert_ok(kn_captions_find(captions, path, "", &list));
     for (int64_t i = 0; i < list.count; i++) {
         strcat(joined, i ? "|" : "");
         strcat(joined, list.items[i]);
@@ -44,6 +44,7 @@ static void a_table_of_each_format_gives_its_captions(void **state)
          "{\"path\": \"v.mp4\", \"caption\": \"eins\"}\n\n{\"video\":\"./v.mp4\",\"text\":[\"zwei\",\"eins\"]}\n",
          "eins|zwei"},
         {"g.jsonl", "{\"path\": \"v.mp4\", \"caption\": null}", ""},
+        {"h.jsonl", "\xef\xbb\xbf{\"path\": \"v.mp4\", \"caption\": \"behind a mark\"}\n", "behind a mark"},
     };
     for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
         free(video_path("v.mp4"));
@@ -104,17 +105,24 @@ static void sidecars_are_found_and_checked(void **state)
     expect_captions(captions, "s3.mp4", "b|c|a");
     put_text(test_path("s4.json"), "{\"prompt\": \"settings of another program\"}");
     expect_captions(captions, "s4.mp4", "");
+    put_text(test_path("m1.json"), "\xef\xbb\xbf{\"text\": \"behind a mark\"}");
+    expect_captions(captions, "m1.mp4", "behind a mark");
+    put_text(test_path("m2.txt"), "\xef\xbb\xbf"
+                                  "behind one too\n");
+    expect_captions(captions, "m2.mp4", "behind one too");
+    put_text(test_path("m3.json"), "{\"caption\": null}");
+    expect_captions(captions, "m3.mp4", "");
     put_text(test_path("s5.json"), "{\"caption\": 5}");
     char *path = video_path("s5.mp4");
-    assert_fails(kn_captions_find(captions, path, &list), KN_EFORMAT, "s5.json:1:");
+    assert_fails(kn_captions_find(captions, path, "", &list), KN_EFORMAT, "s5.json:1:");
     free(path);
     put_text(test_path("s6.json"), "{\n\"caption\" 5}");
     path = video_path("s6.mp4");
-    assert_fails(kn_captions_find(captions, path, &list), KN_EFORMAT, "s6.json:2:");
+    assert_fails(kn_captions_find(captions, path, "", &list), KN_EFORMAT, "s6.json:2:");
     free(path);
     put_text(test_path("s7.txt"), "fine\n\xc3\x28\n");
     path = video_path("s7.mp4");
-    assert_fails(kn_captions_find(captions, path, &list), KN_EFORMAT, "s7.txt:2:");
+    assert_fails(kn_captions_find(captions, path, "", &list), KN_EFORMAT, "s7.txt:2:");
     free(path);
     kn_captions_destroy(captions);
 }

@@ -65,10 +65,61 @@ for expected in 'broken.mp4": "unreadable' 'empty.mkv": "empty file' 'short.mp4"
 done
 grep -q '"clips_without_caption": 4' a/index.json || fail "captions: $(cat a/index.json)"
 
+# a link has what lies beside it and what tables say of its name, beside what its file has, under whatever name it is met
+mkdir links
+ln -s ../videos/odd.mp4 links/alias.mp4
+printf 'beside the link\n' >links/alias.txt
+printf 'path,caption\nalias.mp4,of the name of the link\n' >links.csv
+for inputs in links links/alias.mp4 "videos/odd.mp4 links"; do
+    ranks 2 --out linked --captions links.csv $inputs >/dev/null 2>&1
+    "$tool" clips linked | grep -q '^odd.mp4 0 .* \[of the name of the link\] \[a sidecar\] \[beside the link\]$' ||
+        fail "$inputs: $("$tool" clips linked)"
+    rm -r linked
+done
+
 # scaled down only as far as asked, aspect kept
 prep --out scaled --max-pixels 1100 videos/long.mp4 videos/more/tiny.mp4 --patch 1,2,2 >summary.txt 2>&1
 "$tool" clips scaled | grep -q '^long.mp4 0 38x28x70 ' || fail "scaled: $("$tool" clips scaled)"
 "$tool" clips scaled | grep -q '^tiny.mp4 0 6x40x8 ' || fail "scaled: $("$tool" clips scaled)"
+
+# ---- one input that cannot be used does not end the run ----
+mkdir mixed
+cp videos/odd.mp4 mixed/fine.mp4
+cp videos/odd.mp4 mixed/secret.mp4
+ln -s /proc/self/mem mixed/secret.txt # opens, and cannot be read
+mkfifo mixed/pipe.mp4
+ln -s absent.mp4 mixed/gone.mp4
+ln -s ring.mp4 mixed/ring.mp4
+if command -v ffmpeg >/dev/null; then
+    ffmpeg -v error -y -f lavfi -i testsrc2=size=2000x32:rate=10:duration=0.4 -vf setsar=12/1 mixed/stretched.mp4
+    prep --out mixed-shards mixed >/dev/null 2>err.txt || fail "a video of 24000 columns ended the run: $(cat err.txt)"
+    grep -q 'stretched.mp4: a picture of 24000x32 cannot be made: .*; ask for fewer with --max-pixels' err.txt ||
+        fail "stretched: $(cat err.txt)"
+fi
+prep --out mixed-shards mixed >/dev/null 2>err.txt || fail "a sidecar that cannot be read ended the run: $(cat err.txt)"
+grep -q 'no clip: .*gone.mp4: missing: No such file' err.txt || fail "a link to nothing: $(cat err.txt)"
+grep -q 'no clip: .*ring.mp4: missing: Too many levels of symbolic links' err.txt || fail "ring: $(cat err.txt)"
+grep -q 'no clip: .*pipe.mp4 is not a regular file' err.txt || fail "a pipe: $(cat err.txt)"
+grep -q 'no clip: .*secret.txt' err.txt || fail "secret: $(cat err.txt)"
+[ "$("$tool" clips mixed-shards | cut -d' ' -f1)" = fine.mp4 ] || fail "mixed: $("$tool" clips mixed-shards)"
+
+# ---- what gave no clip is tried again, and noted anew only if it comes out otherwise ----
+head -c 900 videos/odd.mp4 >mixed/half.mp4
+prep --out mixed-shards mixed >/dev/null 2>&1
+before=$(cat mixed-shards/* | sha256sum)
+prep --out mixed-shards mixed >/dev/null 2>err.txt
+ranks 2 --out mixed-shards mixed >/dev/null 2>&1
+[ "$before" = "$(cat mixed-shards/* | sha256sum)" ] || fail "trying in vain changed something: $(ls -A mixed-shards)"
+grep -q '"no frames": 1' mixed-shards/index.json || fail "half: $(cat mixed-shards/index.json)"
+inputs=$(grep '"inputs"' mixed-shards/index.json)
+rm mixed/secret.txt
+printf 'told at last\n' >mixed/secret.txt
+cp videos/odd.mp4 mixed/half.mp4
+ranks 2 --out mixed-shards mixed >/dev/null 2>err.txt || fail "mended inputs: $(cat err.txt)"
+"$tool" clips mixed-shards | sed 's/ .*\[/ [/; s/ 0 .*//' | tr '\n' ' ' | grep -qx 'fine.mp4 half.mp4 secret.mp4 \[told at last\] ' ||
+    fail "mended: $("$tool" clips mixed-shards)"
+grep -q 'secret\|half' mixed-shards/index.json && fail "mended inputs are still listed: $(cat mixed-shards/index.json)"
+[ "$inputs" = "$(grep '"inputs"' mixed-shards/index.json)" ] || fail "mended inputs are counted twice"
 
 # ---- any number of ranks, any order of inputs ----
 for n in 2 3; do
@@ -98,6 +149,30 @@ for i in $(seq 1 "${KILLS:-14}"); do
     [ -z "$(find killed -name '.tmp*')" ] || fail "temporary files are left: $(ls -A killed)"
     "$tool" verify killed >/dev/null
 done
+# a rank that outlives the others holds the folder: what it still finishes would be there twice
+mkdir slow
+"$tool" make slow/0.mp4 640x480x200
+cp slow/0.mp4 slow/1.mp4
+OMPI_MCA_mpi_yield_when_idle=1 mpirun -n 2 --oversubscribe --bind-to none "$tool" prep --out outlived --max-frames 8 slow >/dev/null 2>&1 &
+launcher=$!
+until [ -n "$(find outlived -name '.tmp-clips-00001*' 2>/dev/null)" ] || ! kill -0 $launcher 2>/dev/null; do sleep 0.01; done
+for pid in $(cat /proc/$launcher/task/*/children); do
+    if tr '\0' '\n' <"/proc/$pid/environ" | grep -qx OMPI_COMM_WORLD_RANK=1; then
+        survivor=$pid
+        kill -STOP "$pid"
+    else
+        others="${others:-} $pid"
+    fi
+done
+[ -n "${survivor:-}" ] && [ -n "${others:-}" ] || fail "the two ranks were not found"
+kill -STOP $launcher # or it would end the survivor
+kill -9 $others
+expect_failure "another \`kinora prep\` is working in this folder" prep --out outlived --max-frames 8 slow
+kill -9 $launcher "$survivor"
+wait $launcher 2>/dev/null || true
+while [ -e "/proc/$survivor" ]; do sleep 0.01; done
+prep --out outlived --max-frames 8 slow >/dev/null 2>&1
+[ "$("$tool" clips outlived | wc -l)" = 50 ] || fail "outlived: $("$tool" clips outlived)"
 # a shard lost while stopped is made again, and nothing is doubled
 for shard in $(cd killed && ls *.h5); do
     cp -r killed lost
@@ -134,6 +209,7 @@ fi
 
 # ---- what is refused ----
 expect_failure "a was begun with --max-frames 16, not 18" prep --out a --max-frames 18 --captions captions.csv videos
+expect_failure "a was begun with --patch [2,8,8], not [1,8,8]" prep --out a "${flags[@]}" --patch 1,8,8 videos
 expect_failure "a was begun with other --captions files" prep --out a --max-frames 16 videos
 expect_failure "--patch needs three numbers" prep --out b --patch 2,8 videos
 expect_failure "--max-frames 1 is less than" prep --out b --max-frames 1 videos

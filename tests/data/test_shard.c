@@ -219,6 +219,20 @@ static int is_caught(const char *path)
     return code < 0 && strstr(kn_error_message(), path) != NULL;
 }
 
+static void a_name_that_is_not_utf8_is_told_all_the_same(void **state)
+{
+    (void)state;
+    const char *path = test_path("caf\xe9.h5");
+    char *text;
+    write_shard(path, &pixels, 2, 2);
+    assert_ok(kn_shard_describe(path, 1, 1, &text));
+    assert_non_null(strstr(text, "caf\\\\xe9.h5"));
+    free(text);
+    assert_ok(kn_shard_describe(path, 1, 0, &text));
+    assert_non_null(strstr(text, "caf\\xe9.h5: shard, format version 1"));
+    free(text);
+}
+
 static void every_flipped_byte_is_caught(void **state)
 {
     (void)state;
@@ -411,6 +425,7 @@ int main(void)
         cmocka_unit_test(a_shard_gives_back_what_was_written),
         cmocka_unit_test(latents_are_stored_as_16_bits),
         cmocka_unit_test(another_program_reads_it),
+        cmocka_unit_test(a_name_that_is_not_utf8_is_told_all_the_same),
         cmocka_unit_test(every_flipped_byte_is_caught),
         cmocka_unit_test(every_truncation_is_caught),
         cmocka_unit_test(what_is_no_shard_is_refused_in_one_sentence),

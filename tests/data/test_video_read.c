@@ -276,6 +276,35 @@ static void an_image_is_one_frame(void **state)
     kn_video_close(video);
 }
 
+static void a_still_in_a_format_of_animations_is_an_image(void **state)
+{
+    (void)state;
+    NEED_COMMAND("ffmpeg");
+    static const struct {
+        const char *file, *arguments;
+    } stills[] = {{"still.gif", ""}, {"still.apng", "-f apng"}, {"still.avif", "-c:v libaom-av1 -still-picture 1"}};
+    for (size_t i = 0; i < sizeof stills / sizeof stills[0]; i++) {
+        char command[256];
+        snprintf(command, sizeof command,
+                 "ffmpeg -v error -y -f lavfi -i color=red:s=32x24:r=10 -frames:v 1 %s %s || true", stills[i].arguments,
+                 stills[i].file);
+        shell(command);
+        int64_t bytes;
+        if (kn_file_size(test_path(stills[i].file), &bytes) < 0 || bytes == 0)
+            continue; /* this FFmpeg writes no such file */
+        KnVideo *video = open_video(test_path(stills[i].file), 8);
+        assert_true(kn_video_info(video)->is_image);
+        assert_true(kn_video_info(video)->fps == 0);
+        assert_int_equal(count_frames(video), 1);
+        kn_video_close(video);
+    }
+    shell("ffmpeg -v error -y -f lavfi -i testsrc2=s=32x24:r=10 -frames:v 12 moving.gif");
+    KnVideo *video = open_video(test_path("moving.gif"), 0);
+    assert_false(kn_video_info(video)->is_image);
+    assert_int_equal(count_frames(video), 12);
+    kn_video_close(video);
+}
+
 /* ---- damage ---- */
 
 static const struct {
@@ -312,6 +341,10 @@ static void what_is_no_video_is_told_by_its_reason(void **state)
     shell("ffmpeg -v error -y -f lavfi -i sine=d=0.2 sound.mp4");
     assert_fails(kn_video_open(&video, test_path("sound.mp4"), NULL, &fault), KN_EFORMAT, "no video stream");
     assert_int_equal(fault, KN_VIDEO_FAULT_NO_VIDEO);
+    shell("ffmpeg -v error -y -f lavfi -i color=s=16400x16 -frames:v 1 panorama.png");
+    assert_fails(kn_video_open(&video, test_path("panorama.png"), NULL, &fault), KN_EFORMAT,
+                 "panorama.png: too large: pictures of 16400x16, the longest side that is read is 16384");
+    assert_int_equal(fault, KN_VIDEO_FAULT_TOO_LARGE);
 }
 
 static void damage_in_the_middle_is_survived_and_counted(void **state)
@@ -441,6 +474,7 @@ int main(void)
         cmocka_unit_test(skipping_is_reading_without_looking),
         cmocka_unit_test(an_edit_list_hides_what_it_hides),
         cmocka_unit_test(an_image_is_one_frame),
+        cmocka_unit_test(a_still_in_a_format_of_animations_is_an_image),
         cmocka_unit_test(what_is_no_video_is_told_by_its_reason),
         cmocka_unit_test(damage_in_the_middle_is_survived_and_counted),
         cmocka_unit_test(no_truncation_or_flipped_bytes_crash),

@@ -56,6 +56,8 @@ says '"of": 2'
 
 # What inspect says of everything on the way.
 run inspect videos/clip-000000.mp4 && says "video" && says "16"
+cp videos/clip-000000.mp4 $'caf\xe9.mp4'
+run inspect $'caf\xe9.mp4' && says 'caf\\xe9.mp4: video'
 run inspect --verify shards && says "data set" && says "24 clips" && says "verified"
 run inspect --verify shards/*.h5 && says "shard, format version"
 run inspect --verify run && says "run: run" && says "loss" && says "step-00000004  every hash holds"
