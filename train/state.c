@@ -132,6 +132,25 @@ static void free_list(TensorList *list)
     free(list->tensors);
 }
 
+/* What shapes cannot show: the keys by which the weights, moments and averages of the checkpoint are to be read. */
+static int check_meaning(const KnConfig *c, const KnCheckpoint *checkpoint)
+{
+    const char *path = kn_checkpoint_path(checkpoint), *yaml = kn_checkpoint_meta(checkpoint)->config;
+    KnConfig saved;
+    char *name = kn_format("the configuration in %s", path);
+    kn_config_init(&saved);
+    int code = yaml ? kn_config_parse(&saved, yaml, name) : KN_OK;
+    char *difference = code == KN_OK && yaml ? kn_config_misreads(c, &saved) : NULL;
+    if (difference)
+        code = kn_fail(KN_EINPUT, "%s when %s was saved: set it back, or start a new run", difference, path);
+    else if (code == KN_OK && yaml && c->optimizer.ema > 0 && !(saved.optimizer.ema > 0))
+        code = kn_fail(KN_EINPUT, "%s holds no averaged weights, since optimizer.ema was 0: set it to 0 again", path);
+    kn_config_clear(&saved);
+    free(difference);
+    free(name);
+    return code;
+}
+
 static int load_state(KnTrainState *state, const KnCheckpoint *checkpoint)
 {
     const char *data = kn_checkpoint_meta(checkpoint)->data_json;
@@ -190,8 +209,10 @@ static int create_model(KnTrainState *state, const KnConfig *c, const KnCheckpoi
         KN_TRY(learn_vocabulary(c, state->dataset, &tokenizer));
     KN_TRY(kn_model_create(&state->model, &c->model, &c->text, c->flow.prediction, tokenizer));
     KN_TRY(kn_optimizer_state_create(&state->optimizer, &state->model.parameters, &c->optimizer));
-    if (checkpoint)
+    if (checkpoint) {
+        KN_TRY(check_meaning(c, checkpoint));
         return load_state(state, checkpoint);
+    }
     kn_parameter_values_init(&state->optimizer.weights, (uint64_t)c->run_seed);
     if (state->optimizer.average.blocks)
         kn_parameter_values_copy(&state->optimizer.average, &state->optimizer.weights);
