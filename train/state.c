@@ -84,8 +84,14 @@ static int learn_vocabulary(const KnConfig *c, const KnDataset *dataset, KnToken
 {
     const char **captions = NULL;
     int64_t count = kn_loader_captions(dataset, &captions);
-    int code = kn_tokenizer_train(captions, count, c->text.vocabulary, tokenizer);
+    int code = count ? kn_tokenizer_train(captions, count, c->text.vocabulary, tokenizer) : KN_EINPUT;
     free(captions);
+    if (!count)
+        return kn_fail(
+            KN_EINPUT,
+            "none of the %lld clips of data.shards has a caption, and model.text.kind is trained: prepare the "
+            "videos again with NAME.txt beside each, or with --captions FILE",
+            (long long)kn_dataset_clip_count(dataset));
     return code < 0 ? kn_fail_prefix(code, "learning a vocabulary from the captions of data.shards") : code;
 }
 

@@ -46,6 +46,10 @@ with "$(basename "$shard")" data.shards=torn
 mkdir empty
 with "empty" data.shards=empty
 
+# Captions
+"$kinora" prep --out mute --patch 2,8,8 videos >/dev/null 2>&1
+with "none of the 24 clips of data.shards has a caption" data.shards=mute
+
 # Checkpoints and models
 train first --set train.steps=4
 refuse "no model at" "$kinora" generate --model nothing --prompt x --out x.mp4
