@@ -204,6 +204,10 @@ int kn_request_check(const KnRequest *request)
         KN_TRY(check_field(request, &fields[i], ""));
     if (!request->prompt)
         return kn_fail(KN_EINPUT, "there is no prompt: give one with --prompt, or several with --prompts FILE.jsonl");
+    const char *texts[] = {request->prompt, request->negative}, *names[] = {"prompt", "negative"};
+    for (int i = 0; i < 2; i++) /* JSON could not keep it, so that the video could not be made again */
+        if (texts[i] && !kn_is_utf8(texts[i], strlen(texts[i])))
+            return kn_fail(KN_EINPUT, "the %s is not UTF-8", names[i]);
     return KN_OK;
 }
 

@@ -184,6 +184,9 @@ static void a_request_without_a_prompt_is_none(void **state)
     assert_fails(kn_request_check(&request), KN_EINPUT, "--prompt");
     request.prompt = "x";
     assert_ok(kn_request_check(&request));
+    request.prompt = "caf\xe9";
+    assert_fails(kn_request_check(&request), KN_EINPUT, "the prompt is not UTF-8");
+    request.prompt = "x";
     request.solver = "midpoint";
     assert_fails(kn_request_check(&request), KN_EINPUT, "solver is \"midpoint\"");
     kn_arena_destroy(arena);
