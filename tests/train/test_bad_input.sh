@@ -32,6 +32,8 @@ with "patch" model.patch=[1,8,8]
 with "data.tokens" data.tokens=32
 refuse "missing.yaml" "$kinora" train missing.yaml --set run.dir=bad
 refuse "run.dir" "$kinora" train small.yaml
+refuse "--config already says how large" "$kinora" bench step --config small.yaml --layers 3
+refuse "--patch takes three numbers" "$kinora" bench step --layers 1 --patch 1,2
 [ ! -e bad/checkpoints ] || fail "a refused run left checkpoints"
 
 # Shards
