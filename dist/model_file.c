@@ -62,7 +62,13 @@ static int create_model(KnModelFile *file, const char *json, const char *name, K
         kn_tokenizer_destroy(tokenizer);
         return code;
     }
-    KN_TRY(kn_model_create(&file->model, &config, &text, prediction, tokenizer));
+    if (text.kind == KN_TEXT_NONE) { /* config.json has the last word: a vocabulary may lie there for other programs */
+        kn_tokenizer_destroy(tokenizer);
+        tokenizer = NULL;
+    }
+    code = kn_model_create(&file->model, &config, &text, prediction, tokenizer);
+    if (code < 0)
+        return kn_fail_prefix(code, "%s", name);
     return kn_parameter_values_create(&file->weights, &file->model.parameters, "the model's weights");
 }
 

@@ -113,24 +113,40 @@ static void read_architecture(Reader *r, KnModelConfig *c)
     c->layers = read_int(r, "num_layers", -1);
     c->cross_attn_norm = norm ? json_is_true(norm) : 1;
     c->eps = json_is_number(eps) ? json_number_value(eps) : 1e-6;
+    if (r->code == KN_OK && !(c->eps > 0 && c->eps <= 1))
+        r->code = kn_fail(KN_EFORMAT, "%s: \"eps\" is not a number above 0, at most 1", r->name);
+}
+
+/* Which of `words` stands at `key`; 0 when the key is absent. */
+static int read_word(Reader *r, const char *key, const char *const *words, int count)
+{
+    const json_t *value = json_object_get(r->root, key);
+    int word = 0;
+    while (json_is_string(value) && word < count && strcmp(json_string_value(value), words[word]))
+        word++;
+    if (!value || (json_is_string(value) && word < count))
+        return word;
+    if (r->code == KN_OK)
+        r->code = kn_fail(KN_EFORMAT, "%s: \"%s\" is neither \"%s\" nor \"%s\"", r->name, key, words[0], words[1]);
+    return 0;
 }
 
 static void read_ours(Reader *r, KnTextConfig *text, KnPrediction *prediction)
 {
-    const json_t *ours = json_object_get(r->root, "kinora"), *described = json_object_get(ours, "text");
-    const char *predicts = json_string_value(json_object_get(ours, "prediction"));
-    const char *kind = json_string_value(json_object_get(described, "kind"));
+    static const char *const predictions[] = {"velocity", "sample"}, *const kinds[] = {"none", "trained"};
+    Reader ours = {json_object_get(r->root, "kinora"), r->name, r->code};
+    Reader inner = {json_object_get(ours.root, "text"), r->name, r->code};
     *text = (KnTextConfig){.kind = KN_TEXT_NONE, .heads = 1, .max_tokens = 512};
-    *prediction = predicts && !strcmp(predicts, "sample") ? KN_PREDICT_SAMPLE : KN_PREDICT_VELOCITY;
-    if (!kind || strcmp(kind, "trained"))
-        return;
-    Reader inner = {described, r->name, r->code};
-    text->kind = KN_TEXT_TRAINED;
-    text->layers = json_integer_value(json_object_get(described, "layers"));
-    text->heads = read_int(&inner, "heads", -1);
-    text->max_tokens = read_int(&inner, "max_tokens", -1);
-    text->vocabulary = read_int(&inner, "vocabulary", -1);
-    r->code = inner.code;
+    *prediction = read_word(&ours, "prediction", predictions, 2) ? KN_PREDICT_SAMPLE : KN_PREDICT_VELOCITY;
+    if (read_word(&inner, "kind", kinds, 2)) {
+        const json_t *layers = json_object_get(inner.root, "layers");
+        text->kind = KN_TEXT_TRAINED;
+        text->layers = layers && json_integer_value(layers) == 0 ? 0 : read_int(&inner, "layers", 0);
+        text->heads = read_int(&inner, "heads", -1);
+        text->max_tokens = read_int(&inner, "max_tokens", -1);
+        text->vocabulary = read_int(&inner, "vocabulary", -1);
+    }
+    r->code = ours.code < 0 ? ours.code : inner.code;
 }
 
 int kn_model_from_json(const char *json, const char *name, KnModelConfig *config, KnTextConfig *text,

@@ -4,6 +4,7 @@
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/text.h"
+#include "infer/output.h"
 #include "infer/solver.h"
 
 #include <math.h>
@@ -203,6 +204,10 @@ int kn_request_check(const KnRequest *request)
         KN_TRY(check_field(request, &fields[i], ""));
     if (!request->prompt)
         return kn_fail(KN_EINPUT, "there is no prompt: give one with --prompt, or several with --prompts FILE.jsonl");
+    const char *texts[] = {request->prompt, request->negative}, *names[] = {"prompt", "negative"};
+    for (int i = 0; i < 2; i++) /* JSON could not keep it, so that the video could not be made again */
+        if (texts[i] && !kn_is_utf8(texts[i], strlen(texts[i])))
+            return kn_fail(KN_EINPUT, "the %s is not UTF-8", names[i]);
     return KN_OK;
 }
 
@@ -315,8 +320,29 @@ typedef struct Lines {
     int count, capacity, number_capacity;
 } Lines;
 
+/* No line may write what another has written, nor its description: a.mp4 and a.gif would share a.json. */
+static int check_is_alone(const Lines *lines, const char *out, const char *place)
+{
+    char *json = kn_output_json_path(out);
+    int code = KN_OK;
+    for (int i = 0; i < lines->count && code == KN_OK; i++) {
+        const char *other = lines->requests[i].out;
+        char *other_json = kn_output_json_path(other);
+        if (!strcmp(other, out))
+            code = kn_fail(KN_EINPUT, "%s: \"out\" is %s, as in line %d already", place, out, lines->numbers[i]);
+        else if (!strcmp(other_json, json))
+            code = kn_fail(KN_EINPUT, "%s: \"out\" is %s, whose description %s is that of line %d's %s too", place, out,
+                           json, lines->numbers[i], other);
+        free(other_json);
+    }
+    free(json);
+    return code;
+}
+
 static int name_output(const Lines *lines, KnRequest *request, const char *place)
 {
+    if (request->out && !request->out[0])
+        return kn_fail(KN_EINPUT, "%s: \"out\" is empty: leave it away, or name the video", place);
     if (!request->out) {
         if (!lines->folder)
             return kn_fail(KN_EINPUT, "%s: no \"out\" says where the video goes: add it, or give a folder with --out",
@@ -328,11 +354,7 @@ static int name_output(const Lines *lines, KnRequest *request, const char *place
         request->out = kn_arena_strdup(lines->arena, joined);
         free(joined);
     }
-    for (int i = 0; i < lines->count; i++)
-        if (!strcmp(lines->requests[i].out, request->out))
-            return kn_fail(KN_EINPUT, "%s: \"out\" is %s, as in line %d already", place, request->out,
-                           lines->numbers[i]);
-    return KN_OK;
+    return check_is_alone(lines, request->out, place);
 }
 
 static int add_line(Lines *lines, const char *text, size_t length, int number)

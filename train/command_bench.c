@@ -30,15 +30,15 @@ typedef struct Options {
 
 static const KnArg rows[] = {
     ROW(config, KN_ARG_STRING, "FILE", NULL, "take model and optimizer from a configuration"),
-    ROW(hidden, KN_ARG_INT, "N", "384", "width", .low = 2, .high = 1 << 16),
-    ROW(layers, KN_ARG_INT, "N", "8", "blocks", .low = 1, .high = 1024),
-    ROW(heads, KN_ARG_INT, "N", "6", "attention heads", .low = 1, .high = 1024),
-    ROW(ffn, KN_ARG_INT, "N", "1536", "width of the feed-forward layer", .low = 1, .high = 1 << 20),
+    ROW(hidden, KN_ARG_INT, "N", NULL, "width; 384 by default", .low = 2, .high = 1 << 16),
+    ROW(layers, KN_ARG_INT, "N", NULL, "blocks; 8 by default", .low = 1, .high = 1024),
+    ROW(heads, KN_ARG_INT, "N", NULL, "attention heads; 6 by default", .low = 1, .high = 1024),
+    ROW(ffn, KN_ARG_INT, "N", NULL, "width of the feed-forward layer; 1536 by default", .low = 1, .high = 1 << 20),
     ROW(tokens, KN_ARG_INT, "N", "2048", "tokens of one clip", .low = 1, .high = 1 << 24),
     ROW(batch, KN_ARG_INT, "N", "2", "clips in a pass", .low = 1, .high = 1 << 20),
     ROW(text, KN_ARG_INT, "N", "64", "text tokens of a clip", .low = 1, .high = 4096),
-    ROW(channels, KN_ARG_INT, "N", "16", "channels", .low = 1, .high = 4096),
-    ROW(patch, KN_ARG_INTS, "T,H,W", "1,2,2", "patch", .low = 1, .high = 256),
+    ROW(channels, KN_ARG_INT, "N", NULL, "channels; 16 by default", .low = 1, .high = 4096),
+    ROW(patch, KN_ARG_INTS, "T,H,W", NULL, "patch; 1,2,2 by default", .low = 1, .high = 256),
     ROW(dtype, KN_ARG_CHOICE, "f32|bf16", "bf16", "what is computed in"),
     ROW(mode, KN_ARG_CHOICE, "train|sample", "train",
         "a whole training step (forward, backward, update) or one forward"),
@@ -81,25 +81,39 @@ static double now_seconds(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+/* The sizes of the command line, each with what it is when left out. */
+static int model_of_sizes(const Options *o, KnModelConfig *m)
+{
+    static const int64_t usual_patch[3] = {1, 2, 2};
+    const int64_t *patch = o->patch.count ? o->patch.values : usual_patch;
+    if (o->patch.count && o->patch.count != 3)
+        return kn_fail(KN_EINPUT, "--patch takes three numbers, as in --patch 1,2,2");
+    *m = (KnModelConfig){.hidden = o->hidden ? o->hidden : 384,
+                         .layers = o->layers ? o->layers : 8,
+                         .heads = o->heads ? o->heads : 6,
+                         .ffn = o->ffn ? o->ffn : 1536,
+                         .channels = o->channels ? o->channels : 16,
+                         .patch = {patch[0], patch[1], patch[2]},
+                         .freq_dim = 256,
+                         .text_dim = 256,
+                         .eps = 1e-6,
+                         .cross_attn_norm = 1};
+    return KN_OK;
+}
+
 static int choose_model(Bench *b)
 {
     const Options *o = b->options;
     KnModelConfig *m = &b->config.model;
+    int sizes = o->hidden || o->layers || o->heads || o->ffn || o->channels || o->patch.count;
+    if (o->config && sizes)
+        return kn_fail(KN_EINPUT,
+                       "--config already says how large the model is: leave away --hidden, --layers, --heads, "
+                       "--ffn, --channels and --patch, or --config");
     if (o->config) {
         KN_TRY(kn_config_load(&b->config, o->config, NULL, 0));
     } else {
-        if (o->patch.count != 3)
-            return kn_fail(KN_EINPUT, "--patch takes three numbers, as in --patch 1,2,2");
-        *m = (KnModelConfig){.hidden = o->hidden,
-                             .layers = o->layers,
-                             .heads = o->heads,
-                             .ffn = o->ffn,
-                             .channels = o->channels,
-                             .patch = {o->patch.values[0], o->patch.values[1], o->patch.values[2]},
-                             .freq_dim = 256,
-                             .text_dim = 256,
-                             .eps = 1e-6,
-                             .cross_attn_norm = 1};
+        KN_TRY(model_of_sizes(o, m));
         free(b->config.optimizer.name);
         b->config.optimizer.name = kn_strdup("adamw");
         b->config.optimizer.ema = 0;

@@ -144,7 +144,9 @@ static void build(Builder *b, int row)
 
 int kn_optimizer_state_create(KnOptimizerState *state, const KnParameterSet *set, const KnOptimizerConfig *config)
 {
+    size_t buffers = config->ema > 0 ? 5 : 4;
     *state = (KnOptimizerState){0};
+    KN_TRY(kn_memory_check(buffers * kn_parameter_values_bytes(set), "weights, gradients and the optimizer's state"));
     KN_TRY(kn_parameter_values_create(&state->weights, set, "the model's weights"));
     KN_TRY(kn_parameter_values_create(&state->gradients, set, "the gradients"));
     KN_TRY(kn_parameter_values_create(&state->moment1, set, "the optimizer's first moments"));

@@ -84,8 +84,14 @@ static int learn_vocabulary(const KnConfig *c, const KnDataset *dataset, KnToken
 {
     const char **captions = NULL;
     int64_t count = kn_loader_captions(dataset, &captions);
-    int code = kn_tokenizer_train(captions, count, c->text.vocabulary, tokenizer);
+    int code = count ? kn_tokenizer_train(captions, count, c->text.vocabulary, tokenizer) : KN_EINPUT;
     free(captions);
+    if (!count)
+        return kn_fail(
+            KN_EINPUT,
+            "none of the %lld clips of data.shards has a caption, and model.text.kind is trained: prepare the "
+            "videos again with NAME.txt beside each, or with --captions FILE",
+            (long long)kn_dataset_clip_count(dataset));
     return code < 0 ? kn_fail_prefix(code, "learning a vocabulary from the captions of data.shards") : code;
 }
 
@@ -130,6 +136,25 @@ static void free_list(TensorList *list)
 {
     kn_arena_destroy(list->arena);
     free(list->tensors);
+}
+
+/* What shapes cannot show: the keys by which the weights, moments and averages of the checkpoint are to be read. */
+static int check_meaning(const KnConfig *c, const KnCheckpoint *checkpoint)
+{
+    const char *path = kn_checkpoint_path(checkpoint), *yaml = kn_checkpoint_meta(checkpoint)->config;
+    KnConfig saved;
+    char *name = kn_format("the configuration in %s", path);
+    kn_config_init(&saved);
+    int code = yaml ? kn_config_parse(&saved, yaml, name) : KN_OK;
+    char *difference = code == KN_OK && yaml ? kn_config_misreads(c, &saved) : NULL;
+    if (difference)
+        code = kn_fail(KN_EINPUT, "%s when %s was saved: set it back, or start a new run", difference, path);
+    else if (code == KN_OK && yaml && c->optimizer.ema > 0 && !(saved.optimizer.ema > 0))
+        code = kn_fail(KN_EINPUT, "%s holds no averaged weights, since optimizer.ema was 0: set it to 0 again", path);
+    kn_config_clear(&saved);
+    free(difference);
+    free(name);
+    return code;
 }
 
 static int load_state(KnTrainState *state, const KnCheckpoint *checkpoint)
@@ -190,8 +215,10 @@ static int create_model(KnTrainState *state, const KnConfig *c, const KnCheckpoi
         KN_TRY(learn_vocabulary(c, state->dataset, &tokenizer));
     KN_TRY(kn_model_create(&state->model, &c->model, &c->text, c->flow.prediction, tokenizer));
     KN_TRY(kn_optimizer_state_create(&state->optimizer, &state->model.parameters, &c->optimizer));
-    if (checkpoint)
+    if (checkpoint) {
+        KN_TRY(check_meaning(c, checkpoint));
         return load_state(state, checkpoint);
+    }
     kn_parameter_values_init(&state->optimizer.weights, (uint64_t)c->run_seed);
     if (state->optimizer.average.blocks)
         kn_parameter_values_copy(&state->optimizer.average, &state->optimizer.weights);

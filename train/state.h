@@ -20,7 +20,7 @@ typedef struct KnTrainState {
 
 /* Collective. Makes the run folder with its config.yaml. Without `resume`, a folder that already holds a run is
  * refused. With it, the newest valid checkpoint is loaded (a fresh start when there is none); a checkpoint of another
- * architecture is refused with the first differing tensor. */
+ * architecture is refused with the first differing tensor, or with the key where no tensor differs. */
 int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *comm, int resume);
 void kn_train_state_destroy(KnTrainState *state);
 

@@ -334,6 +334,8 @@ static int apply_override(Loader *loader, const char *override)
     const char *key = kn_arena_format(loader->arena, "%.*s", (int)(equals - override), override);
     const char *place = kn_arena_format(loader->arena, "--set %s: ", override);
     const KnConfigRow *row = find_row(key);
+    if (!row && strcmp(key, "base") == 0)
+        return kn_fail(KN_EINPUT, "%sbase can only stand at the top of the file", place);
     if (!row && is_section(key))
         return kn_fail(KN_EINPUT, "%s%s is a section: name one of its keys, as in %s.KEY=VALUE", place, key, key);
     if (!row) {

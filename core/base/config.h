@@ -132,6 +132,10 @@ char *kn_config_to_yaml(const KnConfig *config); /* free() it */
 /* The table of keys with type, default and meaning, for `kinora config --help`. */
 char *kn_config_help(void); /* free() it */
 
+/* NULL, or the first key in which `config` would misread the weights and moments that a run of `saved` left although
+ * every tensor fits, as "model.heads is 4, but it was 2". free() it. */
+char *kn_config_misreads(const KnConfig *config, const KnConfig *saved);
+
 /* SHA-256 of the resolved YAML without `run.dir` and other keys that do not change the result; 65 bytes. */
 void kn_config_hash(const KnConfig *config, char hex[65]);
 

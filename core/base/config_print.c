@@ -1,6 +1,7 @@
 /* The configuration written out: as YAML that reads back to the same values, as help, and as a hash. */
 #include "core/base/config_table.h"
 #include "core/base/hash.h"
+#include "core/base/memory.h"
 #include "core/base/text.h"
 
 #include <stdio.h>
@@ -127,6 +128,26 @@ void kn_config_hash(const KnConfig *config, char hex[65])
     append_yaml(&out, config, 0);
     kn_sha256_hex(out.bytes, out.length, hex);
     kn_text_clear(&out);
+}
+
+char *kn_config_misreads(const KnConfig *config, const KnConfig *saved)
+{
+    KnText now = {0}, then = {0};
+    char *difference = NULL;
+    for (int i = 0; i < kn_config_row_count && !difference; i++) {
+        const KnConfigRow *row = &kn_config_rows[i];
+        if (!row->reads_state)
+            continue;
+        kn_text_clear(&now);
+        kn_text_clear(&then);
+        append_value(&now, config, row);
+        append_value(&then, saved, row);
+        if (strcmp(now.bytes, then.bytes))
+            difference = kn_format("%s is %s, but it was %s", row->key, now.bytes, then.bytes);
+    }
+    kn_text_clear(&now);
+    kn_text_clear(&then);
+    return difference;
 }
 
 char *kn_config_help(void)

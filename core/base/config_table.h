@@ -26,6 +26,7 @@ typedef struct KnConfigRow {
     const char *choices;       /* "a|b|c" */
     const char *zero_word;     /* INT: what may be written for 0, and is in the resolved file */
     int no_result;             /* the result of training does not depend on it: left out of the hash */
+    int reads_state;           /* another value reads other things in the same saved tensors, and no shape shows it */
 } KnConfigRow;
 
 extern const KnConfigRow kn_config_rows[];

@@ -1,4 +1,8 @@
-/* Checked allocation and bump arenas. */
+/* Checked allocation and bump arenas.
+ *
+ * Linux hands out more memory than it has and kills a process once it uses it; so a large size is compared with what is
+ * free before anything is asked for: MemAvailable and swap, and the limits of the control groups that containers and
+ * batch systems set. */
 #include "core/base/memory.h"
 
 #include "core/base/error.h"
@@ -10,7 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { ARENA_BLOCK_BYTES = 64 * 1024, LARGE_ALIGNMENT = 64 };
+enum { ARENA_BLOCK_BYTES = 64 * 1024, LARGE_ALIGNMENT = 64, CHECKED_BYTES = 16 << 20 };
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 
 _Noreturn static void out_of_memory(size_t bytes)
@@ -52,10 +56,103 @@ char *kn_format(const char *format, ...)
     return text;
 }
 
+/* ---- what is free ---- */
+
+/* The number behind `key` at the start of a line of a small file of the kernel's; `key` "" is the file's first word.
+ * SIZE_MAX when there is none. */
+static size_t read_number(const char *path, const char *key)
+{
+    char line[256];
+    size_t length = strlen(key), number = SIZE_MAX;
+    FILE *file = fopen(path, "re");
+    while (file && number == SIZE_MAX && fgets(line, sizeof line, file)) {
+        unsigned long long value;
+        if (!strncmp(line, key, length) && sscanf(line + length, "%llu", &value) == 1)
+            number = (size_t)value;
+    }
+    if (file)
+        fclose(file);
+    return number;
+}
+
+/* The two versions of control groups: where they are, and the files and the key of a group. */
+typedef struct Groups {
+    const char *root, *mark; /* of the line in /proc/self/cgroup that names this process's group */
+    const char *most, *used, *pages;
+} Groups;
+
+static const Groups versions[] = {
+    {"/sys/fs/cgroup", "0::", "memory.max", "memory.current", "inactive_file "},
+    {"/sys/fs/cgroup/memory", ":memory:", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "},
+};
+
+static size_t read_in(const char *folder, const char *name, const char *key)
+{
+    char path[4300];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    return read_number(path, key);
+}
+
+/* What one control group leaves: file pages that nobody used lately can be given back. */
+static size_t group_free(const Groups *groups, const char *folder)
+{
+    size_t most = read_in(folder, groups->most, ""), used = read_in(folder, groups->used, "");
+    size_t pages = read_in(folder, "memory.stat", groups->pages);
+    if (most == SIZE_MAX)
+        return SIZE_MAX;
+    used = used == SIZE_MAX ? 0 : used;
+    used -= pages == SIZE_MAX || pages > used ? 0 : pages;
+    return most > used ? most - used : 0;
+}
+
+/* The least of what this process's control group and those above it leave. */
+static size_t groups_free(const Groups *groups)
+{
+    char line[4096], folder[4200] = "";
+    size_t least = SIZE_MAX;
+    FILE *file = fopen("/proc/self/cgroup", "re");
+    while (file && fgets(line, sizeof line, file)) {
+        const char *mark = strstr(line, groups->mark);
+        line[strcspn(line, "\n")] = 0;
+        if (mark)
+            snprintf(folder, sizeof folder, "%s%s", groups->root, mark + strlen(groups->mark));
+    }
+    if (file)
+        fclose(file);
+    while (strlen(folder) >= strlen(groups->root) && folder[0]) {
+        size_t left = group_free(groups, folder);
+        least = left < least ? left : least;
+        *strrchr(folder, '/') = 0;
+    }
+    return least;
+}
+
+size_t kn_memory_free(void)
+{
+    size_t available = read_number("/proc/meminfo", "MemAvailable:"), swap = read_number("/proc/meminfo", "SwapFree:");
+    if (available != SIZE_MAX)
+        available = 1024 * (available + (swap == SIZE_MAX ? 0 : swap));
+    for (size_t i = 0; i < sizeof versions / sizeof *versions; i++) {
+        size_t left = groups_free(&versions[i]);
+        available = left < available ? left : available;
+    }
+    return available;
+}
+
+int kn_memory_check(size_t bytes, const char *what)
+{
+    size_t free_bytes = bytes >= CHECKED_BYTES ? kn_memory_free() : SIZE_MAX;
+    if (bytes <= free_bytes)
+        return KN_OK;
+    return kn_fail(KN_EMEMORY, "not enough memory for %s: %.1f MiB needed, %.1f MiB are free", what,
+                   (double)bytes / 1048576.0, (double)free_bytes / 1048576.0);
+}
+
 int kn_alloc_large(void **memory, size_t bytes, const char *what)
 {
     size_t alignment = bytes >= 2 * HUGE_PAGE_BYTES ? HUGE_PAGE_BYTES : LARGE_ALIGNMENT;
     *memory = NULL;
+    KN_TRY(kn_memory_check(bytes, what));
     if (posix_memalign(memory, alignment, bytes ? bytes : 1) != 0)
         return kn_fail(KN_EMEMORY, "not enough memory for %s: %.1f MiB needed", what, (double)bytes / 1048576.0);
     if (alignment == HUGE_PAGE_BYTES)

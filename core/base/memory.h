@@ -2,7 +2,7 @@
  *
  * kn_alloc and friends are for sizes that the program itself chose (tables, names): they end the program with a
  * sentence when the system has none left. Sizes that come from input (arenas of a model, a whole file) go through
- * kn_alloc_large, which reports KN_EMEMORY with what was needed. */
+ * kn_alloc_large, which reports KN_EMEMORY with what was needed, before the system has to kill anyone. */
 #ifndef KN_BASE_MEMORY_H
 #define KN_BASE_MEMORY_H
 
@@ -17,6 +17,11 @@ char *kn_format(const char *format, ...) __attribute__((format(printf, 1, 2))); 
  * `what` ends the sentence "not enough memory for ...: N needed". */
 int kn_alloc_large(void **memory, size_t bytes, const char *what);
 void kn_free_large(void *memory);
+
+/* Bytes that can still be had: what the machine has, or what the control groups of this process leave, if less. */
+size_t kn_memory_free(void);
+/* KN_EMEMORY where `bytes` are more than that, with the sentence of kn_alloc_large: for what is allocated in parts. */
+int kn_memory_check(size_t bytes, const char *what);
 
 /* A bump arena: everything allocated from it is released at once by kn_arena_destroy. Memory is zeroed. */
 typedef struct KnArena KnArena;

@@ -4,7 +4,7 @@
 #include "core/base/error.h"
 #include "core/ops/ops.h"
 
-static int check_shapes(const KnModelConfig *c)
+static int check_shapes(const KnModelConfig *c, const KnTextConfig *text)
 {
     if (c->layers < 1 || c->hidden < 1 || c->heads < 1 || c->ffn < 1 || c->channels < 1 || c->text_dim < 1)
         return kn_fail(KN_EINPUT,
@@ -21,6 +21,11 @@ static int check_shapes(const KnModelConfig *c)
                        (long long)c->patch[1], (long long)c->patch[2]);
     if (c->freq_dim < 2 || c->freq_dim % 2)
         return kn_fail(KN_EINPUT, "freq_dim %lld must be an even number of at least 2", (long long)c->freq_dim);
+    if (text->kind == KN_TEXT_TRAINED && text->layers > 0 && (text->heads < 1 || c->text_dim % text->heads))
+        return kn_fail(KN_EINPUT,
+                       "text_dim %lld cannot be cut into the text encoder's %lld heads: change model.text_dim or "
+                       "model.text.heads",
+                       (long long)c->text_dim, (long long)text->heads);
     return KN_OK;
 }
 
@@ -28,7 +33,7 @@ int kn_model_create(KnModel *model, const KnModelConfig *config, const KnTextCon
                     KnTokenizer *tokenizer)
 {
     *model = (KnModel){.config = *config, .text = *text, .prediction = prediction, .tokenizer = tokenizer};
-    int code = check_shapes(config);
+    int code = check_shapes(config, text);
     if (code < 0) {
         kn_model_destroy(model);
         return code;

@@ -104,8 +104,18 @@ KnTensor *kn_parameter_leaf(KnGraph *graph, const KnParameterSet *set, const cha
     return leaf;
 }
 
+size_t kn_parameter_values_bytes(const KnParameterSet *set)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < set->block_count; i++)
+        bytes += (size_t)set->block_elements[i] * sizeof(float);
+    return bytes;
+}
+
 int kn_parameter_values_create(KnParameterValues *values, const KnParameterSet *set, const char *what)
 {
+    *values = (KnParameterValues){0};
+    KN_TRY(kn_memory_check(kn_parameter_values_bytes(set), what));
     *values = (KnParameterValues){.set = set, .blocks = kn_alloc((size_t)set->block_count * sizeof(float *))};
     for (int i = 0; i < set->block_count; i++) {
         void *memory = NULL;

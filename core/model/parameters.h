@@ -59,6 +59,7 @@ typedef struct KnParameterValues {
 
 /* Zeroed buffers; `what` is for the sentence when memory is short. */
 int kn_parameter_values_create(KnParameterValues *values, const KnParameterSet *set, const char *what);
+size_t kn_parameter_values_bytes(const KnParameterSet *set); /* of the buffers that it makes */
 void kn_parameter_values_clear(KnParameterValues *values);
 float *kn_parameter_data(const KnParameterValues *values, const KnParameter *parameter);
 

@@ -161,7 +161,10 @@ static void every_mistake_in_a_file_is_one_sentence(void **state)
         {"flow:\n  caption_dropout: 1.5\n", "flow.caption_dropout must be a number from 0 to 1, not 1.5", KN_EINPUT},
         {"optimizer:\n  ema: 1\n", "optimizer.ema must be a number from 0 to below 1, not 1", KN_EINPUT},
         {"optimizer:\n  lr: 0\n", "optimizer.lr must be a number above 0, at most 100, not 0", KN_EINPUT},
-        {"flow:\n  given:\n    first: -1\n", "/c.yaml:3:5: flow.given.first must be a number of at least 0", KN_EINPUT},
+        {"flow:\n  given:\n    first: -1\n", "/c.yaml:3:5: flow.given.first must be a number from 0 to 1000000",
+         KN_EINPUT},
+        {"flow:\n  given: {none: 1e308, first: 1e308}\n", /* whose sum is no number */
+         "/c.yaml:2:11: flow.given.none must be a number from 0 to 1000000, not 1e308", KN_EINPUT},
         /* several keys */
         {"model:\n  heads: 3\n", "/c.yaml:2:3: model.heads (3) does not divide model.hidden (128)", KN_EINPUT},
         {"model:\n  hidden: 129\n", "/c.yaml:2:3: model.heads (2) does not divide model.hidden (129)", KN_EINPUT},
@@ -193,7 +196,7 @@ static void every_mistake_in_set_names_the_argument(void **state)
         {"steps=5", "--set steps=5: unknown key steps; did you mean"},
         {"train=5", "--set train=5: train is a section: name one of its keys"},
         {"=5", "--set =5: unknown key"},
-        {"base=x.yaml", "--set base=x.yaml: unknown key base"},
+        {"base=x.yaml", "--set base=x.yaml: base can only stand at the top of the file"},
         {"train.steps=x", "--set train.steps=x: train.steps must be an integer of at least 1, not x"},
         {"data.shards=[a", "--set data.shards=[a:2:1: did not find"},
         {"model.heads=3", "--set model.heads=3: model.heads (3) does not divide"},

@@ -141,6 +141,62 @@ static void tensors_that_do_not_fit_are_named(void **state)
     }
 }
 
+/* The tiny model with `from` in its config.json turned into `to`. */
+static void write_misdescribed(const char *folder, const char *from, const char *to)
+{
+    char *config, *path = kn_format("%s/config.json", folder);
+    size_t size;
+    make_tiny_model(folder, NULL);
+    assert_ok(kn_file_read(path, &config, &size));
+    char *found = strstr(config, from);
+    assert_non_null(found);
+    char *altered = kn_format("%.*s%s%s", (int)(found - config), config, to, found + strlen(from));
+    put_text(path, altered);
+    free(config);
+    free(altered);
+    free(path);
+}
+
+static void descriptions_that_make_no_sense_are_named(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *from, *to, *part;
+    } rows[] = {
+        {"\"layers\": 0,\n      \"heads\": 1", "\"layers\": 1, \"heads\": 5", "the text encoder's 5 heads"},
+        {"\"layers\": 0", "\"layers\": -1", "\"layers\" is not a whole number"},
+        {"\"kind\": \"trained\"", "\"kind\": \"learned\"", "\"kind\" is neither \"none\" nor \"trained\""},
+        {"\"prediction\": \"sample\"", "\"prediction\": \"x0\"", "\"prediction\" is neither \"velocity\" nor"},
+        {"\"eps\": 1e-6", "\"eps\": -1", "\"eps\" is not a number above 0"},
+        {"\"attention_head_dim\": 16", "\"attention_head_dim\": 15", "config.json: hidden 30 cannot be cut"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "misdescribed-%zu", i);
+        write_misdescribed(test_path(name), rows[i].from, rows[i].to);
+        int code = RUN(kn_command_export, "--model", test_path(name), "--out", test_path("never"));
+        assert_true(code == KN_EFORMAT || code == KN_EINPUT);
+        if (!strstr(kn_error_message(), rows[i].part) || !strstr(kn_error_message(), name))
+            fail_msg("row %zu says: %s", i, kn_error_message());
+        assert_false(kn_file_exists(test_path("never")));
+    }
+}
+
+/* diffusers writes config.json without what it does not know, and leaves the text encoder's folder alone. */
+static void a_vocabulary_without_its_encoder_is_passed_over(void **state)
+{
+    (void)state;
+    KnModelFile file;
+    write_misdescribed(test_path("resaved"), "\"kinora\"", "\"other\"");
+    assert_ok(kn_model_open(&file, NULL, test_path("resaved")));
+    assert_int_equal(file.model.text.kind, KN_TEXT_NONE);
+    assert_null(file.model.tokenizer);
+    kn_model_close(&file);
+    assert_fails(
+        RUN(kn_command_generate, "--model", test_path("resaved"), "--prompt", "x", "--out", test_path("x.mp4")),
+        KN_EINPUT, "the model has no text encoder");
+}
+
 static void folders_that_are_no_model_or_full_are_refused(void **state)
 {
     (void)state;
@@ -170,6 +226,8 @@ int main(void)
         cmocka_unit_test(published_folders_keep_every_tensor),
         cmocka_unit_test(an_export_opens_like_the_model_itself),
         cmocka_unit_test(tensors_that_do_not_fit_are_named),
+        cmocka_unit_test(descriptions_that_make_no_sense_are_named),
+        cmocka_unit_test(a_vocabulary_without_its_encoder_is_passed_over),
         cmocka_unit_test(folders_that_are_no_model_or_full_are_refused),
     };
     return cmocka_run_group_tests(tests, set_up, remove_test_folder);

@@ -127,6 +127,9 @@ static void every_mistake_in_a_line_is_named(void **state)
         {"{\"prompt\": \"x\", \"solver\": \"eule\"}", "solver is \"eule\""},
         {"{\"prompt\": \"x\", \"lossless\": 1}", "lossless must be true or false"},
         {"{\"prompt\": \"x\", \"prompt\": \"y\"}", "duplicate"},
+        {"{\"prompt\": \"x\", \"out\": \"\"}", ":1: \"out\" is empty"},
+        {"{\"prompt\": \"x\", \"out\": \"v/a.mp4\"}\n{\"prompt\": \"y\", \"out\": \"v/a.gif\"}",
+         ":2: \"out\" is v/a.gif, whose description v/a.json is that of line 1's v/a.mp4 too"},
         {"{\"prompt\": \"x\", \"out\": \"a.mp4\"}\n\n{\"prompt\": \"y\", \"out\": \"a.mp4\"}",
          ":3: \"out\" is a.mp4, as in "
          "line 1"},
@@ -181,6 +184,9 @@ static void a_request_without_a_prompt_is_none(void **state)
     assert_fails(kn_request_check(&request), KN_EINPUT, "--prompt");
     request.prompt = "x";
     assert_ok(kn_request_check(&request));
+    request.prompt = "caf\xe9";
+    assert_fails(kn_request_check(&request), KN_EINPUT, "the prompt is not UTF-8");
+    request.prompt = "x";
     request.solver = "midpoint";
     assert_fails(kn_request_check(&request), KN_EINPUT, "solver is \"midpoint\"");
     kn_arena_destroy(arena);

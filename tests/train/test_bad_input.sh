@@ -32,6 +32,8 @@ with "patch" model.patch=[1,8,8]
 with "data.tokens" data.tokens=32
 refuse "missing.yaml" "$kinora" train missing.yaml --set run.dir=bad
 refuse "run.dir" "$kinora" train small.yaml
+refuse "--config already says how large" "$kinora" bench step --config small.yaml --layers 3
+refuse "--patch takes three numbers" "$kinora" bench step --layers 1 --patch 1,2
 [ ! -e bad/checkpoints ] || fail "a refused run left checkpoints"
 
 # Shards
@@ -46,6 +48,10 @@ with "$(basename "$shard")" data.shards=torn
 mkdir empty
 with "empty" data.shards=empty
 
+# Captions
+"$kinora" prep --out mute --patch 2,8,8 videos >/dev/null 2>&1
+with "none of the 24 clips of data.shards has a caption" data.shards=mute
+
 # Checkpoints and models
 train first --set train.steps=4
 refuse "no model at" "$kinora" generate --model nothing --prompt x --out x.mp4
@@ -53,6 +59,15 @@ refuse "is no model" "$kinora" generate --model shards --prompt x --out x.mp4
 cp first/config.yaml before.yaml
 refuse "weights.patch_embedding.weight" "$kinora" train small.yaml --set run.dir=first --set model.hidden=32 \
     --set train.steps=8 --resume
+# What no shape shows is refused too: other heads, another meaning of the output, moments of another optimizer.
+resume() { refuse "$1" "$kinora" train small.yaml --set run.dir=first --set train.steps=8 --resume --set "$2"; }
+resume "model.heads is 4, but it was 2 when first/checkpoints/step-00000004" model.heads=4
+resume "model.eps is 1e-05, but it was 1e-06" model.eps=1e-5
+resume "model.text.heads is 1, but it was 2" model.text.heads=1
+resume "flow.prediction is velocity, but it was sample" flow.prediction=velocity
+resume "optimizer.name is adamw, but it was muon" optimizer.name=adamw
+train unaveraged --set train.steps=4 --set optimizer.ema=0
+refuse "holds no averaged weights" "$kinora" train small.yaml --set run.dir=unaveraged --set train.steps=8 --resume
 cmp -s before.yaml first/config.yaml || fail "a refused resume changed the run's configuration"
 cp -r first flipped
 file=$(ls flipped/checkpoints/*/rank-00000.safetensors)
