@@ -12,7 +12,7 @@
 #include "data/dataset.h"
 
 typedef struct KnBatchClip {
-    int64_t clip;        /* number in the data set */
+    int64_t clip; /* number in the data set */
     int64_t grid[3];
     int64_t first_token; /* where its patches begin in `patches` */
     int64_t tokens;
@@ -22,16 +22,16 @@ typedef struct KnBatchClip {
 
 /* One pack. Belongs to the loader; valid until the next call of kn_loader_next. */
 typedef struct KnBatch {
-    int64_t step;              /* global step that it belongs to */
-    int64_t index;             /* its place among the step's packs, 0 .. packs - 1, over all ranks */
-    int64_t epoch, pack;       /* where it lies in the data */
+    int64_t step;        /* global step that it belongs to */
+    int64_t index;       /* its place among the step's packs, 0 .. packs - 1, over all ranks */
+    int64_t epoch, pack; /* where it lies in the data */
     int64_t clip_count;
     const KnBatchClip *clips;
     int64_t tokens;
-    const void *patches;       /* [tokens, patch_dim] of the data set's elements */
-    int64_t step_tokens;       /* tokens of all the step's packs, over all ranks */
+    const void *patches; /* [tokens, patch_dim] of the data set's elements */
+    int64_t step_tokens; /* tokens of all the step's packs, over all ranks */
     int64_t step_clips;
-    double wait_seconds;       /* that the caller had to wait for it */
+    double wait_seconds; /* that the caller had to wait for it */
 } KnBatch;
 
 typedef struct KnLoaderOptions {
@@ -42,10 +42,10 @@ typedef struct KnLoaderOptions {
     double caption_dropout;
     int64_t packs_per_step;
     uint64_t seed;
-    int64_t first_step;           /* where a resumed run goes on */
-    int rank, ranks;              /* packs_per_step is a multiple of ranks */
-    int validation;               /* 1: one pass over the clips set aside (each pack a step of its own, the first
-                                     caption, never dropped), then KN_END */
+    int64_t first_step; /* where a resumed run goes on */
+    int rank, ranks;    /* packs_per_step is a multiple of ranks */
+    int validation;     /* 1: one pass over the clips set aside (each pack a step of its own, the first
+                           caption, never dropped), then KN_END */
 } KnLoaderOptions;
 
 typedef struct KnLoader KnLoader;

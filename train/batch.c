@@ -62,8 +62,8 @@ static void add_clip(KnTrainBatch *batch, const KnTrainBatchOptions *o, const Kn
     uint64_t key = clip_key(pack, index), step = (uint64_t)pack->step;
     uint8_t *given = batch->given + clip->first_token;
     double even = ((double)(clip->clip % 16) + 0.5) / 16;
-    float sigma = o->validation ? (float)kn_flow_shift(even, o->flow->shift)
-                                : kn_flow_draw_sigma(o->flow, o->seed, step, key);
+    float sigma =
+        o->validation ? (float)kn_flow_shift(even, o->flow->shift) : kn_flow_draw_sigma(o->flow, o->seed, step, key);
     int64_t given_count = 0;
     if (o->validation)
         memset(given, 0, (size_t)clip->tokens);

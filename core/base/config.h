@@ -1,9 +1,9 @@
 /* The configuration: one YAML file reproduces a run.
  *
  * Every key is a row of one table (core/base/config_table.c) with its type, default, range, choices and meaning; that
- * table reads the YAML, checks it, prints `kinora config --help` and writes the resolved file. Unknown keys, wrong types
- * and impossible values are errors with file:line:column and, for a misspelt key, the nearest valid one.
- * `base: FILE` at the top names a file (relative to this one) to start from. Strings belong to the config. */
+ * table reads the YAML, checks it, prints `kinora config --help` and writes the resolved file. Unknown keys, wrong
+ * types and impossible values are errors with file:line:column and, for a misspelt key, the nearest valid one. The key
+ * `base` at the top names a file (relative to this one) to start from. Strings belong to the config. */
 #ifndef KN_BASE_CONFIG_H
 #define KN_BASE_CONFIG_H
 
@@ -20,25 +20,25 @@ typedef enum KnTextKind { KN_TEXT_TRAINED, KN_TEXT_NONE } KnTextKind;
 
 /* The transformer's shape: also what a diffusers config.json states. */
 typedef struct KnModelConfig {
-    int64_t hidden;          /* model.hidden: width; heads x head size */
-    int64_t layers;          /* model.layers */
-    int64_t heads;           /* model.heads */
-    int64_t ffn;             /* model.ffn: width of the feed-forward layer */
-    int64_t channels;        /* model.channels: 3 for pixels, 16 for Wan latents */
-    int64_t patch[3];        /* model.patch: frames, rows, columns of one patch */
-    int64_t freq_dim;        /* model.freq_dim: width of the sinusoidal timestep embedding */
-    int64_t text_dim;        /* model.text_dim: width of the text states that enter the transformer */
-    double eps;              /* model.eps: of all norms */
-    int cross_attn_norm;     /* model.cross_attn_norm: affine layer norm before cross-attention */
-    int recompute;           /* model.recompute: recompute each block's forward in its backward */
+    int64_t hidden;      /* model.hidden: width; heads x head size */
+    int64_t layers;      /* model.layers */
+    int64_t heads;       /* model.heads */
+    int64_t ffn;         /* model.ffn: width of the feed-forward layer */
+    int64_t channels;    /* model.channels: 3 for pixels, 16 for Wan latents */
+    int64_t patch[3];    /* model.patch: frames, rows, columns of one patch */
+    int64_t freq_dim;    /* model.freq_dim: width of the sinusoidal timestep embedding */
+    int64_t text_dim;    /* model.text_dim: width of the text states that enter the transformer */
+    double eps;          /* model.eps: of all norms */
+    int cross_attn_norm; /* model.cross_attn_norm: affine layer norm before cross-attention */
+    int recompute;       /* model.recompute: recompute each block's forward in its backward */
 } KnModelConfig;
 
 typedef struct KnTextConfig {
-    KnTextKind kind;         /* text.kind: trained | none (states come from outside) */
-    int64_t vocabulary;      /* text.vocabulary: most pieces that SentencePiece may learn from the captions */
-    int64_t layers;          /* text.layers: bidirectional layers over the word embeddings (0 = embeddings alone) */
-    int64_t heads;           /* text.heads */
-    int64_t max_tokens;      /* text.max_tokens: longest caption, in pieces, end included; longer ones are cut */
+    KnTextKind kind;    /* text.kind: trained | none (states come from outside) */
+    int64_t vocabulary; /* text.vocabulary: most pieces that SentencePiece may learn from the captions */
+    int64_t layers;     /* text.layers: bidirectional layers over the word embeddings (0 = embeddings alone) */
+    int64_t heads;      /* text.heads */
+    int64_t max_tokens; /* text.max_tokens: longest caption, in pieces, end included; longer ones are cut */
 } KnTextConfig;
 
 typedef struct KnFlowConfig {
@@ -50,59 +50,59 @@ typedef struct KnFlowConfig {
 } KnFlowConfig;
 
 typedef struct KnDataConfig {
-    KnStringList shards;     /* data.shards: folders made by `kinora prep` */
-    int64_t tokens;          /* data.tokens: token budget of one pack */
-    int64_t clips;           /* data.clips: most clips in one pack */
-    int64_t text_tokens;     /* data.text_tokens: text budget of one pack; 0 = clips x text.max_tokens */
-    int64_t validation_clips;/* data.validation_clips: clips set aside for the validation loss */
+    KnStringList shards;      /* data.shards: folders made by `kinora prep` */
+    int64_t tokens;           /* data.tokens: token budget of one pack */
+    int64_t clips;            /* data.clips: most clips in one pack */
+    int64_t text_tokens;      /* data.text_tokens: text budget of one pack; 0 = clips x text.max_tokens */
+    int64_t validation_clips; /* data.validation_clips: clips set aside for the validation loss */
 } KnDataConfig;
 
 typedef struct KnOptimizerConfig {
-    char *name;              /* optimizer.name: row of the optimizer table (adamw | muon) */
-    double lr;               /* optimizer.lr: peak learning rate of the blocks' matrices */
-    double lr_other;         /* optimizer.lr_other: of everything that Muon leaves to AdamW; 0 = lr */
+    char *name;                             /* optimizer.name: row of the optimizer table (adamw | muon) */
+    double lr;                              /* optimizer.lr: peak learning rate of the blocks' matrices */
+    double lr_other;                        /* optimizer.lr_other: of everything that Muon leaves to AdamW; 0 = lr */
     double beta1, beta2, eps, weight_decay; /* AdamW */
-    double momentum;         /* optimizer.momentum: Muon */
+    double momentum;                        /* optimizer.momentum: Muon */
     int64_t newton_schulz_steps;
-    double clip_norm;        /* optimizer.clip_norm: global gradient norm; 0 = no clipping */
+    double clip_norm; /* optimizer.clip_norm: global gradient norm; 0 = no clipping */
     int64_t warmup_steps;
-    KnSchedule schedule;     /* optimizer.schedule: constant | cosine | linear */
-    double decay_fraction;   /* optimizer.decay_fraction: last share of the run that decays */
-    double final_fraction;   /* optimizer.final_fraction: learning rate at the end, as a share of the peak */
-    double ema;              /* optimizer.ema: decay of the averaged weights; 0 = none */
+    KnSchedule schedule;   /* optimizer.schedule: constant | cosine | linear */
+    double decay_fraction; /* optimizer.decay_fraction: last share of the run that decays */
+    double final_fraction; /* optimizer.final_fraction: learning rate at the end, as a share of the peak */
+    double ema;            /* optimizer.ema: decay of the averaged weights; 0 = none */
 } KnOptimizerConfig;
 
 typedef struct KnParallelConfig {
-    int64_t data;            /* parallel.data: ranks that each take other packs; 0 = auto */
+    int64_t data; /* parallel.data: ranks that each take other packs; 0 = auto */
 } KnParallelConfig;
 
 typedef struct KnTrainConfig {
-    int64_t steps;           /* train.steps */
-    int64_t packs;           /* train.packs: packs in one global step, over all ranks and accumulation */
+    int64_t steps; /* train.steps */
+    int64_t packs; /* train.packs: packs in one global step, over all ranks and accumulation */
     int64_t checkpoint_every;
-    int64_t keep_last;       /* train.keep_last: newest checkpoints kept; 0 = all */
-    KnPrecision precision;   /* train.precision: f32 | bf16 */
-    int64_t threads;         /* train.threads: per rank; 0 = all cores shared among this host's ranks */
-    int64_t log_every;       /* train.log_every: a terminal line every so many steps */
-    int64_t validate_every;  /* train.validate_every: 0 = never */
-    int64_t sample_every;    /* train.sample_every: clips drawn during training; 0 = never */
+    int64_t keep_last;      /* train.keep_last: newest checkpoints kept; 0 = all */
+    KnPrecision precision;  /* train.precision: f32 | bf16 */
+    int64_t threads;        /* train.threads: per rank; 0 = all cores shared among this host's ranks */
+    int64_t log_every;      /* train.log_every: a terminal line every so many steps */
+    int64_t validate_every; /* train.validate_every: 0 = never */
+    int64_t sample_every;   /* train.sample_every: clips drawn during training; 0 = never */
 } KnTrainConfig;
 
 typedef struct KnSampleConfig {
-    char *solver;            /* sample.solver: euler | heun | unipc */
+    char *solver; /* sample.solver: euler | heun | unipc */
     int64_t steps;
     double guidance;
-    double shift;            /* sample.shift: 0 = flow.shift */
+    double shift; /* sample.shift: 0 = flow.shift */
     int64_t width, height, frames;
     double fps;
-    KnStringList prompts;    /* sample.prompts: drawn every train.sample_every steps */
+    KnStringList prompts; /* sample.prompts: drawn every train.sample_every steps */
 } KnSampleConfig;
 
 typedef struct KnConfig {
-    char *run_dir;           /* run.dir */
-    int64_t run_seed;        /* run.seed */
+    char *run_dir;    /* run.dir */
+    int64_t run_seed; /* run.seed */
     KnModelConfig model;
-    KnTextConfig text;       /* model.text.*: written `text:` inside `model:` */
+    KnTextConfig text; /* model.text.*: written `text:` inside `model:` */
     KnFlowConfig flow;
     KnDataConfig data;
     KnOptimizerConfig optimizer;

@@ -8,9 +8,9 @@
 
 #include <stddef.h>
 
-void *kn_alloc(size_t bytes);                          /* zeroed; free() it */
-void *kn_realloc(void *memory, size_t bytes);          /* not zeroed */
-char *kn_strdup(const char *text);                     /* free() it */
+void *kn_alloc(size_t bytes);                                                   /* zeroed; free() it */
+void *kn_realloc(void *memory, size_t bytes);                                   /* not zeroed */
+char *kn_strdup(const char *text);                                              /* free() it */
 char *kn_format(const char *format, ...) __attribute__((format(printf, 1, 2))); /* printf into new memory; free() it */
 
 /* Zeroed, 64-byte aligned (huge pages advised above 4 MiB); release with kn_free_large.

@@ -10,8 +10,8 @@
 #include "core/ops/ops.h"
 
 typedef struct KnCpuKernel {
-    int (*run)(const KnCall *call);                  /* 0 or KN_E* */
-    size_t (*workspace_bytes)(const KnNode *node);   /* NULL: none */
+    int (*run)(const KnCall *call);                /* 0 or KN_E* */
+    size_t (*workspace_bytes)(const KnNode *node); /* NULL: none */
 } KnCpuKernel;
 
 /* The process-wide CPU backend. */

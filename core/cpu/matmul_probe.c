@@ -152,8 +152,7 @@ double kn_matmul_peak(KnDtype type, double seconds)
     const double flops = 2.0 * (double)(rows * columns * k);
     double best = 0;
     for (int slice = 0; slice < PEAK_SLICES; slice++) {
-        Peak peak = {
-            .kernel = kernel, .rows = rows, .columns = columns, .k = k, .seconds = seconds / PEAK_SLICES};
+        Peak peak = {.kernel = kernel, .rows = rows, .columns = columns, .k = k, .seconds = seconds / PEAK_SLICES};
         double start = seconds_now();
         kn_team_run(kn_cpu_threads(), repeat_product, &peak);
         best = fmax(best, flops * (double)peak.products / (seconds_now() - start));

@@ -18,8 +18,8 @@ typedef struct KnCall {
     void *outputs[KN_MAX_OUTPUTS];
     void *workspace;        /* 64-byte aligned, uninitialized */
     size_t workspace_bytes; /* what the backend asked for when the plan was made */
-    KnComm *comm;     /* for collective nodes; NULL when there is none */
-    int64_t *tickets; /* collective tickets, by tensor id of the operand */
+    KnComm *comm;           /* for collective nodes; NULL when there is none */
+    int64_t *tickets;       /* collective tickets, by tensor id of the operand */
 } KnCall;
 
 /* A backend is a table of functions; `ops` kernels are found by op id. */

@@ -21,8 +21,8 @@ typedef struct Chunk {
     int64_t a_tile_bytes, a_row_bytes, a_step_bytes; /* from tile to tile downwards, row to row, and along K */
     const char *tail;                                /* [CHUNK_ROWS][32] bf16 after the whole steps, or NULL */
     const char *b[2];
-    const float *start; /* sums so far of the chunk's rows and these two columns of tiles; NULL: 0 */
-    float *sums;        /* where to leave them */
+    const float *start;              /* sums so far of the chunk's rows and these two columns of tiles; NULL: 0 */
+    float *sums;                     /* where to leave them */
     int64_t start_bytes, sums_bytes; /* from row to row */
     int configured;                  /* rows that the tiles are configured for: bottom x 32 + top; 0: not yet */
 } Chunk;

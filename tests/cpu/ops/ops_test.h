@@ -13,11 +13,11 @@
 enum { OP_MOST_LEAVES = 16 };
 
 enum {
-    OP_LARGE = 1,        /* crosses the kernels' thresholds for threads; only some gradients are checked */
-    OP_ONE_DTYPE = 2,    /* has no bf16 form */
-    OP_NO_GRADIENT = 4,  /* forward only */
-    OP_SPEED = 8,        /* only measured */
-    OP_BF16_INSIDE = 16, /* the op itself computes in bf16: compared with a relative L2 error */
+    OP_LARGE = 1,         /* crosses the kernels' thresholds for threads; only some gradients are checked */
+    OP_ONE_DTYPE = 2,     /* has no bf16 form */
+    OP_NO_GRADIENT = 4,   /* forward only */
+    OP_SPEED = 8,         /* only measured */
+    OP_BF16_INSIDE = 16,  /* the op itself computes in bf16: compared with a relative L2 error */
     OP_BF16_PRODUCT = 32, /* bf16 operands of an inner product are made on the way: softmax's probabilities */
 };
 
