@@ -141,19 +141,19 @@ static int prepare_pass(Group *g)
     int64_t clips = g->count * g->branches;
     KnStreamShape shape = {g->tokens * g->branches, clips, clips * s->model->text.max_tokens};
     KnBackend *backend = kn_cpu_backend();
-    if (s->executor && !memcmp(&shape, &s->stream.shape, sizeof shape) && s->dtype == g->settings->dtype)
+    if (s->inputs && !memcmp(&shape, &s->stream.shape, sizeof shape) && s->dtype == g->settings->dtype)
         return KN_OK;
     drop_pass(s);
     s->dtype = g->settings->dtype;
-    void *inputs = NULL;
-    KN_TRY(kn_alloc_large(&inputs, (size_t)(shape.tokens * dim_of(g)) * sizeof(float), "the clips' noisy patches"));
-    s->inputs = inputs;
     kn_stream_create(&s->stream, shape);
     kn_model_build(s->model, &(KnModelGraphOptions){.shape = shape, .dtype = s->dtype}, &s->built);
     if (backend->lower)
         backend->lower(backend, s->built.graph);
     kn_graph_finish(s->built.graph, &s->built.prediction, 1);
     KN_TRY(kn_executor_create(&s->executor, s->built.graph, backend, &s->built.prediction, 1));
+    void *inputs = NULL; /* after the arena, which is larger and refused at once where there is too little memory */
+    KN_TRY(kn_alloc_large(&inputs, (size_t)(shape.tokens * dim_of(g)) * sizeof(float), "the clips' noisy patches"));
+    s->inputs = inputs;
     kn_executor_bind(s->executor, s->built.leaves.rope_table, s->rope_table);
     kn_executor_bind(s->executor, s->built.patches, s->inputs);
     kn_stream_bind(s->executor, &s->built.leaves, &s->stream);
