@@ -4,13 +4,22 @@
  * The Gram matrix is that of the shorter side: of the columns (X^T X, products from the right) where there are more
  * rows than columns, so nothing is ever transposed in memory. The terms b A and a X are folded into the factors, as
  * A (b I + c A) + a I = B and X <- B X, so that an iteration is three products and two passes over a small square.
- * Products are bf16 with float32 sums. The first two are symmetric: only blocks on and above the diagonal are computed.
+ * Products have float32 sums, and bf16 operands where the processor multiplies those; elsewhere bf16 would only be
+ * widened again. The first two are symmetric: only blocks on and above the diagonal are computed.
  *
  * Matrices of a stack go to one thread each as long as there are enough of them; what remains is computed by all
  * threads together, part by part. Both ways give the same bits (core/cpu/matmul.h). */
 #include "core/cpu/matmul.h"
 #include "core/cpu/simd/kernels.h"
 #include "core/cpu/simd/update.h"
+
+#if defined(__AVX512BF16__)
+static const KnDtype operand = KN_BF16;
+enum { IS_BF16 = 1, ELEMENT = 2 };
+#else
+static const KnDtype operand = KN_F32;
+enum { IS_BF16 = 0, ELEMENT = 4 };
+#endif
 
 typedef struct Muon {
     int64_t count, rows, columns, small; /* small: the shorter side */
@@ -26,11 +35,11 @@ typedef struct Muon {
 
 /* One matrix's part of the workspace. */
 typedef struct Scratch {
-    uint16_t *x, *next;     /* [rows, columns] */
-    float *sums;            /* [small, small] */
-    uint16_t *left, *right; /* [small, small] */
-    void *packed;           /* the right operand of a symmetric product */
-    char *workspace;        /* of the products: part_bytes for each part of a symmetric one */
+    char *x, *next;     /* [rows, columns] */
+    float *sums;        /* [small, small] */
+    char *left, *right; /* [small, small] */
+    void *packed;       /* the right operand of a symmetric product */
+    char *workspace;    /* of the products: part_bytes for each part of a symmetric one */
     size_t part_bytes;
 } Scratch;
 
@@ -81,7 +90,7 @@ static KnMatmul gram_product(const Muon *m, const Scratch *s)
     return (KnMatmul){.m = m->small,
                       .n = m->small,
                       .k = tall ? m->rows : m->columns,
-                      .type = KN_BF16,
+                      .type = operand,
                       .a = s->x,
                       .a_form = tall ? KN_TRANSPOSED : KN_PLAIN,
                       .b = s->x,
@@ -96,7 +105,7 @@ static KnMatmul square_product(const Muon *m, const Scratch *s)
     return (KnMatmul){.m = m->small,
                       .n = m->small,
                       .k = m->small,
-                      .type = KN_BF16,
+                      .type = operand,
                       .a = s->left,
                       .b = s->right,
                       .c = s->sums,
@@ -110,11 +119,11 @@ static KnMatmul apply_product(const Muon *m, const Scratch *s)
     return (KnMatmul){.m = m->rows,
                       .n = m->columns,
                       .k = m->small,
-                      .type = KN_BF16,
+                      .type = operand,
                       .a = tall ? s->x : s->left,
                       .b = tall ? s->left : s->x,
                       .c = s->next,
-                      .c_type = KN_BF16};
+                      .c_type = operand};
 }
 
 /* A band of rows of a symmetric product, from the diagonal on, with its right operand packed. */
@@ -125,9 +134,9 @@ static KnMatmul symmetric_part(const Muon *m, const Scratch *s, const KnMatmul *
     int64_t at = whole->a_form == KN_TRANSPOSED ? first : first * whole->k;
     part.m = left < part_rows(m) ? left : part_rows(m);
     part.n = left;
-    part.a = (const uint16_t *)whole->a + at;
+    part.a = (const char *)whole->a + at * ELEMENT;
     part.lda = whole->a_form == KN_TRANSPOSED ? m->small : whole->k;
-    part.b = (const char *)s->packed + (size_t)(first / 16) * kn_matmul_packed_bytes(whole->k, 16, KN_BF16);
+    part.b = (const char *)s->packed + (size_t)(first / 16) * kn_matmul_packed_bytes(whole->k, 16, operand);
     part.b_form = KN_PACKED;
     part.c = s->sums + first * m->small + first;
     part.ldc = m->small;
@@ -153,23 +162,24 @@ static size_t product_bytes(const Muon *m)
 
 static size_t packed_bytes(const Muon *m)
 {
-    return aligned(kn_matmul_packed_bytes(m->rows > m->columns ? m->rows : m->columns, m->small, KN_BF16));
+    return aligned(kn_matmul_packed_bytes(m->rows > m->columns ? m->rows : m->columns, m->small, operand));
 }
 
 static size_t scratch_bytes(const Muon *m)
 {
     size_t matrix = (size_t)(m->rows * m->columns), square = (size_t)(m->small * m->small);
-    return 2 * aligned(2 * matrix) + aligned(4 * square) + 2 * aligned(2 * square) + packed_bytes(m) + product_bytes(m);
+    return 2 * aligned(ELEMENT * matrix) + aligned(4 * square) + 2 * aligned(ELEMENT * square) + packed_bytes(m) +
+           product_bytes(m);
 }
 
 static Scratch scratch_of(const Muon *m, int64_t matrix)
 {
-    size_t x = aligned(2 * (size_t)(m->rows * m->columns)), square = (size_t)(m->small * m->small);
+    size_t x = aligned(ELEMENT * (size_t)(m->rows * m->columns)), square = (size_t)(m->small * m->small);
     char *at = m->scratch + (size_t)matrix * m->scratch_bytes;
-    Scratch s = {.x = (uint16_t *)at, .next = (uint16_t *)(at + x), .sums = (float *)(at + 2 * x)};
-    s.left = (uint16_t *)(at + 2 * x + aligned(4 * square));
-    s.right = (uint16_t *)((char *)s.left + aligned(2 * square));
-    s.packed = (char *)s.right + aligned(2 * square);
+    Scratch s = {.x = at, .next = at + x, .sums = (float *)(at + 2 * x)};
+    s.left = at + 2 * x + aligned(4 * square);
+    s.right = s.left + aligned(ELEMENT * square);
+    s.packed = s.right + aligned(ELEMENT * square);
     s.workspace = (char *)s.packed + packed_bytes(m);
     s.part_bytes = part_bytes(m);
     return s;
@@ -203,7 +213,7 @@ static void gather_momentum(const void *arguments, int64_t first, int64_t last)
 static void start_iteration(const void *arguments, int64_t first, int64_t last)
 {
     const Muon *m = arguments;
-    uint16_t *x = NULL;
+    char *x = NULL;
     float scale = 0;
     for (int64_t row = first; row < last; row++) {
         int64_t matrix = row / m->rows, at = row * m->columns, to = row % m->rows * m->columns;
@@ -217,7 +227,7 @@ static void start_iteration(const void *arguments, int64_t first, int64_t last)
         KN_VECTORS(0, m->columns, c, lanes, {
             KnV g = kn_v_read(m->gradient, at + c, lanes, 0) * m->clip;
             KnV u = kn_v_read(m->momentum, at + c, lanes, 0) * m->momentum_factor + g;
-            kn_v_write(x, to + c, u * scale, lanes, 1);
+            kn_v_write(x, to + c, u * scale, lanes, IS_BF16);
         });
     }
 }
@@ -241,10 +251,10 @@ static void make_factors(const void *arguments, int64_t first, int64_t last)
         int64_t at = r * m->small;
         KN_VECTORS(0, m->small, c, lanes, {
             KnV a = kn_v_read(s->sums, at + c, lanes, 0);
-            kn_v_write(s->left, at + c, a, lanes, 1);
-            kn_v_write(s->right, at + c, a * 2.0315f, lanes, 1);
+            kn_v_write(s->left, at + c, a, lanes, IS_BF16);
+            kn_v_write(s->right, at + c, a * 2.0315f, lanes, IS_BF16);
         });
-        s->right[at + r] = kn_bf16_from_float(-4.7750f + 2.0315f * s->sums[at + r]);
+        kn_v_write(s->right, at + r, kn_v_set(-4.7750f + 2.0315f * s->sums[at + r]), 1, IS_BF16);
     }
 }
 
@@ -258,7 +268,7 @@ static void make_polynomial(const void *arguments, int64_t first, int64_t last)
         int64_t at = r * m->small;
         s->sums[at + r] += 3.4445f;
         KN_VECTORS(0, m->small, c, lanes,
-                   { kn_v_write(s->left, at + c, kn_v_read(s->sums, at + c, lanes, 0), lanes, 1); });
+                   { kn_v_write(s->left, at + c, kn_v_read(s->sums, at + c, lanes, 0), lanes, IS_BF16); });
     }
 }
 
@@ -280,9 +290,9 @@ static void multiply_symmetric(const Muon *m, const Scratch *s, const Manner *ma
 {
     KnMatmulPack pack = {.k = whole->k,
                          .n = m->small,
-                         .type = KN_BF16,
+                         .type = operand,
                          .b = whole->b,
-                         .b_type = KN_BF16,
+                         .b_type = operand,
                          .b_form = whole->b_form,
                          .packed = s->packed};
     Job job = {.muon = m, .scratch = s, .product = whole};
@@ -300,7 +310,7 @@ static void iterate(const Muon *m, int64_t matrix, const Manner *manner)
         multiply_symmetric(m, &s, manner, &gram, make_factors);
         multiply_symmetric(m, &s, manner, &square, make_polynomial);
         manner->multiply(&apply, s.workspace);
-        uint16_t *done = s.next;
+        char *done = s.next;
         s.next = s.x;
         s.x = done;
     }
@@ -327,11 +337,11 @@ static void change_parameter(const void *arguments, int64_t first, int64_t last)
     float step = m->lr * 0.2f * sqrtf((float)large), keep = 1.0f - m->lr * m->decay;
     for (int64_t row = first; row < last; row++) {
         Scratch s = scratch_of(m, row / m->rows);
-        const uint16_t *x = m->steps % 2 ? s.next : s.x;
+        const char *x = m->steps % 2 ? s.next : s.x;
         int64_t at = row * m->columns, from = row % m->rows * m->columns;
         KN_VECTORS(0, m->columns, c, lanes, {
             KnV p = kn_v_read(m->parameter, at + c, lanes, 0) * keep;
-            kn_v_write(m->parameter, at + c, p - step * kn_v_read(x, from + c, lanes, 1), lanes, 0);
+            kn_v_write(m->parameter, at + c, p - step * kn_v_read(x, from + c, lanes, IS_BF16), lanes, 0);
         });
     }
 }
