@@ -220,8 +220,10 @@ static int choose_size(Work *work)
         return reject(work, "too large", kn_format("%s; ask for fewer with --max-pixels", kn_error_message()));
     KN_TRY(code);
     size_t bytes = (size_t)(layout->frames * layout->height * layout->width) * CHANNELS;
-    KN_TRY(kn_alloc_large((void **)&work->slab, bytes, "the frames of a patch"));
-    return kn_alloc_large((void **)&work->patches, bytes, "the patches of a frame");
+    code = kn_alloc_large((void **)&work->slab, bytes, "the frames of a patch");
+    if (code == KN_OK)
+        code = kn_alloc_large((void **)&work->patches, bytes, "the patches of a frame");
+    return code < 0 ? kn_fail_prefix(code, "%s", work->input->path) : KN_OK;
 }
 
 /* ---- the input ---- */

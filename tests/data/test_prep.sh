@@ -218,6 +218,11 @@ expect_failure "no video or image found" prep --out b videos/folder.mp4
 expect_failure "none of the 2 inputs gave a clip" prep --out b videos/broken.mp4 videos/more/empty.mkv
 expect_failure "none of the 2 inputs gave a clip" ranks 2 --out b videos/broken.mp4 videos/more/empty.mkv
 expect_failure "nowhere: cannot be opened" ranks 3 --out b nowhere
+"$tool" make large.png 2000x2000x1
+if (ulimit -v 1000000 && "$tool" clips a) >/dev/null 2>&1; then # not under AddressSanitizer
+    (ulimit -v 1000000 && expect_failure "large.png: not enough memory for the frames of a patch" prep --out b --patch 100,8,8 large.png)
+    rm -r b
+fi
 expect_failure "videos/notes.txt" prep --out videos/notes.txt videos
 [ ! -e b ] || fail "a refused run left its folder: $(ls -A b)"
 mkdir foreign && echo x >foreign/their.h5
