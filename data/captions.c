@@ -20,7 +20,7 @@ typedef struct Row {
     const char *name; /* its last component */
     const char *caption;
     int64_t number; /* order of reading */
-    int exact, used;
+    int exact;
 } Row;
 
 struct KnCaptions {
@@ -44,19 +44,6 @@ void kn_captions_destroy(KnCaptions *captions)
     kn_arena_destroy(captions->arena);
     free(captions->rows);
     free(captions);
-}
-
-int64_t kn_captions_rows(const KnCaptions *captions)
-{
-    return captions->count;
-}
-
-int64_t kn_captions_rows_used(const KnCaptions *captions)
-{
-    int64_t used = 0;
-    for (int64_t i = 0; i < captions->count; i++)
-        used += captions->rows[i].used;
-    return used;
 }
 
 /* ---- rows ---- */
@@ -375,11 +362,9 @@ static void find_rows(KnCaptions *captions, const char *video, KnCaptionList *li
             high = middle;
     }
     for (; low < captions->count && strcmp(captions->rows[low].name, name) == 0; low++) {
-        Row *row = &captions->rows[low];
-        if (!row_matches(row, video))
-            continue;
-        row->used = 1;
-        list_add(list, row->caption);
+        const Row *row = &captions->rows[low];
+        if (row_matches(row, video))
+            list_add(list, row->caption);
     }
 }
 

@@ -29,7 +29,4 @@ int kn_captions_load(KnCaptions *captions, const char *path);
 int kn_captions_find(KnCaptions *captions, const char *video, const char *link, KnCaptionList *list);
 void kn_caption_list_clear(KnCaptionList *list);
 
-int64_t kn_captions_rows(const KnCaptions *captions);      /* in caption files */
-int64_t kn_captions_rows_used(const KnCaptions *captions); /* of them, found by some kn_captions_find */
-
 #endif

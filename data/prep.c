@@ -352,6 +352,11 @@ static int fail_without_clips(const char *out, const json_t *index)
 
 static void report(const PrepOptions *options, const json_t *index)
 {
+    const int64_t clips = json_integer_value(json_object_get(index, "clips"));
+    const int64_t without = json_integer_value(json_object_get(index, "clips_without_caption"));
+    if (options->captions.count && without == clips)
+        kn_warn("no row of the caption files names one of the videos: a path counts from the table's folder or from "
+                "here, or is the end of a video's path");
     if (options->json) {
         char *text = json_dumps(index, JSON_INDENT(1) | JSON_REAL_PRECISION(12));
         printf("%s\n", text);
@@ -367,8 +372,7 @@ static void report(const PrepOptions *options, const json_t *index)
         kn_warn("... and %zu more inputs without a clip, all in %s/index.json", json_array_size(rejects) - 20,
                 options->out);
     printf("%s: %lld clips (%lld without caption), %lld tokens, %zu shapes, %zu shards; %zu of %lld inputs gave none\n",
-           options->out, (long long)json_integer_value(json_object_get(index, "clips")),
-           (long long)json_integer_value(json_object_get(index, "clips_without_caption")),
+           options->out, (long long)clips, (long long)without,
            (long long)json_integer_value(json_object_get(index, "tokens")),
            json_array_size(json_object_get(index, "shapes")), json_array_size(json_object_get(index, "shards")),
            json_array_size(rejects), (long long)json_integer_value(json_object_get(index, "inputs")));

@@ -61,7 +61,7 @@ grep -q '^long.mp4 4 64x48x6 10 6.4 .* \[long, with a comma\] \[a second one\]$'
 grep -q '^odd.mp4 0 40x32x12 10 0 [0-9a-f]* \[a sidecar\]$' clips.txt || fail "odd: $(cat clips.txt)"
 grep -q '^image.png 0 32x32x2 0 0 ' clips.txt || fail "image: $(cat clips.txt)"
 for expected in 'broken.mp4": "unreadable' 'empty.mkv": "empty file' 'short.mp4": "too short' 'tiny.mp4": "too small'; do
-    tr -d '\n' <a/index.json | sed 's/",  *"reason": "/": "/g' | grep -qF "$expected" || fail "no $expected in $(cat a/index.json)"
+    grep -qF "$expected" <<<"$(tr -d '\n' <a/index.json | sed 's/",  *"reason": "/": "/g')" || fail "no $expected in $(cat a/index.json)"
 done
 grep -q '"clips_without_caption": 4' a/index.json || fail "captions: $(cat a/index.json)"
 
@@ -72,15 +72,20 @@ printf 'beside the link\n' >links/alias.txt
 printf 'path,caption\nalias.mp4,of the name of the link\n' >links.csv
 for inputs in links links/alias.mp4 "videos/odd.mp4 links"; do
     ranks 2 --out linked --captions links.csv $inputs >/dev/null 2>&1
-    "$tool" clips linked | grep -q '^odd.mp4 0 .* \[of the name of the link\] \[a sidecar\] \[beside the link\]$' ||
+    grep -q '^odd.mp4 0 .* \[of the name of the link\] \[a sidecar\] \[beside the link\]$' <<<"$("$tool" clips linked)" ||
         fail "$inputs: $("$tool" clips linked)"
     rm -r linked
 done
 
 # scaled down only as far as asked, aspect kept
 prep --out scaled --max-pixels 1100 videos/long.mp4 videos/more/tiny.mp4 --patch 1,2,2 >summary.txt 2>&1
-"$tool" clips scaled | grep -q '^long.mp4 0 38x28x70 ' || fail "scaled: $("$tool" clips scaled)"
-"$tool" clips scaled | grep -q '^tiny.mp4 0 6x40x8 ' || fail "scaled: $("$tool" clips scaled)"
+grep -q '^long.mp4 0 38x28x70 ' <<<"$("$tool" clips scaled)" || fail "scaled: $("$tool" clips scaled)"
+grep -q '^tiny.mp4 0 6x40x8 ' <<<"$("$tool" clips scaled)" || fail "scaled: $("$tool" clips scaled)"
+
+# a table that names none of the videos is worth a warning
+printf 'path,caption\nnobody.mp4,of another folder\n' >nobody.csv
+prep --out nobody --captions nobody.csv --patch 1,2,2 videos/more/tiny.mp4 >summary.txt 2>&1
+grep -q 'warning: no row of the caption files names one of the videos' summary.txt || fail "$(cat summary.txt)"
 
 # ---- one input that cannot be used does not end the run ----
 mkdir mixed
