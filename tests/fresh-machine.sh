@@ -70,6 +70,7 @@ mount_at proc -t proc proc
 mount_at sys -t sysfs -o ro sysfs # what hardware there is
 mount_at dev/shm -t tmpfs -o mode=1777 tmpfs # shared memory between ranks
 cp /etc/resolv.conf "$machine/etc/resolv.conf"
+printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$(hostname)" >"$machine/etc/hosts" # mpirun asks for its own name
 printf '    (%d s)\n' $((SECONDS - began))
 
 [ -z "$(git -C "$root" status --porcelain 2>/dev/null)" ] ||
