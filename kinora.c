@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 3 };
 
@@ -130,5 +131,7 @@ int main(int argc, char **argv)
         kn_log("%s", kn_error_message());
     else if (exit_status(code) != EXIT_DONE && (code != KN_EINPUT || is_first_rank()))
         kn_log_error("%s", kn_error_message());
+    else if (exit_status(code) != EXIT_DONE)
+        sleep(1); /* the launcher ends all ranks with the first that ends: let that one speak before */
     return exit_status(code);
 }
