@@ -132,6 +132,6 @@ int main(int argc, char **argv)
     else if (exit_status(code) != EXIT_DONE && (code != KN_EINPUT || is_first_rank()))
         kn_log_error("%s", kn_error_message());
     else if (exit_status(code) != EXIT_DONE)
-        sleep(1); /* the launcher ends all ranks with the first that ends: let that one speak before */
+        sleep(1); /* the launcher ends all ranks once one has ended: rank 0 must have spoken by then */
     return exit_status(code);
 }

@@ -3,6 +3,7 @@
  *
  * Widening in the tile's own loop would cost it as many instructions as the products; here an element is widened once
  * for a whole block. Sums between pieces of K are carried unrounded, so that an element is still summed in order. */
+#include "core/base/bf16.h"
 #include "core/cpu/matmul_kernel.h"
 #include "core/cpu/simd/isa.h"
 #include "core/cpu/simd/vector.h"
@@ -34,8 +35,7 @@ static void widen_row(float *to, const char *from, int64_t count)
     for (; i < count; i++) {
         uint16_t half;
         memcpy(&half, from + 2 * i, sizeof half);
-        uint32_t bits = (uint32_t)half << 16;
-        memcpy(to + i, &bits, sizeof bits);
+        to[i] = kn_bf16_to_float(half);
     }
 }
 
@@ -60,14 +60,14 @@ static void widen_a(Widened *w, const KnMatmulBlock *block, int64_t row, int64_t
             widen_row(w->a + r * A_STRIDE, block->a + (row + r) * block->a_stride + k * 2, depth);
 }
 
-/* Columns [column, last) for one piece of K of the rows that are in w->a. `own` is where rows and columns of w->sums
- * begin. */
-static void multiply(Widened *w, const KnMatmulBlock *block, int64_t row, int64_t own, int64_t column, int64_t last,
-                     int64_t k, int64_t depth, int64_t rows)
+/* Up to COLUMNS columns from `first` on, for one piece of K of the rows that are in w->a. */
+static void multiply(Widened *w, const KnMatmulBlock *block, int64_t row, int64_t rows, int64_t first, int64_t k,
+                     int64_t depth)
 {
-    for (; column < last; column += GROUP) {
-        const int64_t columns = min64(GROUP, last - column), element = row * block->ldc + column;
-        float *carried = w->sums + column - own;
+    const int64_t last = min64(first + COLUMNS, block->columns);
+    for (int64_t column = first; column < last; column += GROUP) {
+        const int64_t columns = min64(GROUP, last - column);
+        float *carried = w->sums + column - first;
         KnMatmulBlock piece = *block;
         for (int64_t i = 0; i < columns; i += KN_PANEL)
             widen_panel(w->b + i * DEPTH, block->b + (column + i) / KN_PANEL * block->b_stride + k * KN_PANEL * 2,
@@ -91,9 +91,9 @@ static void multiply(Widened *w, const KnMatmulBlock *block, int64_t row, int64_
         } else if (block->sums) {
             piece.sums = block->sums + row * block->ld_sums + column;
         } else {
-            const int64_t bytes = block->c_type == KN_F32 ? 4 : 2;
-            piece.c = block->c + element * bytes;
-            piece.preactivation = block->preactivation ? block->preactivation + element * bytes : NULL;
+            const int64_t offset = (row * block->ldc + column) * (block->c_type == KN_F32 ? 4 : 2);
+            piece.c = block->c + offset;
+            piece.preactivation = block->preactivation ? block->preactivation + offset : NULL;
             piece.bias = block->bias ? block->bias + column : NULL;
         }
         KN_ISA_NAME(kn_matmul_block_f32)(&piece);
@@ -105,12 +105,12 @@ void KN_ISA_NAME(kn_matmul_block_bf16)(const KnMatmulBlock *block)
     Widened w;
     for (int64_t row = 0; row < block->rows; row += ROWS)
         for (int64_t first = 0; first < block->columns; first += COLUMNS) {
-            const int64_t rows = min64(ROWS, block->rows - row), last = min64(first + COLUMNS, block->columns);
+            const int64_t rows = min64(ROWS, block->rows - row);
             int64_t k = 0;
             do { /* once for K = 0 too: sums may start from somewhere */
                 const int64_t depth = min64(DEPTH, block->k - k);
                 widen_a(&w, block, row, rows, k, depth);
-                multiply(&w, block, row, first, first, last, k, depth, rows);
+                multiply(&w, block, row, rows, first, k, depth);
                 k += depth;
             } while (k < block->k);
         }
