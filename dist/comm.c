@@ -137,6 +137,6 @@ int kn_comm_gather_text(KnComm *comm, const char *mine, char **texts, const char
 int kn_comm_all_reduce(KnComm *comm, float *values, int64_t count, const char *name)
 {
     KnCommTicket ticket;
-    KN_TRY(comm->table->all_reduce_start(comm, values, count, name, &ticket));
+    KN_TRY(comm->table->all_reduce_start(comm, values, count, KN_F32, name, &ticket));
     return comm->table->wait(comm, ticket);
 }

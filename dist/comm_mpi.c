@@ -447,11 +447,13 @@ static int mpi_wait(KnComm *comm, KnCommTicket ticket)
     return code;
 }
 
-static int mpi_all_reduce_start(KnComm *comm, float *values, int64_t count, const char *name, KnCommTicket *ticket)
+static int mpi_all_reduce_start(KnComm *comm, void *values, int64_t count, KnDtype dtype, const char *name,
+                                KnCommTicket *ticket)
 {
     KnMpiCall call = {.output = values};
+    KN_ASSERT(dtype == KN_F32);
     call.header.kind = KN_MPI_ALL_REDUCE;
-    call.header.bytes = count * (int64_t)sizeof *values;
+    call.header.bytes = count * (int64_t)sizeof(float);
     *ticket = 0;
     return enqueue(comm, call, ticket, name);
 }

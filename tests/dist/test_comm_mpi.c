@@ -88,7 +88,7 @@ static int scenario_sums(KnComm *comm)
         buffers[i] = kn_alloc((size_t)counts[i] * sizeof(float));
         for (int64_t k = 0; k < counts[i]; k++)
             buffers[i][k] = value_of(comm->rank, k, i);
-        KN_TRY(comm->table->all_reduce_start(comm, buffers[i], counts[i], "gradients", &tickets[i]));
+        KN_TRY(comm->table->all_reduce_start(comm, buffers[i], counts[i], KN_F32, "gradients", &tickets[i]));
     }
     for (int i = COUNT - 1; i >= 0; i--) { /* waited for in any order */
         KN_TRY(comm->table->wait(comm, tickets[i]));
@@ -136,7 +136,7 @@ static int scenario_overlap(KnComm *comm)
     for (int64_t i = 0; i < COUNT; i++)
         values[i] = value_of(comm->rank, i, 1);
     KnCommTicket ticket;
-    KN_TRY(comm->table->all_reduce_start(comm, (float *)values, COUNT, "gradients", &ticket));
+    KN_TRY(comm->table->all_reduce_start(comm, (float *)values, COUNT, KN_F32, "gradients", &ticket));
     double start = seconds(CLOCK_MONOTONIC);
     int64_t arrived = 0;
     while (arrived < COUNT && seconds(CLOCK_MONOTONIC) < start + 30)
@@ -215,7 +215,7 @@ static int scenario_fails_while_others_compute(KnComm *comm)
         pause_seconds(0.3);
         return kn_fail(KN_EIO, "cannot read the shard clips-00003.h5");
     }
-    KN_TRY(comm->table->all_reduce_start(comm, values, 1000000, "gradients", &ticket));
+    KN_TRY(comm->table->all_reduce_start(comm, values, 1000000, KN_F32, "gradients", &ticket));
     pause_seconds(100);
     return KN_OK;
 }
@@ -313,7 +313,7 @@ static int scenario_speed(KnComm *comm)
         double start = seconds(CLOCK_MONOTONIC);
         KN_TRY(kn_comm_all_reduce(comm, values, COUNT, "gradients"));
         double alone = seconds(CLOCK_MONOTONIC) - start;
-        KN_TRY(comm->table->all_reduce_start(comm, values, COUNT, "gradients", &ticket));
+        KN_TRY(comm->table->all_reduce_start(comm, values, COUNT, KN_F32, "gradients", &ticket));
         volatile double sum = 0;
         start = seconds(CLOCK_MONOTONIC);
         while (seconds(CLOCK_MONOTONIC) < start + 2 * alone)

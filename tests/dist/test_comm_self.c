@@ -54,7 +54,7 @@ static void every_operation_gives_back_its_own(void **state)
     float values[3] = {1, -2, 0.1f}, before[3];
     memcpy(before, values, sizeof values);
     KnCommTicket ticket = -1;
-    assert_int_equal(comm->table->all_reduce_start(comm, values, 3, "gradients", &ticket), KN_OK);
+    assert_int_equal(comm->table->all_reduce_start(comm, values, 3, KN_F32, "gradients", &ticket), KN_OK);
     assert_int_equal(comm->table->wait(comm, ticket), KN_OK);
     assert_memory_equal(values, before, sizeof values);
     char all[4] = "";

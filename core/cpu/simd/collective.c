@@ -11,7 +11,8 @@ static int run_all_reduce_start(const KnCall *call)
     if (!call->comm)
         return KN_OK;
     const char *name = state->name[0] ? state->name : "gradients";
-    return call->comm->table->all_reduce_start(call->comm, call->inputs[0], kn_tensor_elements(state), name, ticket);
+    return call->comm->table->all_reduce_start(call->comm, call->inputs[0], kn_tensor_elements(state), KN_F32, name,
+                                               ticket);
 }
 
 static int run_all_reduce_wait(const KnCall *call)
