@@ -15,6 +15,17 @@ typedef struct Wanted {
     int *parameters; /* index in the set */
 } Wanted;
 
+typedef struct Pass {
+    KnGraph *graph;
+    const KnGradientOptions *options;
+    const KnZero *zero;
+    const KnParameterSet *set;
+    Wanted wanted;
+    KnGradientPlan *plan;
+    KnTensor **buffers; /* by block, from stage 2 on: zeros that gradients are added to */
+    int *missing;       /* by block: gradients to come */
+} Pass;
+
 static Wanted list_wanted(const KnGraph *graph, const KnParameterSet *set)
 {
     Wanted wanted = {.leaves = kn_alloc((size_t)set->count * sizeof(KnTensor *)),
@@ -30,29 +41,94 @@ static Wanted list_wanted(const KnGraph *graph, const KnParameterSet *set)
     return wanted;
 }
 
-static void make_leaves(KnGraph *graph, const Wanted *wanted, int reduce, KnGradientPlan *plan)
+/* --- Sums over ranks ---------------------------------------------------------------------------------------------- */
+
+static KnCollective *sum_over(const Pass *p, KnGroup group, const char *what, int block)
 {
-    const KnParameterSet *set = plan->set;
-    char name[192];
-    plan->sums = kn_alloc((size_t)set->count * sizeof(KnTensor *));
-    plan->block_sums = kn_alloc((size_t)set->block_count * sizeof(KnTensor *));
-    for (int i = 0; i < wanted->count; i++) {
-        const KnTensor *leaf = wanted->leaves[i];
-        snprintf(name, sizeof name, "gradient.%s", leaf->name);
-        plan->sums[wanted->parameters[i]] = kn_leaf(graph, KN_ROLE_STATE, KN_F32, leaf->dims, leaf->shape, name);
+    const KnMesh *mesh = p->options->mesh;
+    char name[48];
+    snprintf(name, sizeof name, block < 0 ? "%s" : "%s of block %d", what, block);
+    return kn_collective_create(p->graph, KN_ALL_REDUCE, group, kn_mesh_group_size(mesh, group),
+                                kn_mesh_group_rank(mesh, group), name, NULL, NULL);
+}
+
+static KnCollective *scatter_over(const Pass *p, int block)
+{
+    char name[48];
+    snprintf(name, sizeof name, "gradients of block %d", block);
+    return kn_collective_create(p->graph, KN_REDUCE_SCATTER, KN_GROUP_ZERO, p->zero->ranks, p->zero->rank, name,
+                                kn_zero_cuts(p->zero, block), NULL);
+}
+
+static int replicas_of_ranges(const Pass *p)
+{
+    return kn_mesh_group_size(p->options->mesh, KN_GROUP_DATA);
+}
+
+static void sum_in_place(Pass *p, KnGroup group, KnTensor *state, int block)
+{
+    KnCollective *c = sum_over(p, group, "gradients", block);
+    kn_collective_in_place_start(p->graph, c, state);
+    kn_collective_in_place_wait(p->graph, c, state);
+}
+
+/* All gradients of the block are in its buffer. */
+static void sum_block(Pass *p, int block)
+{
+    const KnZero *zero = p->zero;
+    KnTensor *sum = p->plan->block_sums[block];
+    const int64_t *cuts = kn_zero_cuts(zero, block);
+    int64_t mine = cuts[zero->rank + 1] - cuts[zero->rank];
+    if (zero->stage >= 2) {
+        KnTensor *range = kn_collective(p->graph, scatter_over(p, block), p->buffers[block], 1, &mine);
+        kn_accumulate(p->graph, sum, range);
+    } else if (p->options->reduce && zero->stage == 1) {
+        KnCollective *c = scatter_over(p, block);
+        kn_collective_in_place_start(p->graph, c, sum);
+        kn_collective_in_place_wait(p->graph, c, sum);
+        sum = kn_view(p->graph, sum, cuts[zero->rank], 1, &mine);
+    } else if (p->options->reduce && kn_mesh_group_size(p->options->mesh, KN_GROUP_SUM) > 1) {
+        sum_in_place(p, KN_GROUP_SUM, sum, block);
     }
-    for (int b = 0; reduce && b < set->block_count; b++) {
+    if (p->options->reduce && zero->stage >= 1 && replicas_of_ranges(p) > 1)
+        sum_in_place(p, KN_GROUP_DATA, sum, block);
+}
+
+/* --- Where gradients are added ------------------------------------------------------------------------------------ */
+
+static void make_leaves(Pass *p)
+{
+    const KnParameterSet *set = p->set;
+    char name[192];
+    p->plan->sums = kn_alloc((size_t)set->count * sizeof(KnTensor *));
+    p->plan->block_sums = kn_alloc((size_t)set->block_count * sizeof(KnTensor *));
+    for (int i = 0; p->zero->stage < 2 && i < p->wanted.count; i++) {
+        const KnTensor *leaf = p->wanted.leaves[i];
+        snprintf(name, sizeof name, "gradient.%s", leaf->name);
+        p->plan->sums[p->wanted.parameters[i]] = kn_leaf(p->graph, KN_ROLE_STATE, KN_F32, leaf->dims, leaf->shape, name);
+    }
+    int whole = p->zero->stage < 2;
+    for (int b = 0; (p->options->reduce || !whole) && b < set->block_count; b++) {
+        const int64_t *cuts = kn_zero_cuts(p->zero, b);
+        int64_t elements = whole ? set->block_elements[b] : cuts[p->zero->rank + 1] - cuts[p->zero->rank];
         snprintf(name, sizeof name, "gradient.block.%d", b);
-        plan->block_sums[b] = kn_leaf(graph, KN_ROLE_STATE, KN_F32, 1, &set->block_elements[b], name);
+        p->plan->block_sums[b] = kn_leaf(p->graph, KN_ROLE_STATE, KN_F32, 1, &elements, name);
     }
 }
 
-/* Gradients of block b that have not been placed yet. */
-static void count_missing(const Wanted *wanted, const KnParameterSet *set, int *missing)
+static void add_gradient(Pass *p, int index)
 {
-    for (int i = 0; i < wanted->count; i++)
-        if (wanted->gradients[i])
-            missing[set->list[wanted->parameters[i]].block]++;
+    const KnParameter *parameter = &p->set->list[p->wanted.parameters[index]];
+    KnTensor *gradient = p->wanted.gradients[index], *place = p->plan->sums[p->wanted.parameters[index]];
+    int block = parameter->block;
+    if (p->zero->stage >= 2) {
+        if (!p->buffers[block])
+            p->buffers[block] = kn_zeros(p->graph, KN_F32, 1, &p->set->block_elements[block]);
+        place = kn_view(p->graph, p->buffers[block], parameter->offset, gradient->dims, gradient->shape);
+    }
+    kn_accumulate(p->graph, place, gradient);
+    if (--p->missing[block] == 0)
+        sum_block(p, block);
 }
 
 static int produces(const KnNode *node, const KnTensor *tensor)
@@ -63,49 +139,50 @@ static int produces(const KnNode *node, const KnTensor *tensor)
     return 0;
 }
 
-static void place(KnGraph *graph, const Wanted *wanted, const KnGradientPlan *plan)
+static void place(Pass *p)
 {
-    const KnParameterSet *set = plan->set;
-    int *missing = kn_alloc((size_t)set->block_count * sizeof *missing);
     KnNodeList old;
-    count_missing(wanted, set, missing);
-    kn_graph_take_nodes(graph, &old);
-    graph->in_backward = 1;
+    p->missing = kn_alloc((size_t)p->set->block_count * sizeof *p->missing);
+    p->buffers = kn_alloc((size_t)p->set->block_count * sizeof *p->buffers);
+    for (int i = 0; i < p->wanted.count; i++)
+        if (p->wanted.gradients[i])
+            p->missing[p->set->list[p->wanted.parameters[i]].block]++;
+    kn_graph_take_nodes(p->graph, &old);
+    p->graph->in_backward = 1;
     for (int n = 0; n < old.count; n++) {
-        kn_graph_put_node(graph, old.nodes[n]);
-        for (int i = 0; old.nodes[n]->backward && i < wanted->count; i++) {
-            if (!wanted->gradients[i] || !produces(old.nodes[n], wanted->gradients[i]))
-                continue;
-            int block = set->list[wanted->parameters[i]].block;
-            kn_accumulate(graph, plan->sums[wanted->parameters[i]], wanted->gradients[i]);
-            if (--missing[block] == 0 && plan->block_sums[block])
-                kn_all_reduce_start(graph, plan->block_sums[block]);
-        }
+        kn_graph_put_node(p->graph, old.nodes[n]);
+        for (int i = 0; old.nodes[n]->backward && i < p->wanted.count; i++)
+            if (p->wanted.gradients[i] && produces(old.nodes[n], p->wanted.gradients[i]))
+                add_gradient(p, i);
     }
-    graph->in_backward = 0;
+    p->graph->in_backward = 0;
     free(old.nodes);
-    free(missing);
+    free(p->missing);
+    free(p->buffers);
 }
 
-void kn_place_gradients(KnGraph *graph, KnTensor *loss, const KnParameterSet *set, int recompute, int reduce,
-                        KnTensor *also, KnGradientPlan *plan)
+void kn_place_gradients(KnGraph *graph, KnTensor *loss, const KnGradientOptions *options, KnGradientPlan *plan)
 {
-    Wanted wanted = list_wanted(graph, set);
-    plan->set = set;
-    kn_gradient(graph, loss, wanted.leaves, wanted.count, wanted.gradients, kn_add);
-    if (recompute)
+    Pass p = {.graph = graph,
+              .options = options,
+              .zero = options->zero,
+              .set = options->zero->set,
+              .wanted = list_wanted(graph, options->zero->set),
+              .plan = plan};
+    plan->set = p.set;
+    kn_gradient(graph, loss, p.wanted.leaves, p.wanted.count, p.wanted.gradients, kn_add);
+    if (options->recompute)
         kn_recompute_blocks(graph);
-    make_leaves(graph, &wanted, reduce, plan);
-    place(graph, &wanted, plan);
-    if (reduce && also)
-        kn_all_reduce_start(graph, also);
-    for (int b = set->block_count - 1; reduce && b >= 0; b--)
-        kn_all_reduce_wait(graph, plan->block_sums[b]);
-    if (reduce && also)
-        kn_all_reduce_wait(graph, also);
-    free(wanted.leaves);
-    free(wanted.gradients);
-    free(wanted.parameters);
+    make_leaves(&p);
+    place(&p);
+    if (options->reduce && options->also && kn_mesh_group_size(options->mesh, KN_GROUP_SUM) > 1) {
+        KnCollective *c = sum_over(&p, KN_GROUP_SUM, "loss", -1);
+        kn_collective_in_place_start(graph, c, options->also);
+        kn_collective_in_place_wait(graph, c, options->also);
+    }
+    free(p.wanted.leaves);
+    free(p.wanted.gradients);
+    free(p.wanted.parameters);
 }
 
 void kn_gradient_plan_clear(KnGradientPlan *plan)

@@ -1,24 +1,33 @@
-/* Placing gradient accumulation and data-parallel reduction into a training graph.
+/* Placing gradients into a training graph: differentiation, accumulation, and sums over ranks.
  *
  * Each parameter's gradient is added to its place in the block's gradient buffer as soon as the backward has it; when
  * the last one of a block has arrived, the block's buffer starts to be summed over the ranks while the backward goes
- * on with the next block. All sums are waited for at the graph's end. */
+ * on with the next block. Without ZeRO it is an all-reduce over KN_GROUP_SUM. From stage 1 on a reduce-scatter over
+ * KN_GROUP_ZERO, then an all-reduce of this rank's range over KN_GROUP_DATA; from stage 2 on the whole buffer lives no
+ * longer than the block's backward, and only the range is kept from pack to pack. */
 #ifndef KN_DIST_GRADIENTS_H
 #define KN_DIST_GRADIENTS_H
 
-#include "core/model/parameters.h"
+#include "dist/zero.h"
 
 typedef struct KnGradientPlan {
     const KnParameterSet *set;
-    KnTensor **sums;       /* by parameter index: state leaf of the gradient buffer's part; made here */
-    KnTensor **block_sums; /* by block: state leaf of the whole buffer, when reducing; else NULL */
+    KnTensor **sums;       /* by parameter: state leaf, its part of the block's gradient buffer; NULL from stage 2 on */
+    KnTensor **block_sums; /* by block: state leaf of the buffer (from stage 2 on: of this rank's range) where it is
+                              summed over ranks; else NULL */
 } KnGradientPlan;
 
-/* Differentiates `loss` by every parameter of `set` that the graph has a leaf of, and places the nodes. With `reduce`
- * the buffers are summed over ranks; `also` (may be NULL) is a further state leaf to be summed with the last block.
- * Between kn_model_build and the executor. Release with kn_gradient_plan_clear. */
-void kn_place_gradients(KnGraph *graph, KnTensor *loss, const KnParameterSet *set, int recompute, int reduce,
-                        KnTensor *also, KnGradientPlan *plan);
+typedef struct KnGradientOptions {
+    const KnZero *zero; /* also says which parameters there are */
+    const KnMesh *mesh;
+    int recompute;
+    int reduce;     /* the step's last pack: sum over ranks */
+    KnTensor *also; /* a further state leaf to be summed over KN_GROUP_SUM; may be NULL */
+} KnGradientOptions;
+
+/* Differentiates `loss` by every parameter that the graph has a leaf of, and places the nodes. Release the plan with
+ * kn_gradient_plan_clear. */
+void kn_place_gradients(KnGraph *graph, KnTensor *loss, const KnGradientOptions *options, KnGradientPlan *plan);
 void kn_gradient_plan_clear(KnGradientPlan *plan);
 
 #endif

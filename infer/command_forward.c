@@ -215,7 +215,7 @@ static int build(Pass *p)
     p->rope = kn_alloc((size_t)(KN_ROPE_POSITIONS * (config->hidden / config->heads)) * sizeof(float));
     kn_dit_rope_table(config, p->rope);
     kn_executor_bind(p->executor, p->built.leaves.rope_table, p->rope);
-    kn_stream_bind(p->executor, &p->built.leaves, &p->stream);
+    kn_stream_bind(p->executor, &p->built.leaves, &p->stream, 0, 0);
     kn_executor_bind(p->executor, p->built.patches, p->patches);
     kn_executor_bind(p->executor, p->built.text, p->text);
     for (int i = 0; i < set->count; i++) {

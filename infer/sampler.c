@@ -156,7 +156,7 @@ static int prepare_pass(Group *g)
     s->inputs = inputs;
     kn_executor_bind(s->executor, s->built.leaves.rope_table, s->rope_table);
     kn_executor_bind(s->executor, s->built.patches, s->inputs);
-    kn_stream_bind(s->executor, &s->built.leaves, &s->stream);
+    kn_stream_bind(s->executor, &s->built.leaves, &s->stream, 0, 0);
     for (int i = 0; i < set->count; i++) {
         const KnTensor *leaf = kn_leaf_find(s->built.graph, set->list[i].name);
         if (leaf)

@@ -66,6 +66,7 @@ typedef struct Bench {
     const Options *options;
     KnConfig config;
     KnModel model;
+    KnLayout layout;
     KnOptimizerState state;
     KnOptimizer *optimizer;
     KnTrainBatch batch;
@@ -145,13 +146,14 @@ static int set_up(Bench *b)
     const Options *o = b->options;
     KnStreamShape shape = {o->tokens * o->batch, o->batch, o->text * o->batch};
     KN_TRY(choose_model(b));
-    KN_TRY(kn_optimizer_state_create(&b->state, &b->model.parameters, &b->config.optimizer));
-    kn_parameter_values_init(&b->state.weights, 1);
+    KN_TRY(kn_layout_create(&b->layout, &b->model, &(KnLayoutOptions){.parallel = &b->config.parallel, .ranks = 1}));
+    KN_TRY(kn_optimizer_state_create(&b->state, &b->layout.zero, &b->config.optimizer));
+    kn_layout_init(&b->layout, &b->state.weights, 1);
     KnTrainBatchOptions batch = {
         .flow = &b->config.flow, .shape = shape, .patch_dim = kn_model_patch_dim(&b->config.model)};
     KN_TRY(kn_train_batch_create(&b->batch, &batch));
     fill_batch(b, &shape);
-    KnTrainPassOptions pass = {.model = &b->model,
+    KnTrainPassOptions pass = {.layout = &b->layout,
                                .shape = shape,
                                .dtype = strcmp(o->dtype, "bf16") ? KN_F32 : KN_BF16,
                                .backward = b->training,
@@ -162,7 +164,7 @@ static int set_up(Bench *b)
                                .cross_pairs = (double)o->text * (double)shape.tokens};
     KN_TRY(kn_train_pass_create(&b->pass, &pass, kn_cpu_backend()));
     kn_train_pass_bind(b->pass, &b->batch);
-    return kn_optimizer_create(&b->optimizer, &b->config.optimizer, &b->state, kn_cpu_backend());
+    return kn_optimizer_create(&b->optimizer, &b->config.optimizer, &b->layout, &b->state, kn_cpu_backend());
 }
 
 static int one_step(Bench *b, int64_t step)
@@ -246,6 +248,7 @@ static int bench_step(const Options *options)
     kn_train_pass_destroy(b.pass);
     kn_train_batch_destroy(&b.batch);
     kn_optimizer_state_clear(&b.state);
+    kn_layout_destroy(&b.layout);
     kn_model_destroy(&b.model);
     kn_config_clear(&b.config);
     return code;

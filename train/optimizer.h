@@ -1,27 +1,33 @@
 /* Optimizers: rows of a table, each a way to append one step's update nodes for a block's buffers.
  *
  * The update is a graph of its own: square of the global gradient norm, then for each block the step and the averaged
- * weights, all in place on the block buffers. Where the norm is not finite no weight, moment or average changes. */
+ * weights, all in place on what this rank holds of the block buffers; where weights are held whole but updated in
+ * parts (ZeRO 1 and 2), they are gathered. Where the norm is not finite no weight, moment or average changes. */
 #ifndef KN_TRAIN_OPTIMIZER_H
 #define KN_TRAIN_OPTIMIZER_H
 
 #include "core/base/config.h"
 #include "core/graph/executor.h"
-#include "core/model/parameters.h"
+#include "dist/layout.h"
 
+/* Of every buffer this rank holds what the ZeRO stage leaves it; average.blocks is NULL without ema. */
 typedef struct KnOptimizerState {
-    KnParameterValues weights, gradients, moment1, moment2, average; /* average.blocks is NULL without ema */
+    KnParameterValues weights, gradients, moment1, moment2, average;
 } KnOptimizerState;
 
+/* Does the optimizer update matrices as wholes, so that they must not be cut? */
+int kn_optimizer_whole_matrices(const KnOptimizerConfig *config);
+
 /* Allocates all buffers, zeroed. */
-int kn_optimizer_state_create(KnOptimizerState *state, const KnParameterSet *set, const KnOptimizerConfig *config);
+int kn_optimizer_state_create(KnOptimizerState *state, const KnZero *zero, const KnOptimizerConfig *config);
 void kn_optimizer_state_clear(KnOptimizerState *state);
 
 typedef struct KnOptimizer KnOptimizer;
 
-/* Builds and binds the update graph; `state` must outlive it. KN_EINPUT names the optimizers there are. */
-int kn_optimizer_create(KnOptimizer **optimizer, const KnOptimizerConfig *config, KnOptimizerState *state,
-                        KnBackend *backend);
+/* Builds and binds the update graph; `state`, `config` and `layout` must outlive it. KN_EINPUT names the optimizers
+ * there are. */
+int kn_optimizer_create(KnOptimizer **optimizer, const KnOptimizerConfig *config, const KnLayout *layout,
+                        KnOptimizerState *state, KnBackend *backend);
 void kn_optimizer_destroy(KnOptimizer *optimizer);
 
 /* One step: number `step` (from 0) of `steps` by the configured schedule. The gradient buffers hold the step's sum;

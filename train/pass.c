@@ -11,6 +11,8 @@ struct KnTrainPass {
     KnModelGraph built;
     KnExecutor *executor;
     KnGradientPlan gradients;
+    KnTensor **shards; /* by block, with ZeRO 3: the weights' ranges */
+    KnRows tokens, text_tokens;
     KnTensor *target, *weight, *loss, *loss_sum, *stats;
     float *rope_table;
     float *text; /* zeros, for models whose text states come from outside */
@@ -22,17 +24,33 @@ static void build(KnTrainPass *pass, const KnTrainPassOptions *o, KnBackend *bac
     KnModelGraph *built = &pass->built;
     KnModelGraphOptions model = {
         .shape = o->shape, .dtype = o->dtype, .self_pairs = o->self_pairs, .cross_pairs = o->cross_pairs};
-    kn_model_build(o->model, &model, built);
+    const KnLayout *layout = o->layout;
+    KnSharding sharding = {.mesh = &layout->mesh, .model = layout->model, .shape = o->shape};
+    kn_model_build(layout->model, &model, built);
     KnGraph *graph = built->graph;
+    pass->tokens = kn_shard_tokens(&sharding);
+    pass->text_tokens = kn_shard_text(&sharding);
     pass->target = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 2, built->prediction->shape, "input.target");
     pass->weight = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 1, &o->shape.tokens, "input.weight");
+    kn_shard_forward(built, &sharding, (KnTensor *[]){pass->target, pass->weight}, 2);
     pass->stats = kn_leaf(graph, KN_ROLE_STATE, KN_F32, 1, (int64_t[]){2}, "stats");
     pass->loss_sum = kn_leaf(graph, KN_ROLE_STATE, KN_F32, 0, NULL, "stats.loss");
     pass->loss = kn_masked_mse(graph, built->prediction, pass->target, pass->weight);
     kn_accumulate(graph, pass->loss_sum, pass->loss);
     if (o->backward)
-        kn_place_gradients(graph, pass->loss, &o->model->parameters, o->model->config.recompute, o->reduce, pass->stats,
+        kn_place_gradients(graph, pass->loss,
+                           &(KnGradientOptions){.zero = &layout->zero,
+                                                .mesh = &layout->mesh,
+                                                .recompute = layout->model->config.recompute,
+                                                .reduce = o->reduce,
+                                                .also = pass->stats},
                            &pass->gradients);
+    if (layout->zero.stage == 3) {
+        pass->shards = kn_alloc((size_t)layout->part.block_count * sizeof(KnTensor *));
+        kn_zero_gather(graph, &layout->zero, pass->shards);
+    }
+    kn_ring_expand(graph);
+    kn_overlap(graph);
     if (backend->lower)
         backend->lower(backend, graph);
     kn_graph_finish(graph, NULL, 0);
@@ -42,24 +60,27 @@ static void build(KnTrainPass *pass, const KnTrainPassOptions *o, KnBackend *bac
 
 static void bind_parameters(KnTrainPass *pass, const KnTrainPassOptions *o)
 {
-    const KnParameterSet *set = &o->model->parameters;
+    const KnParameterSet *set = &o->layout->part;
     for (int i = 0; i < set->count; i++) {
         const KnTensor *leaf = kn_leaf_find(pass->built.graph, set->list[i].name);
-        if (leaf)
+        if (leaf && !pass->shards)
             kn_executor_bind(pass->executor, leaf, kn_parameter_data(o->weights, &set->list[i]));
         if (pass->gradients.sums && pass->gradients.sums[i])
             kn_executor_bind(pass->executor, pass->gradients.sums[i], kn_parameter_data(o->gradients, &set->list[i]));
     }
-    for (int b = 0; pass->gradients.block_sums && b < set->block_count; b++)
-        if (pass->gradients.block_sums[b])
+    for (int b = 0; b < set->block_count; b++) {
+        if (pass->gradients.block_sums && pass->gradients.block_sums[b])
             kn_executor_bind(pass->executor, pass->gradients.block_sums[b], o->gradients->blocks[b]);
+        if (pass->shards && pass->shards[b])
+            kn_executor_bind(pass->executor, pass->shards[b], o->weights->blocks[b]);
+    }
     kn_executor_bind(pass->executor, pass->stats, o->stats);
     kn_executor_bind(pass->executor, pass->loss_sum, o->stats);
 }
 
 int kn_train_pass_create(KnTrainPass **pass, const KnTrainPassOptions *options, KnBackend *backend)
 {
-    const KnModelConfig *config = &options->model->config;
+    const KnModelConfig *config = &options->layout->model->config;
     KnTrainPass *made = kn_alloc(sizeof *made);
     *pass = NULL;
     build(made, options, backend);
@@ -75,7 +96,7 @@ int kn_train_pass_create(KnTrainPass **pass, const KnTrainPassOptions *options, 
         made->text = kn_alloc(kn_tensor_bytes(made->built.text));
         kn_executor_bind(made->executor, made->built.text, made->text);
     }
-    kn_executor_set_comm(made->executor, options->comm);
+    kn_executor_set_comms(made->executor, options->layout->comms.groups);
     bind_parameters(made, options);
     *pass = made;
     return KN_OK;
@@ -87,6 +108,7 @@ void kn_train_pass_destroy(KnTrainPass *pass)
         return;
     kn_executor_destroy(pass->executor);
     kn_gradient_plan_clear(&pass->gradients);
+    free(pass->shards);
     kn_graph_destroy(pass->built.graph);
     free(pass->rope_table);
     free(pass->text);
@@ -96,11 +118,12 @@ void kn_train_pass_destroy(KnTrainPass *pass)
 void kn_train_pass_bind(KnTrainPass *pass, const KnTrainBatch *batch)
 {
     KnExecutor *executor = pass->executor;
-    const KnStream *stream = &batch->stream;
-    kn_stream_bind(executor, &pass->built.leaves, stream);
-    kn_executor_bind(executor, pass->built.patches, batch->patches);
-    kn_executor_bind(executor, pass->target, batch->target);
-    kn_executor_bind(executor, pass->weight, batch->weight);
+    const KnTensor *patches = pass->built.patches;
+    int64_t first = pass->tokens.first, dim = kn_tensor_columns(patches);
+    kn_stream_bind(executor, &pass->built.leaves, &batch->stream, first, pass->text_tokens.first);
+    kn_executor_bind(executor, patches, batch->patches + first * dim);
+    kn_executor_bind(executor, pass->target, batch->target + first * dim);
+    kn_executor_bind(executor, pass->weight, batch->weight + first);
 }
 
 void kn_train_pass_parameters_changed(KnTrainPass *pass)

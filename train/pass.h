@@ -1,21 +1,23 @@
-/* One training pass as an executable graph: forward, loss, backward, gradient sums. Also its forward-only form for the
- * validation loss. */
+/* One training pass as an executable graph: forward, loss, backward, gradient sums, cut for this rank of the mesh. Also
+ * its forward-only form for the validation loss. A rank binds the whole pack and reads its own rows of it. */
 #ifndef KN_TRAIN_PASS_H
 #define KN_TRAIN_PASS_H
 
 #include "core/graph/executor.h"
 #include "core/model/model.h"
+#include "dist/gradients.h"
+#include "dist/layout.h"
+#include "dist/sharding.h"
 #include "train/batch.h"
 
 typedef struct KnTrainPass KnTrainPass;
 
 typedef struct KnTrainPassOptions {
-    const KnModel *model;
-    KnStreamShape shape;
+    const KnLayout *layout;
+    KnStreamShape shape;  /* of the whole pack */
     KnDtype dtype;
     int backward; /* 0: loss alone */
-    int reduce;   /* sum gradients and the loss over the ranks of `comm` while the backward runs */
-    KnComm *comm;
+    int reduce;   /* the step's last pass: sum gradients and the loss over ranks while the backward runs */
     KnParameterValues *weights;
     KnParameterValues *gradients; /* added to; NULL without backward */
     float *stats;                 /* [2]: loss is added to the first; both are summed over ranks with `reduce` */

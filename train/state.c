@@ -26,14 +26,14 @@ static int check_data(const KnConfig *c, const KnDataset *dataset)
     return KN_OK;
 }
 
-static int check_layout(const KnConfig *c, const KnComm *comm)
+static int check_packs(const KnConfig *c, const KnLayout *layout)
 {
-    if (c->parallel.data && c->parallel.data != comm->ranks)
-        return kn_fail(KN_EINPUT, "parallel.data is %lld but %d rank%s running: start that many, or set it to 0 (auto)",
-                       (long long)c->parallel.data, comm->ranks, comm->ranks == 1 ? " is" : "s are");
-    if (c->train.packs % comm->ranks)
-        return kn_fail(KN_EINPUT, "train.packs is %lld, which %d ranks cannot share evenly: make it a multiple of %d",
-                       (long long)c->train.packs, comm->ranks, comm->ranks);
+    int replicas = kn_mesh_replicas(&layout->mesh);
+    if (c->train.packs % replicas)
+        return kn_fail(KN_EINPUT,
+                       "train.packs is %lld, which %d ranks cannot share evenly (parallel.data x parallel.shard): make "
+                       "it a multiple of %d",
+                       (long long)c->train.packs, replicas, replicas);
     return KN_OK;
 }
 
@@ -206,7 +206,17 @@ int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnCom
 
 /* --- Creating ----------------------------------------------------------------------------------------------------- */
 
-static int create_model(KnTrainState *state, const KnConfig *c, const KnCheckpoint *checkpoint)
+static int create_layout(KnTrainState *state, const KnConfig *c, KnComm *comm)
+{
+    KnLayoutOptions options = {.parallel = &c->parallel,
+                               .whole_matrices = kn_optimizer_whole_matrices(&c->optimizer),
+                               .training = 1,
+                               .world = comm};
+    KN_TRY(kn_layout_create(&state->layout, &state->model, &options));
+    return check_packs(c, &state->layout);
+}
+
+static int create_model(KnTrainState *state, const KnConfig *c, KnComm *comm, const KnCheckpoint *checkpoint)
 {
     KnTokenizer *tokenizer = NULL;
     if (c->text.kind == KN_TEXT_TRAINED && checkpoint)
@@ -214,12 +224,13 @@ static int create_model(KnTrainState *state, const KnConfig *c, const KnCheckpoi
     else if (c->text.kind == KN_TEXT_TRAINED)
         KN_TRY(learn_vocabulary(c, state->dataset, &tokenizer));
     KN_TRY(kn_model_create(&state->model, &c->model, &c->text, c->flow.prediction, tokenizer));
-    KN_TRY(kn_optimizer_state_create(&state->optimizer, &state->model.parameters, &c->optimizer));
+    KN_TRY(create_layout(state, c, comm));
+    KN_TRY(kn_optimizer_state_create(&state->optimizer, &state->layout.zero, &c->optimizer));
     if (checkpoint) {
         KN_TRY(check_meaning(c, checkpoint));
         return load_state(state, checkpoint);
     }
-    kn_parameter_values_init(&state->optimizer.weights, (uint64_t)c->run_seed);
+    kn_layout_init(&state->layout, &state->optimizer.weights, (uint64_t)c->run_seed);
     if (state->optimizer.average.blocks)
         kn_parameter_values_copy(&state->optimizer.average, &state->optimizer.weights);
     return KN_OK;
@@ -251,14 +262,13 @@ int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *c
         return kn_fail(KN_EINPUT, "run.dir is not set: say where the run goes, as with --set run.dir=runs/first");
     if (config->data.shards.count == 0)
         return kn_fail(KN_EINPUT, "data.shards is empty: name the folders that kinora prep made");
-    KN_TRY(check_layout(config, comm));
     KN_TRY(kn_dataset_open(&state->dataset, (const char *const *)config->data.shards.items, config->data.shards.count));
     KN_TRY(check_data(config, state->dataset));
     state->pairs_per_token = mean_pairs(state->dataset);
     KN_TRY(kn_comm_error_agree(comm, comm->rank == 0 ? prepare_folder(config, resume) : KN_OK));
     KN_TRY(open_log(config, comm));
     KN_TRY(open_checkpoint(config, comm, resume, &checkpoint));
-    int code = create_model(state, config, checkpoint);
+    int code = create_model(state, config, comm, checkpoint);
     kn_checkpoint_close(checkpoint);
     KN_TRY(code);
     return kn_comm_error_agree(comm, comm->rank == 0 ? write_config(config) : KN_OK);
@@ -267,6 +277,7 @@ int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *c
 void kn_train_state_destroy(KnTrainState *state)
 {
     kn_optimizer_state_clear(&state->optimizer);
+    kn_layout_destroy(&state->layout);
     kn_model_destroy(&state->model);
     kn_dataset_close(state->dataset);
     *state = (KnTrainState){0};

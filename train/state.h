@@ -12,6 +12,7 @@
 typedef struct KnTrainState {
     KnDataset *dataset;
     KnModel model;
+    KnLayout layout;
     KnOptimizerState optimizer;
     int64_t step;           /* done */
     int64_t updates;        /* of them not skipped */

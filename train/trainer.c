@@ -56,12 +56,11 @@ static int create_pass(Trainer *t, KnTrainPass **pass, int backward, int reduce)
 {
     const KnConfig *c = t->config;
     KnTrainPassOptions options = {
-        .model = &t->state.model,
+        .layout = &t->state.layout,
         .shape = t->batch_options.shape,
         .dtype = c->train.precision == KN_PRECISION_BF16 ? KN_BF16 : KN_F32,
         .backward = backward,
         .reduce = reduce,
-        .comm = t->comm,
         .weights = &t->state.optimizer.weights,
         .gradients = &t->state.optimizer.gradients,
         .stats = t->stats,
@@ -71,10 +70,16 @@ static int create_pass(Trainer *t, KnTrainPass **pass, int backward, int reduce)
     return kn_train_pass_create(pass, &options, kn_cpu_backend());
 }
 
+/* Of a step's packs, those of this rank. */
+static int64_t packs_here(const Trainer *t)
+{
+    return t->config->train.packs / kn_mesh_replicas(&t->state.layout.mesh);
+}
+
 static int create_passes(Trainer *t)
 {
     const KnConfig *c = t->config;
-    int64_t local_packs = c->train.packs / t->comm->ranks;
+    int64_t local_packs = packs_here(t);
     int many = t->comm->ranks > 1;
     if (!many || local_packs > 1)
         KN_TRY(create_pass(t, &t->pass, 1, 0));
@@ -89,7 +94,7 @@ static int create_passes(Trainer *t)
             kn_train_pass_bind(passes[i], &t->batch);
     if (!t->last_pass)
         t->last_pass = t->pass;
-    return kn_optimizer_create(&t->optimizer, &c->optimizer, &t->state.optimizer, kn_cpu_backend());
+    return kn_optimizer_create(&t->optimizer, &c->optimizer, &t->state.layout, &t->state.optimizer, kn_cpu_backend());
 }
 
 static KnLoaderOptions loader_options(const Trainer *t, int validation)
@@ -103,8 +108,8 @@ static KnLoaderOptions loader_options(const Trainer *t, int validation)
                              .packs_per_step = c->train.packs,
                              .seed = (uint64_t)c->run_seed,
                              .first_step = t->state.step,
-                             .rank = t->comm->rank,
-                             .ranks = t->comm->ranks,
+                             .rank = kn_mesh_replica(&t->state.layout.mesh),
+                             .ranks = kn_mesh_replicas(&t->state.layout.mesh),
                              .validation = validation};
 }
 
@@ -155,7 +160,7 @@ static int set_up(Trainer *t)
 
 static int run_packs(Trainer *t, KnStepMetrics *m)
 {
-    int64_t local_packs = t->config->train.packs / t->comm->ranks, step_tokens = 0;
+    int64_t local_packs = packs_here(t), step_tokens = 0;
     t->stats[0] = t->stats[1] = 0;
     for (int64_t i = 0; i < local_packs; i++) {
         const KnBatch *pack = NULL;

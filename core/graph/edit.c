@@ -39,7 +39,11 @@ static void emit_again(KnGraph *graph, const KnNodeList *old, int block, KnTenso
         clone->backward = 1;
         for (int k = 0; k < node->output_count; k++) {
             const KnTensor *output = node->outputs[k];
-            clones[output->id] = kn_node_output(graph, clone, output->dtype, output->dims, output->shape);
+            KnTensor *made = kn_node_output(graph, clone, output->dtype, output->dims, output->shape);
+            if (output->base)
+                made->base = clones[output->base->id] ? clones[output->base->id] : output->base;
+            made->base_offset = output->base_offset;
+            clones[output->id] = made;
         }
     }
 }
@@ -76,6 +80,12 @@ void kn_recompute_blocks(KnGraph *graph)
     free(old.nodes);
 }
 
+/* A node that is there for what it does to memory, not for a value. */
+static int has_effect(const KnNode *node)
+{
+    return node->op->changes_input != 0 || node->output_count == 0;
+}
+
 static void mark_needed(const KnGraph *graph, KnTensor *const *keep, int keep_count, char *needed)
 {
     for (int i = 0; i < keep_count; i++)
@@ -83,7 +93,7 @@ static void mark_needed(const KnGraph *graph, KnTensor *const *keep, int keep_co
             needed[keep[i]->id] = 1;
     for (int i = graph->node_count - 1; i >= 0; i--) {
         const KnNode *node = graph->nodes[i];
-        int any = node->op->changes_input != 0;
+        int any = has_effect(node);
         for (int k = 0; k < node->output_count; k++)
             any |= needed[node->outputs[k]->id];
         for (int k = 0; any && k < node->input_count; k++)
@@ -94,7 +104,7 @@ static void mark_needed(const KnGraph *graph, KnTensor *const *keep, int keep_co
 
 static int is_needed(const KnNode *node, const char *needed)
 {
-    int any = node->op->changes_input != 0;
+    int any = has_effect(node);
     for (int k = 0; k < node->output_count; k++)
         any |= needed[node->outputs[k]->id];
     return any;
@@ -102,7 +112,7 @@ static int is_needed(const KnNode *node, const char *needed)
 
 static int depends_on_parameters_alone(const KnNode *node)
 {
-    if (node->op->changes_input || node->input_count == 0)
+    if (has_effect(node) || node->input_count == 0)
         return 0;
     for (int k = 0; k < node->input_count; k++) {
         const KnTensor *input = node->inputs[k];

@@ -11,7 +11,7 @@
 struct KnExecutor {
     const KnGraph *graph;
     KnBackend *backend;
-    KnComm *comm;
+    KnComm *const *comms;
     KnPlan plan;
     unsigned char *arena;
     void **data;      /* per tensor id */
@@ -74,12 +74,14 @@ void kn_executor_bind(KnExecutor *executor, const KnTensor *leaf, void *memory)
 
 void *kn_executor_data(const KnExecutor *executor, const KnTensor *tensor)
 {
-    return executor->data[tensor->id];
+    size_t offset;
+    unsigned char *root = executor->data[kn_tensor_root(tensor, &offset)->id];
+    return root ? root + offset : NULL;
 }
 
-void kn_executor_set_comm(KnExecutor *executor, KnComm *comm)
+void kn_executor_set_comms(KnExecutor *executor, KnComm *const *comms)
 {
-    executor->comm = comm;
+    executor->comms = comms;
 }
 
 void kn_executor_parameters_changed(KnExecutor *executor)
@@ -97,18 +99,18 @@ static double now_seconds(void)
 static int run_node(KnExecutor *executor, const KnNode *node)
 {
     KnCall call = {.node = node,
-                   .comm = executor->comm,
+                   .comms = executor->comms,
                    .tickets = executor->tickets,
                    .workspace = executor->arena + executor->plan.workspace_offsets[node->id],
                    .workspace_bytes = executor->plan.workspace_bytes[node->id]};
     for (int k = 0; k < node->input_count; k++) {
         if (!node->inputs[k])
             continue;
-        call.inputs[k] = executor->data[node->inputs[k]->id];
+        call.inputs[k] = kn_executor_data(executor, node->inputs[k]);
         KN_ASSERT(call.inputs[k] || kn_tensor_elements(node->inputs[k]) == 0); /* an unbound leaf */
     }
     for (int k = 0; k < node->output_count; k++)
-        call.outputs[k] = executor->data[node->outputs[k]->id];
+        call.outputs[k] = kn_executor_data(executor, node->outputs[k]);
     double start = executor->seconds ? now_seconds() : 0;
     int code = executor->backend->run(executor->backend, &call);
     if (executor->seconds)

@@ -18,8 +18,8 @@ typedef struct KnCall {
     void *outputs[KN_MAX_OUTPUTS];
     void *workspace;        /* 64-byte aligned, uninitialized */
     size_t workspace_bytes; /* what the backend asked for when the plan was made */
-    KnComm *comm;           /* for collective nodes; NULL when there is none */
-    int64_t *tickets;       /* collective tickets, by tensor id of the operand */
+    KnComm *const *comms;   /* for collective nodes, by group; NULL when there are none */
+    int64_t *tickets;       /* collective tickets, by tensor id of what arrives */
 } KnCall;
 
 /* A backend is a table of functions; `ops` kernels are found by op id. */
@@ -61,7 +61,8 @@ void kn_executor_bind(KnExecutor *executor, const KnTensor *leaf, void *memory);
 /* Address of a kept value or bound leaf; valid after a run, until the next. */
 void *kn_executor_data(const KnExecutor *executor, const KnTensor *tensor);
 
-void kn_executor_set_comm(KnExecutor *executor, KnComm *comm);
+/* The communicators that collective nodes name by number; a group of one rank may be NULL. The array is borrowed. */
+void kn_executor_set_comms(KnExecutor *executor, KnComm *const *comms);
 void kn_executor_parameters_changed(KnExecutor *executor);
 int kn_executor_run(KnExecutor *executor);
 

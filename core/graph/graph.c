@@ -53,6 +53,16 @@ int64_t kn_tensor_rows(const KnTensor *tensor)
     return rows;
 }
 
+const KnTensor *kn_tensor_root(const KnTensor *tensor, size_t *offset)
+{
+    size_t bytes = 0;
+    for (; tensor->base; tensor = tensor->base)
+        bytes += tensor->base_offset;
+    if (offset)
+        *offset = bytes;
+    return tensor;
+}
+
 KnGraph *kn_graph_create(void)
 {
     KnGraph *graph = kn_alloc(sizeof *graph);

@@ -53,6 +53,8 @@ typedef struct KnTensor {
     const char *name; /* parameters: the exact name of the published layout; else may be "" */
     KnNode *producer; /* NULL for leaves */
     int block;        /* parameters: which block buffer it lives in (the unit of sharding and saving) */
+    struct KnTensor *base; /* NULL, or the tensor in whose memory this one lies ... */
+    size_t base_offset;    /* ... so many bytes from its start */
 } KnTensor;
 
 int64_t kn_tensor_elements(const KnTensor *tensor);
@@ -106,6 +108,9 @@ void kn_graph_destroy(KnGraph *graph);
 /* Leaves. `shape` has `dims` entries. */
 KnTensor *kn_leaf(KnGraph *graph, KnRole role, KnDtype dtype, int dims, const int64_t *shape, const char *name);
 KnTensor *kn_leaf_find(const KnGraph *graph, const char *name); /* NULL if there is none */
+
+/* The tensor that owns the memory: `tensor` itself unless it is a view, and how many bytes into it the view begins. */
+const KnTensor *kn_tensor_root(const KnTensor *tensor, size_t *offset);
 
 /* Appends a node; used by ops only. `attributes` may be NULL. */
 KnNode *kn_node_append(KnGraph *graph, const KnOp *op, const void *attributes, size_t attribute_bytes,

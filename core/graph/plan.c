@@ -1,6 +1,6 @@
 /* The memory plan: offsets for every intermediate in one arena, by liveness.
  *
- * A value lives from its node to its last use. Values of the prologue that later nodes use live for ever, since they
+ * A value lives from its node to its last use, or the last use of a view of it. Values of the prologue that later nodes use live for ever, since they
  * are computed once per parameter change. Placement is greedy by size: the largest first, each at the lowest offset
  * where nothing alive at the same time lies (Pisarchyk and Lee, 2020, "greedy by size for offset calculation"). */
 #include "core/base/error.h"
@@ -46,11 +46,14 @@ static void find_last_uses(const KnGraph *graph, int *last, char *used_by_backwa
         for (int k = 0; k < node->input_count; k++) {
             if (!node->inputs[k])
                 continue;
-            int id = node->inputs[k]->id;
+            int id = kn_tensor_root(node->inputs[k], NULL)->id;
             last[id] = i;
             used_by_backward[id] |= (char)node->backward;
             used_after_prologue[id] |= (char)!node->prologue;
         }
+        for (int k = 0; k < node->output_count; k++)
+            if (node->outputs[k]->base)
+                last[kn_tensor_root(node->outputs[k], NULL)->id] = i;
     }
 }
 
@@ -70,11 +73,13 @@ static Items list_items(const KnGraph *graph, KnBackend *backend, KnTensor *cons
     find_last_uses(graph, last, backward, later);
     for (int i = 0; i < keep_count; i++)
         if (keep[i])
-            last[keep[i]->id] = forever;
+            last[kn_tensor_root(keep[i], NULL)->id] = forever;
     for (int i = 0; i < graph->node_count; i++) {
         const KnNode *node = graph->nodes[i];
         for (int k = 0; k < node->output_count; k++) {
             int id = node->outputs[k]->id;
+            if (node->outputs[k]->base)
+                continue;
             int end = node->prologue && later[id] ? forever : last[id] > i ? last[id] : i;
             items.list[items.count++] = (Item){.bytes = aligned(kn_tensor_bytes(node->outputs[k])),
                                                .first = i,

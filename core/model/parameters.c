@@ -112,21 +112,38 @@ size_t kn_parameter_values_bytes(const KnParameterSet *set)
     return bytes;
 }
 
-int kn_parameter_values_create(KnParameterValues *values, const KnParameterSet *set, const char *what)
+int kn_parameter_values_create_part(KnParameterValues *values, const KnParameterSet *set, const int64_t *first,
+                                    const int64_t *count, const char *what)
 {
+    size_t blocks = (size_t)set->block_count, bytes = 0;
     *values = (KnParameterValues){0};
-    KN_TRY(kn_memory_check(kn_parameter_values_bytes(set), what));
-    *values = (KnParameterValues){.set = set, .blocks = kn_alloc((size_t)set->block_count * sizeof(float *))};
-    for (int i = 0; i < set->block_count; i++) {
+    for (size_t i = 0; i < blocks; i++)
+        bytes += (size_t)count[i] * sizeof(float);
+    KN_TRY(kn_memory_check(bytes, what));
+    *values = (KnParameterValues){.set = set,
+                                  .blocks = kn_alloc(blocks * sizeof(float *)),
+                                  .first = kn_alloc(blocks * sizeof(int64_t)),
+                                  .count = kn_alloc(blocks * sizeof(int64_t))};
+    for (size_t i = 0; i < blocks; i++) {
         void *memory = NULL;
-        int code = kn_alloc_large(&memory, (size_t)set->block_elements[i] * sizeof(float), what);
+        int code = kn_alloc_large(&memory, (size_t)count[i] * sizeof(float), what);
         if (code < 0) {
             kn_parameter_values_clear(values);
             return code;
         }
         values->blocks[i] = memory;
+        values->first[i] = first[i];
+        values->count[i] = count[i];
     }
     return KN_OK;
+}
+
+int kn_parameter_values_create(KnParameterValues *values, const KnParameterSet *set, const char *what)
+{
+    int64_t *first = kn_alloc((size_t)set->block_count * sizeof *first);
+    int code = kn_parameter_values_create_part(values, set, first, set->block_elements, what);
+    free(first);
+    return code;
 }
 
 void kn_parameter_values_clear(KnParameterValues *values)
@@ -135,12 +152,16 @@ void kn_parameter_values_clear(KnParameterValues *values)
         for (int i = 0; i < values->set->block_count; i++)
             kn_free_large(values->blocks[i]);
     free(values->blocks);
+    free(values->first);
+    free(values->count);
     *values = (KnParameterValues){0};
 }
 
 float *kn_parameter_data(const KnParameterValues *values, const KnParameter *parameter)
 {
-    return values->blocks[parameter->block] + parameter->offset;
+    int64_t at = parameter->offset - values->first[parameter->block];
+    KN_ASSERT(at >= 0 && at + parameter->elements <= values->count[parameter->block]);
+    return values->blocks[parameter->block] + at;
 }
 
 /* FNV-1a: a parameter's initial values depend on its name, not on its place among others. */
@@ -152,33 +173,40 @@ static uint64_t hash_name(const char *name)
     return hash;
 }
 
+void kn_parameter_init(const KnParameter *parameter, uint64_t seed, int64_t first, int64_t count, float *data)
+{
+    KnRandomKey key = kn_random_key(seed, KN_RANDOM_INIT, 0, hash_name(parameter->name));
+    if (parameter->init == KN_INIT_NORMAL)
+        kn_random_normal_fill(key, (uint64_t)first, data, (size_t)count);
+    for (int64_t e = 0; e < count; e++) {
+        if (parameter->init == KN_INIT_NORMAL)
+            data[e] *= parameter->init_scale;
+        else if (parameter->init == KN_INIT_UNIFORM)
+            data[e] = (float)(2 * kn_random_uniform(key, (uint64_t)(first + e)) - 1) * parameter->init_scale;
+        else
+            data[e] = parameter->init == KN_INIT_ONES ? 1.0f : 0.0f;
+    }
+}
+
 void kn_parameter_values_init(KnParameterValues *values, uint64_t seed)
 {
     for (int i = 0; i < values->set->count; i++) {
         const KnParameter *parameter = &values->set->list[i];
-        KnRandomKey key = kn_random_key(seed, KN_RANDOM_INIT, 0, hash_name(parameter->name));
-        float *data = kn_parameter_data(values, parameter);
-        if (parameter->init == KN_INIT_NORMAL)
-            kn_random_normal_fill(key, 0, data, (size_t)parameter->elements);
-        for (int64_t e = 0; e < parameter->elements; e++) {
-            if (parameter->init == KN_INIT_NORMAL)
-                data[e] *= parameter->init_scale;
-            else if (parameter->init == KN_INIT_UNIFORM)
-                data[e] = (float)(2 * kn_random_uniform(key, (uint64_t)e) - 1) * parameter->init_scale;
-            else
-                data[e] = parameter->init == KN_INIT_ONES ? 1.0f : 0.0f;
-        }
+        kn_parameter_init(parameter, seed, 0, parameter->elements, kn_parameter_data(values, parameter));
     }
 }
 
 void kn_parameter_values_zero(KnParameterValues *values)
 {
     for (int i = 0; i < values->set->block_count; i++)
-        memset(values->blocks[i], 0, (size_t)values->set->block_elements[i] * sizeof(float));
+        memset(values->blocks[i], 0, (size_t)values->count[i] * sizeof(float));
 }
 
 void kn_parameter_values_copy(KnParameterValues *to, const KnParameterValues *from)
 {
-    for (int i = 0; i < from->set->block_count; i++)
-        memcpy(to->blocks[i], from->blocks[i], (size_t)from->set->block_elements[i] * sizeof(float));
+    for (int i = 0; i < from->set->block_count; i++) {
+        int64_t at = to->first[i] - from->first[i];
+        KN_ASSERT(at >= 0 && at + to->count[i] <= from->count[i]);
+        memcpy(to->blocks[i], from->blocks[i] + at, (size_t)to->count[i] * sizeof(float));
+    }
 }

@@ -51,21 +51,28 @@ int64_t kn_parameter_count(const KnParameterSet *set);                          
  * [all but last, last] for others of more than two. Asserts that the name exists. */
 KnTensor *kn_parameter_leaf(KnGraph *graph, const KnParameterSet *set, const char *name);
 
-/* One float32 buffer for each block. */
+/* One float32 buffer for each block, or for a range of it. */
 typedef struct KnParameterValues {
     const KnParameterSet *set;
     float **blocks;
+    int64_t *first, *count; /* blocks[b] holds elements [first[b], first[b] + count[b]) of block b */
 } KnParameterValues;
 
 /* Zeroed buffers; `what` is for the sentence when memory is short. */
 int kn_parameter_values_create(KnParameterValues *values, const KnParameterSet *set, const char *what);
+int kn_parameter_values_create_part(KnParameterValues *values, const KnParameterSet *set, const int64_t *first,
+                                    const int64_t *count, const char *what);
 size_t kn_parameter_values_bytes(const KnParameterSet *set); /* of the buffers that it makes */
 void kn_parameter_values_clear(KnParameterValues *values);
+/* Asserts that the whole parameter is held. */
 float *kn_parameter_data(const KnParameterValues *values, const KnParameter *parameter);
 
-/* Draws every parameter by its init rule; a function of (seed, name) alone. */
+/* Draws elements [first, first + count) of a parameter by its init rule; a function of (seed, name, element) alone. */
+void kn_parameter_init(const KnParameter *parameter, uint64_t seed, int64_t first, int64_t count, float *data);
+/* All of whole buffers. */
 void kn_parameter_values_init(KnParameterValues *values, uint64_t seed);
 void kn_parameter_values_zero(KnParameterValues *values);
+/* `from` holds at least what `to` does. */
 void kn_parameter_values_copy(KnParameterValues *to, const KnParameterValues *from);
 
 #endif

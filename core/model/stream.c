@@ -109,14 +109,15 @@ void kn_stream_leaves(KnGraph *graph, const KnModelConfig *config, KnStreamShape
     leaves->rope_table = input(graph, KN_F32, KN_ROPE_POSITIONS, config->hidden / config->heads, "input.rope_table");
 }
 
-void kn_stream_bind(KnExecutor *executor, const KnStreamLeaves *leaves, const KnStream *stream)
+void kn_stream_bind(KnExecutor *executor, const KnStreamLeaves *leaves, const KnStream *stream, int64_t first_token,
+                    int64_t first_text)
 {
-    kn_executor_bind(executor, leaves->positions, stream->positions);
-    kn_executor_bind(executor, leaves->rows, stream->rows);
+    kn_executor_bind(executor, leaves->positions, stream->positions + 3 * first_token);
+    kn_executor_bind(executor, leaves->rows, stream->rows + first_token);
     kn_executor_bind(executor, leaves->timesteps, stream->timesteps);
     kn_executor_bind(executor, leaves->self_spans, stream->self_spans);
     kn_executor_bind(executor, leaves->cross_spans, stream->cross_spans);
     kn_executor_bind(executor, leaves->text_spans, stream->text_spans);
-    kn_executor_bind(executor, leaves->text_ids, stream->text_ids);
-    kn_executor_bind(executor, leaves->text_positions, stream->text_positions);
+    kn_executor_bind(executor, leaves->text_ids, stream->text_ids + first_text);
+    kn_executor_bind(executor, leaves->text_positions, stream->text_positions + first_text);
 }

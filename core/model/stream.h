@@ -49,7 +49,9 @@ typedef struct KnStreamLeaves {
 
 void kn_stream_leaves(KnGraph *graph, const KnModelConfig *config, KnStreamShape shape, KnStreamLeaves *leaves);
 
-/* Binds all leaves but the rotary table, which is the same for every stream. The stream must outlive the runs. */
-void kn_stream_bind(KnExecutor *executor, const KnStreamLeaves *leaves, const KnStream *stream);
+/* Binds all leaves but the rotary table, which is the same for every stream. The stream must outlive the runs. A graph
+ * of fewer rows than the stream has reads tokens from `first_token` on, and text from `first_text` on. */
+void kn_stream_bind(KnExecutor *executor, const KnStreamLeaves *leaves, const KnStream *stream, int64_t first_token,
+                    int64_t first_text);
 
 #endif

@@ -58,8 +58,12 @@ typedef enum KnOpId {
     KN_OP_MUON,
     KN_OP_EMA,
     /* collective.c */
-    KN_OP_ALL_REDUCE_START,
-    KN_OP_ALL_REDUCE_WAIT,
+    KN_OP_COLLECTIVE_START,
+    KN_OP_COLLECTIVE_WAIT,
+    KN_OP_REPLICATE,
+    /* memory.c */
+    KN_OP_VIEW,
+    KN_OP_ZEROS,
     KN_OP_COUNT
 } KnOpId;
 
@@ -97,6 +101,12 @@ KnTensor *kn_pack_matrix(KnGraph *graph, KnTensor *b, int transpose, KnDtype dty
 KnTensor *kn_sum_rows(KnGraph *graph, KnTensor *x);
 
 /* --- attention.c -------------------------------------------------------------------------------------------------- */
+
+/* A ring of ranks that each hold rows [cuts[rank], cuts[rank + 1]) of queries, keys and values. */
+typedef struct KnRing {
+    int group, ranks, rank; /* group as in KnCollective */
+    int64_t *cuts;          /* [ranks + 1], in the graph's arena */
+} KnRing;
 
 typedef struct KnAttentionAttributes {
     int64_t heads;
@@ -234,7 +244,7 @@ typedef struct KnUpdateAttributes {
     int newton_schulz_steps;
 } KnUpdateAttributes;
 
-void kn_accumulate(KnGraph *graph, KnTensor *state, KnTensor *x); /* state += x, both f32 */
+void kn_accumulate(KnGraph *graph, KnTensor *state, KnTensor *x); /* state (or a view of one) += x, both f32 */
 
 /* One AdamW step (Loshchilov and Hutter, 2019) on f32 leaves of one shape. `norm2` is the scalar square of the global
  * gradient norm: the gradient is scaled by min(1, clip / norm), and where norm2 is not finite nothing changes. */
@@ -250,10 +260,49 @@ void kn_muon(KnGraph *graph, KnTensor *parameter, KnTensor *gradient, KnTensor *
 /* average += (1 - decay) (parameter - average), decay = hyper[KN_HYPER_EMA]; nothing where norm2 is not finite. */
 void kn_ema(KnGraph *graph, KnTensor *average, KnTensor *parameter, KnTensor *hyper, KnTensor *norm2);
 
-/* --- collective.c ------------------------------------------------------------------------------------------------- */
+/* --- memory.c: tensors in the memory of others ------------------------------------------------------------------- */
 
-/* Starts summing the state leaf over all ranks / waits until its sum is complete. In place. */
-void kn_all_reduce_start(KnGraph *graph, KnTensor *state);
-void kn_all_reduce_wait(KnGraph *graph, KnTensor *state);
+/* Part of `base`'s memory from element `first` on, under another shape; no byte moves. No gradient. */
+KnTensor *kn_view(KnGraph *graph, KnTensor *base, int64_t first, int dims, const int64_t *shape);
+/* A value that begins as zeros, for kn_accumulate to add to through views. */
+KnTensor *kn_zeros(KnGraph *graph, KnDtype dtype, int dims, const int64_t *shape);
+
+/* --- collective.c: placed by passes, never written by model code -------------------------------------------------- */
+
+typedef enum KnCollectiveKind {
+    KN_ALL_REDUCE,
+    KN_ALL_REDUCE_ONCE, /* the same, whose result all ranks use alike: the gradient is the identity */
+    KN_REDUCE_SCATTER,
+    KN_ALL_GATHER,
+    KN_ALL_TO_ALL,
+    KN_SEND_RECEIVE
+} KnCollectiveKind;
+
+/* What is exchanged, in elements; lives in the graph's arena (kn_collective_create). */
+typedef struct KnCollective {
+    KnCollectiveKind kind;
+    int group; /* index among the executor's communicators */
+    int ranks, rank;
+    const char *name;
+    /* all_gather, reduce_scatter: offsets [ranks + 1] of the parts. all_to_all: of what is sent and received. */
+    int64_t *offsets, *receive_offsets;
+    int to, from; /* send_receive */
+} KnCollective;
+
+/* `offsets` and `receive_offsets` may be NULL and are copied; so is the name. */
+KnCollective *kn_collective_create(KnGraph *graph, KnCollectiveKind kind, int group, int ranks, int rank,
+                                   const char *name, const int64_t *offsets, const int64_t *receive_offsets);
+
+/* Exchanges a value: what arrives has `shape`. A start node and a wait node; the result may be used after the wait.
+ * The gradient is the opposite exchange. A reduce_scatter uses x up. */
+KnTensor *kn_collective(KnGraph *graph, const KnCollective *collective, KnTensor *x, int dims, const int64_t *shape);
+
+/* The same in place on f32 state, or on a value of kn_zeros: all_reduce; all_gather of a rank's own part;
+ * reduce_scatter into a rank's own part. Start and wait are apart, for work in between. No gradient. */
+void kn_collective_in_place_start(KnGraph *graph, const KnCollective *collective, KnTensor *state);
+void kn_collective_in_place_wait(KnGraph *graph, const KnCollective *collective, KnTensor *state);
+
+/* x itself, which all ranks of the group use differently: the gradient is summed over the group. */
+KnTensor *kn_replicate(KnGraph *graph, const KnCollective *sum, KnTensor *x);
 
 #endif

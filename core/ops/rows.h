@@ -15,7 +15,8 @@ extern const KnOp kn_op_activation, kn_op_activation_backward, kn_op_add, kn_op_
 extern const KnOp kn_op_gather_rows, kn_op_scatter_rows, kn_op_concatenate, kn_op_slice, kn_op_pad, kn_op_swap_axes;
 extern const KnOp kn_op_masked_mse, kn_op_masked_mse_backward, kn_op_sum_of_squares;
 extern const KnOp kn_op_accumulate, kn_op_adamw, kn_op_muon, kn_op_ema;
-extern const KnOp kn_op_all_reduce_start, kn_op_all_reduce_wait;
+extern const KnOp kn_op_collective_start, kn_op_collective_wait, kn_op_replicate;
+extern const KnOp kn_op_view, kn_op_zeros;
 
 /* Bytes of all inputs and outputs, each once. */
 double kn_node_bytes(const KnNode *node);

@@ -37,8 +37,11 @@ static const KnOp *const table[KN_OP_COUNT] = {
     [KN_OP_ADAMW] = &kn_op_adamw,
     [KN_OP_MUON] = &kn_op_muon,
     [KN_OP_EMA] = &kn_op_ema,
-    [KN_OP_ALL_REDUCE_START] = &kn_op_all_reduce_start,
-    [KN_OP_ALL_REDUCE_WAIT] = &kn_op_all_reduce_wait,
+    [KN_OP_COLLECTIVE_START] = &kn_op_collective_start,
+    [KN_OP_COLLECTIVE_WAIT] = &kn_op_collective_wait,
+    [KN_OP_REPLICATE] = &kn_op_replicate,
+    [KN_OP_VIEW] = &kn_op_view,
+    [KN_OP_ZEROS] = &kn_op_zeros,
 };
 
 const KnOp *kn_op(KnOpId id)

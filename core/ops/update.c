@@ -14,7 +14,7 @@ static int is_control(const KnTensor *hyper, const KnTensor *norm2)
 
 void kn_accumulate(KnGraph *graph, KnTensor *state, KnTensor *x)
 {
-    KN_ASSERT(state->role == KN_ROLE_STATE && same_state(state, x));
+    KN_ASSERT((state->role == KN_ROLE_STATE || state->base) && same_state(state, x));
     kn_node_append(graph, &kn_op_accumulate, NULL, 0, (KnTensor *[]){state, x}, 2);
 }
 

@@ -42,8 +42,11 @@
     KERNEL(ADAMW, adamw)                                                                                               \
     KERNEL(MUON, muon)                                                                                                 \
     KERNEL(EMA, ema)                                                                                                   \
-    KERNEL(ALL_REDUCE_START, all_reduce_start)                                                                         \
-    KERNEL(ALL_REDUCE_WAIT, all_reduce_wait)
+    KERNEL(COLLECTIVE_START, collective_start)                                                                         \
+    KERNEL(COLLECTIVE_WAIT, collective_wait)                                                                           \
+    KERNEL(REPLICATE, replicate)                                                                                       \
+    KERNEL(VIEW, view)                                                                                                 \
+    KERNEL(ZEROS, zeros)
 
 #define KN_CPU_DECLARE_KERNEL(id, name) extern const KnCpuKernel KN_ISA_NAME(kn_cpu_##name);
 KN_CPU_KERNELS(KN_CPU_DECLARE_KERNEL)

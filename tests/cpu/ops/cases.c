@@ -297,8 +297,9 @@ static KnTensor *build_ema(OpTrial *t, const int64_t *n)
 static KnTensor *build_all_reduce(OpTrial *t, const int64_t *n)
 {
     KnTensor *sum = state(t, 2, n, 0, 1);
-    kn_all_reduce_start(t->graph, sum);
-    kn_all_reduce_wait(t->graph, sum);
+    const KnCollective *alone = kn_collective_create(t->graph, KN_ALL_REDUCE, 0, 1, 0, "sum", NULL, NULL);
+    kn_collective_in_place_start(t->graph, alone, sum);
+    kn_collective_in_place_wait(t->graph, alone, sum);
     return NULL;
 }
 

@@ -1,0 +1,69 @@
+/* Putting mesh, communicators, tensor parts and ZeRO ranges together. */
+#include "dist/layout.h"
+
+#include "core/base/error.h"
+
+int kn_layout_create(KnLayout *layout, const KnModel *model, const KnLayoutOptions *o)
+{
+    int rank = o->world ? o->world->rank : o->rank, ranks = o->world ? o->world->ranks : o->ranks;
+    const KnParallelConfig *c = o->parallel;
+    *layout = (KnLayout){.model = model};
+    KN_TRY(kn_mesh_create(&layout->mesh, c, rank, ranks));
+    if (o->training && c->cfg > 1)
+        return kn_fail(KN_EINPUT, "parallel.cfg is %lld, but training has no guidance to share: leave it at 1",
+                       (long long)c->cfg);
+    int tensor = layout->mesh.sizes[KN_AXIS_TENSOR];
+    if (tensor > model->config.heads || tensor > model->config.ffn)
+        return kn_fail(KN_EINPUT, "parallel.tensor is %d, more than the model's %lld heads can be shared among", tensor,
+                       (long long)model->config.heads);
+    if (tensor > 1 && o->whole_matrices)
+        return kn_fail(KN_EINPUT, "parallel.tensor is %d, but optimizer.name muon updates whole matrices: set "
+                                  "optimizer.name to adamw, or use parallel.shard instead",
+                       tensor);
+    kn_parameter_set_split(&model->config, &model->parameters, layout->mesh.coordinates[KN_AXIS_TENSOR], tensor,
+                           &layout->part);
+    kn_zero_create(&layout->zero, &layout->part, &layout->mesh, (int)c->zero, o->whole_matrices);
+    return o->world && ranks > 1 ? kn_mesh_comms_create(&layout->comms, &layout->mesh, o->world) : KN_OK;
+}
+
+void kn_layout_destroy(KnLayout *layout)
+{
+    kn_mesh_comms_destroy(&layout->comms);
+    kn_zero_destroy(&layout->zero);
+    kn_parameter_set_clear(&layout->part);
+    *layout = (KnLayout){0};
+}
+
+KnBox kn_layout_box(const KnLayout *layout, const KnParameterValues *values, int index)
+{
+    const KnParameter *part = &layout->part.list[index];
+    const KnParameter *whole = kn_parameter_find(&layout->model->parameters, part->name);
+    const KnMesh *mesh = &layout->mesh;
+    KnSplit split = kn_parameter_split(&layout->model->config, whole, mesh->coordinates[KN_AXIS_TENSOR],
+                                       mesh->sizes[KN_AXIS_TENSOR]);
+    KnBox box = {.count = {part->shape[0], part->dims > 1 ? part->shape[1] : 1}};
+    int64_t first, count, row = part->shape[0] ? part->elements / part->shape[0] : 0;
+    box.data = kn_zero_part(values, part, &first, &count);
+    KN_ASSERT(row == 0 || (first % row == 0 && count % row == 0));
+    box.start[0] = count ? first / row : 0;
+    box.count[0] = count ? count / row : 0;
+    if (split.axis >= 0)
+        box.start[split.axis] += split.first;
+    return box;
+}
+
+void kn_layout_init(const KnLayout *layout, KnParameterValues *values, uint64_t seed)
+{
+    for (int i = 0; i < layout->part.count; i++) {
+        const KnParameter *whole = kn_parameter_find(&layout->model->parameters, layout->part.list[i].name);
+        KnBox box = kn_layout_box(layout, values, i);
+        int64_t width = whole->dims > 1 ? whole->shape[1] : 1, rest = whole->elements / (whole->shape[0] * width);
+        if (box.count[1] == width) { /* whole rows: one run */
+            kn_parameter_init(whole, seed, box.start[0] * width * rest, box.count[0] * width * rest, box.data);
+            continue;
+        }
+        for (int64_t r = 0; r < box.count[0]; r++)
+            kn_parameter_init(whole, seed, ((box.start[0] + r) * width + box.start[1]) * rest, box.count[1] * rest,
+                              box.data + r * box.count[1] * rest);
+    }
+}

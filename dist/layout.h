@@ -1,0 +1,42 @@
+/* The layout of one rank: its place in the mesh, its communicators, its parameters, and what of their buffers it holds.
+ *
+ * Everything that follows from `parallel:` for a model and a rank, in one struct that graphs, optimizer and checkpoints
+ * are built from. */
+#ifndef KN_DIST_LAYOUT_H
+#define KN_DIST_LAYOUT_H
+
+#include "dist/split.h"
+#include "dist/zero.h"
+
+typedef struct KnLayout {
+    const KnModel *model; /* the whole; must outlive the layout */
+    KnMesh mesh;
+    KnMeshComms comms;   /* all NULL where the layout is only planned */
+    KnParameterSet part; /* the parameters of this tensor rank */
+    KnZero zero;
+} KnLayout;
+
+typedef struct KnLayoutOptions {
+    const KnParallelConfig *parallel;
+    int whole_matrices; /* the optimizer updates matrices as wholes */
+    int training;       /* refuses cfg */
+    KnComm *world;      /* collective; or NULL for the layout of `rank` of `ranks` without communicators */
+    int rank, ranks;
+} KnLayoutOptions;
+
+/* KN_EINPUT with the number to change where the mesh does not fit the ranks. */
+int kn_layout_create(KnLayout *layout, const KnModel *model, const KnLayoutOptions *options);
+void kn_layout_destroy(KnLayout *layout);
+
+/* Which box of a whole parameter lies in `values`, contiguous from `data` on: rows [start[0], start[0] + count[0]) and
+ * columns likewise (of the first two dimensions; the others are whole). data is NULL where nothing of it is held. */
+typedef struct KnBox {
+    int64_t start[2], count[2];
+    float *data;
+} KnBox;
+KnBox kn_layout_box(const KnLayout *layout, const KnParameterValues *values, int parameter);
+
+/* Draws the initial values of what is held: the same as kn_parameter_values_init for the whole. */
+void kn_layout_init(const KnLayout *layout, KnParameterValues *values, uint64_t seed);
+
+#endif

@@ -1,0 +1,150 @@
+/* Ring attention: the pass that takes its nodes apart.
+ *
+ * At step i rank r attends from its own queries to the keys and values of rank r - i, while those of the next step are
+ * already on their way from r - 1; partial results are merged by log-sum-exp in float32. Backward, each step has the
+ * final output and log-sum-exp; the gradients of the keys and values of a rank travel behind them, every rank adds its
+ * part, and after a whole round they are home. Source: Liu, Zaharia, Abbeel, "Ring Attention with Blockwise
+ * Transformers", 2023. */
+#include "core/base/error.h"
+#include "core/graph/edit.h"
+#include "core/ops/ops.h"
+#include "dist/sharding.h"
+
+#include <stdlib.h>
+
+typedef struct Ring {
+    KnGraph *graph;
+    const KnRing *ring;
+    KnTensor *q, *k, *v, *spans;
+    const KnAttentionAttributes *attributes;
+} Ring;
+
+static KnTensor *pass_on(const Ring *r, KnTensor *x, int64_t rows, const char *name)
+{
+    const KnRing *ring = r->ring;
+    KnCollective *c =
+        kn_collective_create(r->graph, KN_SEND_RECEIVE, ring->group, ring->ranks, ring->rank, name, NULL, NULL);
+    c->to = (ring->rank + 1) % ring->ranks;
+    c->from = (ring->rank + ring->ranks - 1) % ring->ranks;
+    return kn_collective(r->graph, c, x, 2, (int64_t[]){rows, kn_tensor_columns(x)});
+}
+
+/* Whose keys are here at step i. */
+static int owner_at(const Ring *r, int step)
+{
+    return (r->ring->rank - step + r->ring->ranks) % r->ring->ranks;
+}
+
+static int64_t rows_of(const Ring *r, int rank)
+{
+    return r->ring->cuts[rank + 1] - r->ring->cuts[rank];
+}
+
+static KnTensor *spans_at(const Ring *r, int step)
+{
+    int me = r->ring->rank, owner = owner_at(r, step);
+    return kn_span_window(r->graph, r->spans, r->ring->cuts[me], rows_of(r, me), r->ring->cuts[owner],
+                          rows_of(r, owner));
+}
+
+static void expect_pairs(const Ring *r, KnNode *node)
+{
+    ((KnAttentionAttributes *)node->attributes)->pairs = r->attributes->pairs / r->ring->ranks;
+}
+
+static void expand_forward(Ring *r, KnTensor *results[2])
+{
+    KnTensor *k = r->k, *v = r->v, *out = NULL, *lse = NULL;
+    for (int step = 0; step < r->ring->ranks; step++) {
+        KnTensor *next_k = NULL, *next_v = NULL;
+        if (step + 1 < r->ring->ranks) {
+            next_k = pass_on(r, k, rows_of(r, owner_at(r, step + 1)), "ring k");
+            next_v = pass_on(r, v, rows_of(r, owner_at(r, step + 1)), "ring v");
+        }
+        KnTensor *part = kn_attention_partial(r->graph, r->q, k, v, spans_at(r, step), r->attributes->heads,
+                                              r->attributes->scale);
+        expect_pairs(r, part->producer);
+        KnTensor *part_lse = part->producer->outputs[1];
+        out = out ? kn_attention_merge(r->graph, out, lse, part, part_lse) : part;
+        lse = out->producer->outputs[1];
+        k = next_k;
+        v = next_v;
+    }
+    results[0] = kn_cast(r->graph, out, r->q->dtype);
+    results[1] = lse;
+}
+
+static void expand_backward(Ring *r, const KnNode *node, KnTensor *results[3])
+{
+    KnTensor *k = r->k, *v = r->v, *dq = NULL, *dk = NULL, *dv = NULL;
+    for (int step = 0; step < r->ring->ranks; step++) {
+        KnTensor *next_k = NULL, *next_v = NULL, *part[3];
+        if (step + 1 < r->ring->ranks) {
+            next_k = pass_on(r, k, rows_of(r, owner_at(r, step + 1)), "ring k");
+            next_v = pass_on(r, v, rows_of(r, owner_at(r, step + 1)), "ring v");
+        }
+        kn_attention_backward(r->graph, r->q, k, v, spans_at(r, step), node->inputs[4], node->inputs[5],
+                              node->inputs[6], r->attributes->heads, r->attributes->scale, 1, part);
+        expect_pairs(r, part[0]->producer);
+        dq = dq ? kn_add(r->graph, dq, part[0]) : part[0];
+        dk = dk ? kn_add(r->graph, dk, part[1]) : part[1];
+        dv = dv ? kn_add(r->graph, dv, part[2]) : part[2];
+        dk = pass_on(r, dk, rows_of(r, owner_at(r, step + 1)), "ring dk");
+        dv = pass_on(r, dv, rows_of(r, owner_at(r, step + 1)), "ring dv");
+        k = next_k;
+        v = next_v;
+    }
+    results[0] = kn_cast(r->graph, dq, r->q->dtype);
+    results[1] = kn_cast(r->graph, dk, r->k->dtype);
+    results[2] = kn_cast(r->graph, dv, r->v->dtype);
+}
+
+static int is_ring(const KnNode *node)
+{
+    int attention = node->op->id == KN_OP_ATTENTION || node->op->id == KN_OP_ATTENTION_BACKWARD;
+    return attention && ((const KnAttentionAttributes *)node->attributes)->ring != NULL;
+}
+
+static void expand(KnGraph *graph, const KnNode *node, KnTensor **results)
+{
+    const KnAttentionAttributes *attributes = (const KnAttentionAttributes *)node->attributes;
+    Ring r = {.graph = graph,
+              .ring = attributes->ring,
+              .q = node->inputs[0],
+              .k = node->inputs[1],
+              .v = node->inputs[2],
+              .spans = node->inputs[3],
+              .attributes = attributes};
+    graph->block = node->block;
+    graph->in_backward = node->backward;
+    if (node->op->id == KN_OP_ATTENTION)
+        expand_forward(&r, results);
+    else
+        expand_backward(&r, node, results);
+    graph->block = -1;
+    graph->in_backward = 0;
+}
+
+void kn_ring_expand(KnGraph *graph)
+{
+    int tensors = graph->tensor_count;
+    KnTensor **replaced = kn_alloc((size_t)tensors * sizeof *replaced);
+    KnNodeList old;
+    kn_graph_take_nodes(graph, &old);
+    for (int i = 0; i < old.count; i++) {
+        KnNode *node = old.nodes[i];
+        for (int k = 0; k < node->input_count; k++)
+            if (node->inputs[k] && node->inputs[k]->id < tensors && replaced[node->inputs[k]->id])
+                node->inputs[k] = replaced[node->inputs[k]->id];
+        if (!is_ring(node)) {
+            kn_graph_put_node(graph, node);
+            continue;
+        }
+        KnTensor *results[3];
+        expand(graph, node, results);
+        for (int k = 0; k < node->output_count; k++)
+            replaced[node->outputs[k]->id] = results[k];
+    }
+    free(old.nodes);
+    free(replaced);
+}

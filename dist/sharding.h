@@ -1,0 +1,49 @@
+/* Sharding a model's forward graph: from the graph of the whole to the graph of one rank.
+ *
+ * The model is built once for the whole stream; this pass cuts it for a rank of the mesh and places the collectives.
+ * Tokens: every tensor with a row for each token keeps the rows of this rank alone, and all work on rows stays as it
+ * is. Self-attention alone needs other tokens: an all-to-all gives each rank of the `ulysses` group all tokens of the
+ * group for a share of the heads (Jacobs et al., 2023, "DeepSpeed Ulysses"), and the `ring` group passes keys and
+ * values round (Liu et al., 2023, "Ring Attention"); the ring's node is taken apart by kn_ring_expand after the
+ * gradient pass.
+ * Text: replicated, or its rows cut in the same way and keys and values gathered.
+ * Matrices: see dist/split.h; a block's two sums over the `tensor` group are all-reduces.
+ *
+ * Gradients of what all ranks of the sequence hold alike come out as the part of this rank's tokens, to be summed over
+ * KN_GROUP_SUM; the rules of the ops placed here see to everything else. Cuts may be uneven and parts empty; nothing
+ * is padded. */
+#ifndef KN_DIST_SHARDING_H
+#define KN_DIST_SHARDING_H
+
+#include "core/model/model.h"
+#include "dist/mesh.h"
+
+/* Rows of the stream that a rank holds: [first, first + count). */
+typedef struct KnRows {
+    int64_t first, count;
+} KnRows;
+
+typedef struct KnSharding {
+    const KnMesh *mesh;
+    const KnModel *model; /* the whole */
+    KnStreamShape shape;  /* of the whole stream */
+    int shard_text;       /* cut text rows too */
+} KnSharding;
+
+/* This rank's tokens and text tokens. */
+KnRows kn_shard_tokens(const KnSharding *sharding);
+KnRows kn_shard_text(const KnSharding *sharding);
+
+/* Rewrites the forward graph; leaves of tokens and parameters get this rank's shapes, built->prediction its rows.
+ * `extra` are further input leaves with a row for each token (targets, weights). */
+void kn_shard_forward(KnModelGraph *built, const KnSharding *sharding, KnTensor *const *extra, int extra_count);
+
+/* Takes ring attention, forward and backward, apart into partial attentions, merges and exchanges. After kn_gradient
+ * and recomputation. */
+void kn_ring_expand(KnGraph *graph);
+
+/* Moves every start of an exchange up to where what it sends is complete, and every wait down to where its result is
+ * needed first. The last pass but lowering. */
+void kn_overlap(KnGraph *graph);
+
+#endif

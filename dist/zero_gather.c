@@ -1,0 +1,153 @@
+/* The pass of ZeRO stage 3: weights that exist only while they are used.
+ *
+ * Nodes that use one block without another block's use between form a visit. A visit begins with the block's gathered
+ * buffer, of which parameters are views; what the forward derived from parameters alone (casts, swaps of axes) is
+ * derived again in every visit, so that nothing of it lives from the forward to the backward. The next visit's gather
+ * starts when this one begins: two buffers are alive at a time. */
+#include "core/base/error.h"
+#include "core/graph/edit.h"
+#include "core/ops/ops.h"
+#include "dist/zero.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Visit {
+    int block, backward;
+    KnTensor *buffer; /* gathered; its wait sinks to the first use (kn_overlap) */
+} Visit;
+
+typedef struct Pass {
+    KnGraph *graph;
+    const KnZero *zero;
+    KnTensor **shards;
+    int tensors;      /* of the old graph */
+    KnTensor **views; /* by old tensor id: its form in the present visit ... */
+    int *seen;        /* ... if this is it (visit + 1) */
+    int *visit_of;    /* by old node: index of its visit; -1 = uses no parameter */
+    Visit *visits;
+    int visit_count, started;
+} Pass;
+
+/* Any parameter behind a tensor that depends on parameters alone; NULL where it does not. */
+static const KnTensor *parameter_behind(const KnTensor *tensor)
+{
+    if (!tensor || tensor->role == KN_ROLE_PARAMETER)
+        return tensor;
+    if (!tensor->producer || !tensor->producer->prologue)
+        return NULL;
+    for (int k = 0; k < tensor->producer->input_count; k++) {
+        const KnTensor *found = parameter_behind(tensor->producer->inputs[k]);
+        if (found)
+            return found;
+    }
+    return NULL;
+}
+
+static int block_used(const KnNode *node)
+{
+    int block = -1;
+    for (int k = 0; k < node->input_count; k++) {
+        const KnTensor *parameter = parameter_behind(node->inputs[k]);
+        KN_ASSERT(!parameter || block < 0 || block == parameter->block);
+        block = parameter ? parameter->block : block;
+    }
+    return block;
+}
+
+static void find_visits(Pass *p, const KnNodeList *nodes)
+{
+    p->visits = kn_alloc((size_t)(nodes->count + 1) * sizeof *p->visits);
+    p->visit_of = kn_alloc((size_t)(nodes->count + 1) * sizeof *p->visit_of);
+    for (int i = 0; i < nodes->count; i++) {
+        const KnNode *node = nodes->nodes[i];
+        int block = node->prologue ? -1 : block_used(node);
+        p->visit_of[i] = -1;
+        if (block < 0)
+            continue;
+        const Visit *last = p->visit_count ? &p->visits[p->visit_count - 1] : NULL;
+        if (!last || last->block != block || last->backward != node->backward)
+            p->visits[p->visit_count++] = (Visit){.block = block, .backward = node->backward};
+        p->visit_of[i] = p->visit_count - 1;
+    }
+}
+
+static void start_gather(Pass *p, int index)
+{
+    if (index >= p->visit_count || index < p->started)
+        return;
+    Visit *visit = &p->visits[index];
+    const KnZero *zero = p->zero;
+    const int64_t *cuts = kn_zero_cuts(zero, visit->block);
+    int64_t mine = cuts[zero->rank + 1] - cuts[zero->rank], all = cuts[zero->ranks];
+    char name[64];
+    if (!p->shards[visit->block]) {
+        snprintf(name, sizeof name, "weights.shard.%d", visit->block);
+        p->shards[visit->block] = kn_leaf(p->graph, KN_ROLE_STATE, KN_F32, 1, &mine, name);
+    }
+    snprintf(name, sizeof name, "weights of block %d", visit->block);
+    KnCollective *c =
+        kn_collective_create(p->graph, KN_ALL_GATHER, KN_GROUP_ZERO, zero->ranks, zero->rank, name, cuts, NULL);
+    visit->buffer = kn_collective(p->graph, c, p->shards[visit->block], 1, &all);
+    p->started = index + 1;
+}
+
+static KnTensor *in_visit(Pass *p, int visit, KnTensor *tensor)
+{
+    if (!parameter_behind(tensor))
+        return tensor;
+    if (p->seen[tensor->id] == visit + 1)
+        return p->views[tensor->id];
+    KnTensor *made;
+    if (tensor->role == KN_ROLE_PARAMETER) {
+        const KnParameter *parameter = kn_parameter_find(p->zero->set, tensor->name);
+        made = kn_view(p->graph, p->visits[visit].buffer, parameter->offset, tensor->dims, tensor->shape);
+    } else {
+        const KnNode *node = tensor->producer;
+        KnTensor *inputs[KN_MAX_INPUTS];
+        for (int k = 0; k < node->input_count; k++)
+            inputs[k] = in_visit(p, visit, node->inputs[k]);
+        KN_ASSERT(node->output_count == 1);
+        KnNode *again =
+            kn_node_append(p->graph, node->op, node->attributes, KN_ATTRIBUTE_BYTES, inputs, node->input_count);
+        made = kn_node_output(p->graph, again, tensor->dtype, tensor->dims, tensor->shape);
+    }
+    p->seen[tensor->id] = visit + 1;
+    p->views[tensor->id] = made;
+    return made;
+}
+
+static void place_node(Pass *p, KnNode *node, int visit)
+{
+    if (node->prologue)
+        return;
+    p->graph->in_backward = node->backward;
+    if (visit >= 0) {
+        start_gather(p, visit);
+        for (int k = 0; k < node->input_count; k++)
+            node->inputs[k] = in_visit(p, visit, node->inputs[k]);
+        start_gather(p, visit + 1);
+    }
+    kn_graph_put_node(p->graph, node);
+    p->graph->in_backward = 0;
+}
+
+void kn_zero_gather(KnGraph *graph, const KnZero *zero, KnTensor **shards)
+{
+    Pass p = {.graph = graph, .zero = zero, .shards = shards, .tensors = graph->tensor_count};
+    KnNodeList old;
+    p.views = kn_alloc((size_t)p.tensors * sizeof *p.views);
+    p.seen = kn_alloc((size_t)p.tensors * sizeof *p.seen);
+    memset(shards, 0, (size_t)zero->set->block_count * sizeof *shards);
+    kn_graph_mark_prologue(graph);
+    kn_graph_take_nodes(graph, &old);
+    find_visits(&p, &old);
+    for (int i = 0; i < old.count; i++)
+        place_node(&p, old.nodes[i], p.visit_of[i]);
+    free(old.nodes);
+    free(p.views);
+    free(p.seen);
+    free(p.visits);
+    free(p.visit_of);
+}
