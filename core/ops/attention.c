@@ -8,40 +8,79 @@ static const KnAttentionAttributes *attention_of(const KnNode *node)
     return (const KnAttentionAttributes *)node->attributes;
 }
 
-KnTensor *kn_attention(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, int64_t heads,
-                       float scale)
+/* Checks what forward and backward have in common and says what both need to know. */
+static KnAttentionAttributes describe(const KnTensor *q, const KnTensor *k, const KnTensor *v, const KnTensor *spans,
+                                      int64_t heads, float scale)
 {
     int64_t columns = kn_tensor_columns(q), rows = kn_tensor_rows(q);
     KN_ASSERT(kn_is_float(q) && q->dtype == k->dtype && q->dtype == v->dtype);
-    KN_ASSERT(heads > 0 && columns % heads == 0 && kn_tensor_columns(k) == columns);
-    KN_ASSERT(kn_tensor_columns(v) == columns && kn_tensor_rows(k) == kn_tensor_rows(v));
+    KN_ASSERT(heads > 0 ? columns > 0 && columns % heads == 0 : columns == 0);
+    KN_ASSERT(kn_tensor_columns(k) == columns && kn_tensor_columns(v) == columns);
+    KN_ASSERT(kn_tensor_rows(k) == kn_tensor_rows(v));
     KN_ASSERT(spans->dtype == KN_I32 && spans->dims == 2 && spans->shape[1] == 4);
-    KnAttentionAttributes attributes = {
-        .heads = heads, .scale = scale, .pairs = (double)rows * (double)kn_tensor_rows(k)};
-    KnTensor *inputs[] = {q, k, v, spans};
-    KnNode *node = kn_node_append(graph, &kn_op_attention, &attributes, sizeof attributes, inputs, 4);
-    KnTensor *out = kn_node_output(graph, node, q->dtype, 2, (int64_t[]){rows, columns});
-    kn_node_output(graph, node, KN_F32, 2, (int64_t[]){heads, rows});
+    return (KnAttentionAttributes){.heads = heads, .scale = scale, .pairs = (double)rows * (double)kn_tensor_rows(k)};
+}
+
+static KnTensor *attend(KnGraph *graph, KnTensor *const inputs[4], const KnAttentionAttributes *attributes)
+{
+    const KnTensor *q = inputs[0];
+    int64_t rows = kn_tensor_rows(q);
+    KnNode *node = kn_node_append(graph, &kn_op_attention, attributes, sizeof *attributes, inputs, 4);
+    KnTensor *out = kn_node_output(graph, node, attributes->partial ? KN_F32 : q->dtype, 2,
+                                   (int64_t[]){rows, kn_tensor_columns(q)});
+    kn_node_output(graph, node, KN_F32, 2, (int64_t[]){attributes->heads, rows});
     return out;
 }
 
-void kn_attention_expect_pairs(KnTensor *out, double pairs)
+KnTensor *kn_attention(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, int64_t heads,
+                       float scale)
 {
-    KN_ASSERT(out->producer && out->producer->op == &kn_op_attention);
-    ((KnAttentionAttributes *)out->producer->attributes)->pairs = pairs;
+    KnAttentionAttributes attributes = describe(q, k, v, spans, heads, scale);
+    return attend(graph, (KnTensor *[]){q, k, v, spans}, &attributes);
+}
+
+KnTensor *kn_attention_partial(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, int64_t heads,
+                               float scale)
+{
+    KnAttentionAttributes attributes = describe(q, k, v, spans, heads, scale);
+    attributes.partial = 1;
+    return attend(graph, (KnTensor *[]){q, k, v, spans}, &attributes);
+}
+
+void kn_attention_expect_pairs(KnTensor *result, double pairs)
+{
+    KN_ASSERT(result->producer);
+    KN_ASSERT(result->producer->op == &kn_op_attention || result->producer->op == &kn_op_attention_backward);
+    ((KnAttentionAttributes *)result->producer->attributes)->pairs = pairs;
+}
+
+void kn_attention_backward(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, KnTensor *out,
+                           KnTensor *lse, KnTensor *grad_out, int64_t heads, float scale, int partial,
+                           KnTensor *gradients[3])
+{
+    KnAttentionAttributes attributes = describe(q, k, v, spans, heads, scale);
+    int64_t rows = kn_tensor_rows(q), columns = kn_tensor_columns(q);
+    attributes.partial = partial;
+    KN_ASSERT(out->dtype == q->dtype || (partial && out->dtype == KN_F32));
+    KN_ASSERT(kn_tensor_rows(out) == rows && kn_tensor_columns(out) == columns);
+    KN_ASSERT(kn_tensor_rows(grad_out) == rows && kn_tensor_columns(grad_out) == columns);
+    KN_ASSERT(lse->dtype == KN_F32 && lse->dims == 2 && lse->shape[0] == heads && lse->shape[1] == rows);
+    KnTensor *inputs[] = {q, k, v, spans, out, lse, kn_cast(graph, grad_out, q->dtype)};
+    KnNode *node = kn_node_append(graph, &kn_op_attention_backward, &attributes, sizeof attributes, inputs, 7);
+    for (int i = 0; i < 3; i++)
+        gradients[i] = kn_node_output(graph, node, partial ? KN_F32 : q->dtype, inputs[i]->dims, inputs[i]->shape);
 }
 
 static void attention_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *grad_outputs, const int *wanted,
                                KnTensor **grad_inputs)
 {
+    const KnAttentionAttributes *p = attention_of(node);
     KnTensor *const *in = node->inputs;
-    KnTensor *grad = kn_cast(graph, grad_outputs[0], in[0]->dtype);
-    KnTensor *inputs[] = {in[0], in[1], in[2], in[3], node->outputs[0], node->outputs[1], grad};
-    KnNode *backward =
-        kn_node_append(graph, &kn_op_attention_backward, node->attributes, sizeof(KnAttentionAttributes), inputs, 7);
     (void)wanted;
-    for (int i = 0; i < 3; i++)
-        grad_inputs[i] = kn_node_output(graph, backward, in[i]->dtype, in[i]->dims, in[i]->shape);
+    KN_ASSERT(!p->partial);
+    kn_attention_backward(graph, in[0], in[1], in[2], in[3], node->outputs[0], node->outputs[1], grad_outputs[0],
+                          p->heads, p->scale, 0, grad_inputs);
+    kn_attention_expect_pairs(grad_inputs[0], p->pairs);
 }
 
 static void attention_cost(const KnNode *node, KnCost *cost)

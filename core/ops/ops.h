@@ -111,19 +111,31 @@ typedef struct KnRing {
 typedef struct KnAttentionAttributes {
     int64_t heads;
     float scale;
+    int partial;  /* results in f32; the backward is given the log-sum-exp of more keys than it sees */
     double pairs; /* query-key pairs that the spans are expected to hold: for the cost rule alone */
 } KnAttentionAttributes;
 
 /* softmax(scale q k^T) v by a span table: spans i32 [S,4] rows (q_start, q_len, k_start, k_len); within a span every
  * query sees every key. Query rows must not appear in two spans; key rows may. q [Lq, H*d], k, v [Lk, H*d]; head h is
- * columns h*d..h*d+d-1. Rows of no span, and rows whose span has no keys, give zeros and lse = -inf.
+ * columns h*d..h*d+d-1. Rows of no span, and rows whose span has no keys, give zeros and lse = -inf. There may be no
+ * rows, and no heads (of no columns).
  * Returns out [Lq, H*d]; output 1 of the node is lse f32 [H, Lq] (natural log of the sum of exponentials). */
 KnTensor *kn_attention(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, int64_t heads,
                        float scale);
-/* Spans are data: the cost rule counts every query against every key unless told how many pairs to expect. Call it
- * right after kn_attention, with its result. */
-void kn_attention_expect_pairs(KnTensor *out, double pairs);
-/* ATTENTION_BACKWARD inputs: q, k, v, spans, out, lse, grad_out; outputs: dq, dk, dv (dtype of q). */
+/* Attention to some of the keys, to be merged with others: `out` is f32, not rounded. No gradient: what belongs to the
+ * whole is kn_attention_backward of every part. */
+KnTensor *kn_attention_partial(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, int64_t heads,
+                               float scale);
+/* Appends the backward; gradients: dq, dk, dv in the dtype of q. `grad_out` is cast to it.
+ * `partial`: gradients are f32, and `out` (f32 or the dtype of q) and `lse` may be those of the whole attention where
+ * k, v and spans are but a part of it: then dq is this part's share of the sum, dk and dv are its keys' own. Queries
+ * whose lse is -inf get and give zeros. Inputs of the node: q, k, v, spans, out, lse, grad_out. */
+void kn_attention_backward(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, KnTensor *out,
+                           KnTensor *lse, KnTensor *grad_out, int64_t heads, float scale, int partial,
+                           KnTensor *gradients[3]);
+/* Spans are data: the cost rules count every query against every key unless told how many pairs to expect. Call it
+ * right after one of the above, with its first result. */
+void kn_attention_expect_pairs(KnTensor *result, double pairs);
 
 /* --- norm.c ------------------------------------------------------------------------------------------------------- */
 

@@ -16,7 +16,9 @@ typedef struct KnAttentionCall {
     int64_t query_rows, key_rows, width, heads, head_size, span_count;
     const int32_t *spans;
     int64_t element_bytes;
-    KnDtype dtype;
+    KnDtype dtype;       /* of q, k, v */
+    KnDtype result_type; /* of the forward's out, the backward's gradients */
+    int partial;
     float scale;
     const KnMatmulKernel *kernel;
 } KnAttentionCall;
@@ -33,11 +35,13 @@ static inline KnAttentionCall kn_attention_call(const KnNode *node, void *const 
                              .key_rows = kn_tensor_rows(node->inputs[1]),
                              .width = width,
                              .heads = p->heads,
-                             .head_size = width / p->heads,
+                             .head_size = p->heads ? width / p->heads : 0,
                              .span_count = node->inputs[3]->shape[0],
                              .spans = inputs ? inputs[3] : NULL,
                              .element_bytes = (int64_t)kn_dtype_bytes(q->dtype),
                              .dtype = q->dtype,
+                             .result_type = node->outputs[0]->dtype,
+                             .partial = p->partial,
                              .scale = p->scale,
                              .kernel = kn_matmul_kernel_in_use(q->dtype)};
 }
@@ -46,6 +50,12 @@ static inline KnAttentionCall kn_attention_call(const KnNode *node, void *const 
 static inline char *kn_attention_at(const KnAttentionCall *c, const void *base, int64_t row, int64_t head)
 {
     return (char *)base + (row * c->width + head * c->head_size) * c->element_bytes;
+}
+
+/* The same in a [rows, width] result. */
+static inline char *kn_attention_result_at(const KnAttentionCall *c, void *base, int64_t row, int64_t head)
+{
+    return (char *)base + (row * c->width + head * c->head_size) * (int64_t)kn_dtype_bytes(c->result_type);
 }
 
 /* Bytes of a packed panel of 16 columns that is k deep. */
@@ -95,11 +105,19 @@ static inline void kn_attention_pack(const KnAttentionCall *c, const void *from,
 /* Refuses spans that point outside of the rows. */
 int KN_ISA_NAME(kn_attention_check)(const KnAttentionCall *call);
 
+/* Zeros rows [first, last) of a result. */
+static inline void kn_attention_clear_rows(const KnAttentionCall *c, char *out, int64_t first, int64_t last)
+{
+    size_t bytes = (size_t)((last - first) * c->width) * kn_dtype_bytes(c->result_type);
+    if (bytes)
+        memset(kn_attention_result_at(c, out, first, 0), 0, bytes);
+}
+
 /* Zeros the rows of `out` (and lse = -inf, if there is one) that belong to no span with keys. */
 void KN_ISA_NAME(kn_attention_clear)(const KnAttentionCall *call, char *out, float *lse);
 
-/* rows[i][first..] = scale[i] columns[first..][i]: writes `count` rows of out [count, head_size], which are `stride`
- * bytes apart, from sums [head_size][ld] that are stored the other way round. scale NULL: `scalar` for all. */
+/* rows[i][first..] = scale[i] columns[first..][i]: writes `count` rows of one head of a result, from `out` on, from
+ * sums [head_size][ld] that are stored the other way round. scale NULL: `scalar` for all. */
 void KN_ISA_NAME(kn_attention_turn)(const KnAttentionCall *call, const float *sums, int64_t ld, int64_t count,
                                     const float *scale, float scalar, char *out);
 

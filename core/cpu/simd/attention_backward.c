@@ -5,11 +5,13 @@
  * the chunks in their order: a unit adds its part of a block of queries when the unit of the chunk before has done so,
  * a pipeline in which nobody waits long. Chunks and blocks are counted from a span's first row and cut at multiples of
  * 32, where no cut changes a bit of a product: a span's bits depend neither on threads nor on other spans. The scale of
- * the scores is kept out of what is rounded. Source: Dao, "FlashAttention-2", 2023, algorithm 2. */
+ * the scores is kept out of what is rounded. A partial backward may be given the log-sum-exp of more keys than it sees,
+ * so its probabilities need not sum to one. Source: Dao, "FlashAttention-2", 2023, algorithm 2. */
 #include "core/cpu/simd/attention.h"
 
 #include "core/cpu/team.h"
 
+#include <math.h>
 #include <sched.h>
 #include <stdatomic.h>
 
@@ -30,10 +32,11 @@ typedef struct Group {
 typedef struct Backward {
     KnAttentionCall c;
     const char *out, *grad_out;
+    KnDtype out_type;
     const float *lse;
     char *dq, *dk, *dv;
     float *delta;    /* [heads, queries]: sum of grad_out * out */
-    int needs_delta; /* some span has several chunks of keys */
+    int needs_delta; /* the backward is partial, or some span has several chunks of keys */
     float *sums;     /* [heads, queries, head size]: gradients of q so far */
     int64_t *order;  /* spans by first key */
     Group *groups;
@@ -160,11 +163,29 @@ KN_V_INLINE void weigh_keys(const Tile *t, int64_t column, int known, int bf16)
     }
 }
 
+/* Queries that see nothing at all, in the whole attention: nothing of their weights is a number. */
+static void clear_blind(const Tile *t)
+{
+    const Scratch *s = t->s;
+    const int64_t element = t->b->c.element_bytes, pair = 4 / element; /* rows of a panel side by side */
+    for (int64_t i = 0; i < t->queries; i++) {
+        if (t->lse2[i] != -INFINITY)
+            continue;
+        for (int64_t column = 0; column < t->keys; column += KN_LANES)
+            memset(s->ds_rows + (i * KEYS + column) * element, 0, (size_t)(KN_LANES * element));
+        for (int64_t column = 0; column < (t->keys + KN_LANES - 1) / KN_LANES * KN_LANES; column++) {
+            const int64_t at = column / KN_PANEL * s->row_panel + i / pair * 64 + column % KN_PANEL * 4 + i % pair * 2;
+            memset(s->p + at, 0, (size_t)element);
+            memset(s->ds + at, 0, (size_t)element);
+        }
+    }
+}
+
 static void weigh_tile(Tile *t)
 {
     const Backward *b = t->b;
     const int64_t row = t->head * b->c.query_rows + t->query;
-    const int whole = t->first && t->last, bf16 = b->c.dtype == KN_BF16;
+    const int whole = !b->c.partial && t->first && t->last, bf16 = b->c.dtype == KN_BF16;
     for (int64_t i = 0; i < t->queries; i++)
         t->lse2[i] = b->lse[row + i] * 1.4426950408889634f;
     if (whole)
@@ -179,6 +200,8 @@ static void weigh_tile(Tile *t)
         else
             weigh_keys(t, column, whole, 0);
     }
+    if (b->c.partial)
+        clear_blind(t);
 }
 
 /* --- A unit ------------------------------------------------------------------------------------------------------- */
@@ -234,9 +257,9 @@ static void queries_product(const Tile *t)
                            .ld_start = c->head_size,
                            .sums = t->last ? NULL : sums,
                            .ld_sums = c->head_size,
-                           .c = kn_attention_at(c, t->b->dq, t->query, t->head),
+                           .c = kn_attention_result_at(c, t->b->dq, t->query, t->head),
                            .ldc = c->width,
-                           .c_type = c->dtype,
+                           .c_type = c->result_type,
                            .alpha = c->scale};
     c->kernel->block(&block);
 }
@@ -323,8 +346,9 @@ static void key_chunk(Unit *u, int64_t first, int goes_on)
             from = begin > 0 ? span[3] : 0, to = span[3];
         span_part(u, span, from, to > from ? to - from : 0, span[2] + from - first);
     }
-    KN_ISA_NAME(kn_attention_turn)(c, s->dk, LD, keys, NULL, c->scale, kn_attention_at(c, b->dk, first, u->head));
-    KN_ISA_NAME(kn_attention_turn)(c, s->dv, LD, keys, NULL, 1, kn_attention_at(c, b->dv, first, u->head));
+    KN_ISA_NAME(kn_attention_turn)
+    (c, s->dk, LD, keys, NULL, c->scale, kn_attention_result_at(c, b->dk, first, u->head));
+    KN_ISA_NAME(kn_attention_turn)(c, s->dv, LD, keys, NULL, 1, kn_attention_result_at(c, b->dv, first, u->head));
 }
 
 /* One unit, whatever block of the team's job asks for it: units are taken in order, so that nobody waits for a unit
@@ -367,15 +391,16 @@ static void find_delta(void *argument, int64_t block, int slot)
     const Backward *b = argument;
     const KnAttentionCall *c = &b->c;
     const int64_t first = block * DELTA_ROWS, last = min64(first + DELTA_ROWS, c->query_rows);
-    const int bf16 = c->dtype == KN_BF16;
+    const int64_t out_bytes = (int64_t)kn_dtype_bytes(b->out_type);
+    const int bf16 = c->dtype == KN_BF16, out_bf16 = b->out_type == KN_BF16;
     (void)slot;
     for (int64_t row = first; row < last; row++)
         for (int64_t head = 0; head < c->heads; head++) {
-            const char *out = kn_attention_at(c, b->out, row, head);
+            const char *out = b->out + (row * c->width + head * c->head_size) * out_bytes;
             const char *grad = kn_attention_at(c, b->grad_out, row, head);
             KnV sum = {0};
             KN_VECTORS(0, c->head_size, at, lanes,
-                       { sum = kn_v_fma(kn_v_read(out, at, lanes, bf16), kn_v_read(grad, at, lanes, bf16), sum); });
+                       { sum = kn_v_fma(kn_v_read(out, at, lanes, out_bf16), kn_v_read(grad, at, lanes, bf16), sum); });
             b->delta[head * c->query_rows + row] = kn_v_total(sum);
         }
 }
@@ -432,18 +457,15 @@ static void clear_rest(const Backward *b)
     KN_ISA_NAME(kn_attention_clear)(c, b->dq, NULL);
     for (int64_t g = 0; g <= b->group_count; g++) {
         int64_t next = g < b->group_count ? b->groups[g].first_key : c->key_rows;
-        size_t bytes = (size_t)((next - end) * c->width * c->element_bytes);
-        if (bytes) {
-            memset(kn_attention_at(c, b->dk, end, 0), 0, bytes);
-            memset(kn_attention_at(c, b->dv, end, 0), 0, bytes);
-        }
+        kn_attention_clear_rows(c, b->dk, end, next);
+        kn_attention_clear_rows(c, b->dv, end, next);
         end = g < b->group_count ? b->groups[g].last_key : end;
     }
 }
 
 static Backward describe(const KnNode *node, void *const *inputs, void *const *outputs, char *workspace, size_t *bytes)
 {
-    Backward b = {.c = kn_attention_call(node, inputs)};
+    Backward b = {.c = kn_attention_call(node, inputs), .out_type = node->inputs[4]->dtype};
     const KnAttentionCall *c = &b.c;
     char *at = workspace;
     if (inputs) {
@@ -485,6 +507,7 @@ static int run_backward(const KnCall *call)
     Backward b = describe(call->node, call->inputs, call->outputs, call->workspace, &shared);
     const KnAttentionCall *c = &b.c;
     KN_TRY(KN_ISA_NAME(kn_attention_check)(c));
+    b.needs_delta = c->partial;
     find_groups(&b);
     find_units(&b);
     clear_rest(&b);

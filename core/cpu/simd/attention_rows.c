@@ -20,7 +20,7 @@ static void clear_rows(const KnAttentionCall *c, char *out, float *lse, int64_t 
 {
     if (first >= last)
         return;
-    memset(kn_attention_at(c, out, first, 0), 0, (size_t)((last - first) * c->width * c->element_bytes));
+    kn_attention_clear_rows(c, out, first, last);
     for (int64_t head = 0; lse && head < c->heads; head++)
         for (int64_t row = first; row < last; row++)
             lse[head * c->query_rows + row] = -INFINITY;
@@ -65,14 +65,14 @@ KN_V_INLINE void turn_square(const float *sums, int64_t ld, int depth, int count
 void KN_ISA_NAME(kn_attention_turn)(const KnAttentionCall *c, const float *sums, int64_t ld, int64_t count,
                                     const float *scale, float scalar, char *out)
 {
-    const int64_t stride = c->width * c->element_bytes;
+    const int64_t element = (int64_t)kn_dtype_bytes(c->result_type), stride = c->width * element;
     for (int64_t row = 0; row < count; row += KN_LANES) {
         const KnV by = scale ? kn_v_load(scale + row) : kn_v_set(scalar);
         const int rows = count - row < KN_LANES ? (int)(count - row) : KN_LANES;
         for (int64_t at = 0; at < c->head_size; at += KN_LANES) {
             const int depth = c->head_size - at < KN_LANES ? (int)(c->head_size - at) : KN_LANES;
-            char *to = out + row * stride + at * c->element_bytes;
-            if (c->dtype == KN_BF16)
+            char *to = out + row * stride + at * element;
+            if (c->result_type == KN_BF16)
                 turn_square(sums + at * ld + row, ld, depth, rows, by, to, stride, 1);
             else
                 turn_square(sums + at * ld + row, ld, depth, rows, by, to, stride, 0);

@@ -54,15 +54,55 @@ static const struct {
     {407, 430, 2, {{0, 400, 0, 420}, {400, 7, 420, 10}}},                   /* several chunks of queries and of keys */
     {290, 340, 3, {{0, 97, 3, 300}, {97, 98, 90, 250}, {195, 95, 91, 40}}}, /* keys overlap across chunks */
     {130, 210, 2, {{0, 97, 0, 210}, {97, 33, 0, 210}}},                     /* the same keys for two */
+    {0, 9, 2, {{0, 0, 0, 5}, {0, 0, 5, 4}}},
+    {9, 0, 2, {{0, 5, 0, 0}, {5, 3, 0, 0}}},
+    {7, 5, 0, {{0}}},
+    {0, 0, 0, {{0}}},
 };
 
+typedef struct Attention {
+    KnTensor *q, *k, *v, *spans;
+    float scale;
+} Attention;
+
 /* n: span table, heads, head size */
-static KnTensor *build_attention(OpTrial *t, const int64_t *n)
+static Attention attention_leaves(OpTrial *t, const int64_t *n)
 {
     int64_t queries = span_tables[n[0]].queries, keys = span_tables[n[0]].keys, width = n[1] * n[2];
-    KnTensor *q = leaf_x(t, queries, width), *k = leaf_x(t, keys, width), *v = leaf_x(t, keys, width);
-    KnTensor *spans = leaf_given(t, 2, (int64_t[]){span_tables[n[0]].count, 4}, span_tables[n[0]].spans[0]);
-    return kn_attention(t->graph, q, k, v, spans, n[1], 1 / sqrtf((float)n[2]));
+    Attention a = {.scale = 1 / sqrtf((float)n[2])};
+    a.q = leaf_x(t, queries, width);
+    a.k = leaf_x(t, keys, width);
+    a.v = leaf_x(t, keys, width);
+    a.spans = leaf_given(t, 2, (int64_t[]){span_tables[n[0]].count, 4}, span_tables[n[0]].spans[0]);
+    return a;
+}
+
+static KnTensor *build_attention(OpTrial *t, const int64_t *n)
+{
+    Attention a = attention_leaves(t, n);
+    return kn_attention(t->graph, a.q, a.k, a.v, a.spans, n[1], a.scale);
+}
+
+static KnTensor *build_attention_partial(OpTrial *t, const int64_t *n)
+{
+    Attention a = attention_leaves(t, n);
+    return kn_attention_partial(t->graph, a.q, a.k, a.v, a.spans, n[1], a.scale);
+}
+
+/* The log-sum-exp is any number, as that of other keys may be; every seventh query sees nothing anywhere.
+ * n: span table, heads, head size, whether `out` is f32 */
+static KnTensor *build_attention_part_backward(OpTrial *t, const int64_t *n)
+{
+    Attention a = attention_leaves(t, n);
+    LeafKind statistic = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .center = 2, .spread = 2};
+    int64_t queries = kn_tensor_rows(a.q), width = kn_tensor_columns(a.q);
+    KnTensor *out = n[3] ? leaf_f32(t, queries, width) : leaf_x(t, queries, width), *gradients[3];
+    KnTensor *lse = leaf(t, statistic, 2, (int64_t[]){n[1], queries});
+    for (int64_t i = 0; i < n[1] * queries; i += 7)
+        t->values[t->leaf_count - 1][i] = -INFINITY;
+    kn_attention_backward(t->graph, a.q, a.k, a.v, a.spans, out, lse, leaf_x(t, queries, width), n[1], a.scale, 1,
+                          gradients);
+    return gradients[0];
 }
 
 /* n: clips, heads, head size; clips of 1 to 7 queries and 2 to 6 keys */
@@ -303,7 +343,12 @@ static KnTensor *build_all_reduce(OpTrial *t, const int64_t *n)
     return NULL;
 }
 
-enum { ONE = OP_ONE_DTYPE, FORWARD = OP_NO_GRADIENT, STATE = OP_ONE_DTYPE | OP_NO_GRADIENT };
+enum {
+    ONE = OP_ONE_DTYPE,
+    FORWARD = OP_NO_GRADIENT,
+    STATE = OP_ONE_DTYPE | OP_NO_GRADIENT,
+    PART = OP_NO_GRADIENT | OP_BF16_PRODUCT
+};
 
 const OpCase op_cases[] = {
     {"matmul 1x1x1", build_matmul, {1, 1, 1, 0}, 0},
@@ -337,7 +382,34 @@ const OpCase op_cases[] = {
     {"attention heads of 128", build_attention, {1, 2, 128}, OP_BF16_PRODUCT | OP_LARGE},
     {"attention heads of 256", build_attention, {3, 1, 256}, OP_BF16_PRODUCT | OP_LARGE},
     {"attention heads of 1", build_attention, {1, 3, 1}, OP_BF16_PRODUCT},
+    {"attention of no query", build_attention, {12, 2, 8}, OP_BF16_PRODUCT},
+    {"attention to no key", build_attention, {13, 2, 8}, OP_BF16_PRODUCT},
+    {"attention without spans", build_attention, {14, 2, 8}, OP_BF16_PRODUCT},
+    {"attention of no rows at all", build_attention, {15, 1, 8}, OP_BF16_PRODUCT},
+    {"attention of no heads", build_attention, {1, 0, 8}, OP_BF16_PRODUCT},
     {"attention many small clips", build_attention_many, {50, 2, 20}, OP_BF16_PRODUCT | OP_LARGE},
+
+#define PART_ROWS(name, table, heads, size, flags)                                                                     \
+    {"attention_partial " name, build_attention_partial, {table, heads, size}, PART | (flags)},                        \
+        {"backward of a part, " name, build_attention_part_backward, {table, heads, size, 0}, PART | (flags)},         \
+    {                                                                                                                  \
+        "backward of a part, out in f32, " name, build_attention_part_backward, {table, heads, size, 1},               \
+            PART | (flags)                                                                                             \
+    }
+
+    PART_ROWS("one clip", 0, 2, 8, 0),
+    PART_ROWS("packed clips", 1, 1, 12, 0),
+    PART_ROWS("cross", 2, 3, 4, 0),
+    PART_ROWS("shared keys", 3, 1, 16, 0),
+    PART_ROWS("empty spans", 4, 2, 6, 0),
+    PART_ROWS("300 tokens", 6, 2, 64, OP_LARGE),
+    PART_ROWS("one query", 7, 2, 32, OP_LARGE),
+    PART_ROWS("long, heads of 20", 9, 1, 20, OP_LARGE),
+    PART_ROWS("overlapping keys", 10, 1, 17, OP_LARGE),
+    PART_ROWS("no query", 12, 2, 8, 0),
+    PART_ROWS("no key", 13, 2, 8, 0),
+    PART_ROWS("no rows at all", 15, 1, 8, 0),
+    PART_ROWS("no heads", 1, 0, 8, 0),
 
     {"layer_norm 3x1", build_layer_norm, {3, 1}, FORWARD},
     {"layer_norm 1x2", build_layer_norm, {1, 2}, FORWARD}, /* its gradient is a difference of equals */

@@ -278,6 +278,14 @@ typedef struct Bound {
     double l2;         /* of the whole tensor; 0: not looked at */
 } Bound;
 
+/* What a product of bf16 operands made on the way gives; the log-sum-exp is none. */
+static int is_rounded_product(const Built *built, const KnTensor *tensor)
+{
+    if (!built->in_bf16 || !(built->trial->row->flags & OP_BF16_PRODUCT))
+        return 0;
+    return tensor->producer->op->id != KN_OP_ATTENTION || tensor != tensor->producer->outputs[1];
+}
+
 /* Forward: only the last rounding may be seen. Gradients in bf16 pass several roundings. */
 static Bound bound_for(const Built *built, const KnTensor *tensor, int gradient)
 {
@@ -287,7 +295,7 @@ static Bound bound_for(const Built *built, const KnTensor *tensor, int gradient)
         return (Bound){.relative = 0.01, .of_largest = 0.02, .l2 = 0.015};
     if (gradient)
         return (Bound){.relative = 1e-4, .of_largest = 1e-5, .l2 = 1e-5};
-    if (tensor->dtype == KN_BF16 && built->trial->row->flags & OP_BF16_PRODUCT)
+    if (is_rounded_product(built, tensor))
         return (Bound){.relative = 0.00393, .of_largest = 0.004, .l2 = 0.005};
     if (tensor->dtype == KN_BF16)
         return (Bound){.relative = 0.00393, .of_largest = 2e-6};

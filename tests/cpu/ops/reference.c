@@ -68,6 +68,39 @@ static void attention(const KnNode *node, double *const *in, double *const *out)
             attend(node, in, out, in[3] + 4 * s, head);
 }
 
+/* dv = p^T dO; ds = p (dO v^T - delta), p = exp(scale q k^T - lse), delta = sum of dO out; dq = scale ds k,
+ * dk = scale ds^T q. */
+static void part_backward(const KnNode *node, double *const *in, double *const *out, const double *span, int64_t head)
+{
+    const KnAttentionAttributes *p = ATTRIBUTES(KnAttentionAttributes);
+    int64_t width = COLUMNS(0), d = width / p->heads;
+    for (int64_t i = (int64_t)span[0]; i < (int64_t)(span[0] + span[1]); i++)
+        for (int64_t j = (int64_t)span[2]; j < (int64_t)(span[2] + span[3]); j++) {
+            int64_t q = i * width + head * d, k = j * width + head * d;
+            double lse = in[5][head * ROWS(0) + i], score = 0, product = 0, delta = 0;
+            for (int64_t c = 0; c < d; c++) {
+                score += (double)p->scale * in[0][q + c] * in[1][k + c];
+                product += in[6][q + c] * in[2][k + c];
+                delta += in[6][q + c] * in[4][q + c];
+            }
+            double probability = isinf(lse) ? 0 : exp(score - lse), ds = probability * (product - delta);
+            for (int64_t c = 0; c < d; c++) {
+                out[0][q + c] += (double)p->scale * ds * in[1][k + c];
+                out[1][k + c] += (double)p->scale * ds * in[0][q + c];
+                out[2][k + c] += probability * in[6][q + c];
+            }
+        }
+}
+
+static void attention_backward(const KnNode *node, double *const *in, double *const *out)
+{
+    for (int i = 0; i < 3; i++)
+        memset(out[i], 0, (size_t)ELEMENTS(i) * sizeof(double));
+    for (int64_t s = 0; s < ROWS(3); s++)
+        for (int64_t head = 0; head < ATTRIBUTES(KnAttentionAttributes)->heads; head++)
+            part_backward(node, in, out, in[3] + 4 * s, head);
+}
+
 static void layer_norm(const KnNode *node, double *const *in, double *const *out)
 {
     int64_t columns = COLUMNS(0);
@@ -371,6 +404,7 @@ static const Reference references[KN_OP_COUNT] = {
     [KN_OP_MATMUL] = matmul,
     [KN_OP_SUM_ROWS] = sum_rows,
     [KN_OP_ATTENTION] = attention,
+    [KN_OP_ATTENTION_BACKWARD] = attention_backward,
     [KN_OP_LAYER_NORM] = layer_norm,
     [KN_OP_RMS_NORM] = rms_norm,
     [KN_OP_MODULATE] = modulate,
