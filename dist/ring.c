@@ -47,9 +47,9 @@ static KnTensor *spans_at(const Ring *r, int step)
                           rows_of(r, owner));
 }
 
-static void expect_pairs(const Ring *r, KnNode *node)
+static void expect_pairs(const Ring *r, KnTensor *result)
 {
-    ((KnAttentionAttributes *)node->attributes)->pairs = r->attributes->pairs / r->ring->ranks;
+    kn_attention_expect_pairs(result, r->attributes->pairs / r->ring->ranks);
 }
 
 static void expand_forward(Ring *r, KnTensor *results[2])
@@ -63,7 +63,7 @@ static void expand_forward(Ring *r, KnTensor *results[2])
         }
         KnTensor *part = kn_attention_partial(r->graph, r->q, k, v, spans_at(r, step), r->attributes->heads,
                                               r->attributes->scale);
-        expect_pairs(r, part->producer);
+        expect_pairs(r, part);
         KnTensor *part_lse = part->producer->outputs[1];
         out = out ? kn_attention_merge(r->graph, out, lse, part, part_lse) : part;
         lse = out->producer->outputs[1];
@@ -85,7 +85,7 @@ static void expand_backward(Ring *r, const KnNode *node, KnTensor *results[3])
         }
         kn_attention_backward(r->graph, r->q, k, v, spans_at(r, step), node->inputs[4], node->inputs[5],
                               node->inputs[6], r->attributes->heads, r->attributes->scale, 1, part);
-        expect_pairs(r, part[0]->producer);
+        expect_pairs(r, part[0]);
         dq = dq ? kn_add(r->graph, dq, part[0]) : part[0];
         dk = dk ? kn_add(r->graph, dk, part[1]) : part[1];
         dv = dv ? kn_add(r->graph, dv, part[2]) : part[2];

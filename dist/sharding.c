@@ -286,12 +286,13 @@ static KnTensor *attend(Pass *p, const Attention *a, const KnRing *ring)
 }
 
 /* An all-to-all of the ulysses group: rows of this rank and all columns, to rows of the group and this rank's heads. */
+enum { MOST_ULYSSES = 256 };
 typedef struct HeadExchange {
     int ranks, rank;
-    int64_t columns[KN_MOST_ULYSSES + 1];    /* cuts of the columns, by heads */
-    int64_t rows[KN_MOST_ULYSSES + 1];       /* cuts of the group's rows */
-    int64_t by_columns[KN_MOST_ULYSSES + 1]; /* offsets of this rank's rows, grouped by whose heads they are */
-    int64_t by_rows[KN_MOST_ULYSSES + 1];    /* offsets of the group's rows of this rank's heads */
+    int64_t columns[MOST_ULYSSES + 1];    /* cuts of the columns, by heads */
+    int64_t rows[MOST_ULYSSES + 1];       /* cuts of the group's rows */
+    int64_t by_columns[MOST_ULYSSES + 1]; /* offsets of this rank's rows, grouped by whose heads they are */
+    int64_t by_rows[MOST_ULYSSES + 1];    /* offsets of the group's rows of this rank's heads */
 } HeadExchange;
 
 static HeadExchange plan_exchange(const Pass *p, const Attention *a)

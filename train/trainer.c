@@ -86,7 +86,7 @@ static int create_passes(Trainer *t)
     if (many)
         KN_TRY(create_pass(t, &t->last_pass, 1, 1));
     if (c->data.validation_clips > 0 && c->train.validate_every > 0)
-        KN_TRY(create_pass(t, &t->validation_pass, 0, many));
+        KN_TRY(create_pass(t, &t->validation_pass, 0, 0));
     KN_TRY(kn_train_batch_create(&t->batch, &t->batch_options));
     KnTrainPass *passes[] = {t->pass, t->last_pass, t->validation_pass};
     for (int i = 0; i < 3; i++)
@@ -158,6 +158,12 @@ static int set_up(Trainer *t)
 
 /* --- One step ----------------------------------------------------------------------------------------------------- */
 
+/* A pack's denoised tokens, counted by one of the ranks that share it. */
+static float denoised_here(const Trainer *t)
+{
+    return kn_mesh_group_rank(&t->state.layout.mesh, KN_GROUP_SEQUENCE) == 0 ? (float)t->batch.denoised_tokens : 0;
+}
+
 static int run_packs(Trainer *t, KnStepMetrics *m)
 {
     int64_t local_packs = packs_here(t), step_tokens = 0;
@@ -170,7 +176,7 @@ static int run_packs(Trainer *t, KnStepMetrics *m)
         m->clips = pack->step_clips;
         step_tokens = pack->step_tokens;
         kn_train_batch_fill(&t->batch, &t->batch_options, pack);
-        t->stats[1] += (float)t->batch.denoised_tokens;
+        t->stats[1] += denoised_here(t);
         KN_TRY(kn_train_pass_run(i + 1 == local_packs ? t->last_pass : t->pass));
     }
     m->tokens = step_tokens;
@@ -197,41 +203,52 @@ static int run_step(Trainer *t, KnStepMetrics *m)
         kn_warn("step %lld changed nothing: its gradient is not finite", (long long)m->step);
     m->seconds = now_seconds() - start;
     m->tokens_per_second = (double)m->tokens / m->seconds;
-    m->peak_share = kn_train_pass_flops(t->last_pass) * (double)c->train.packs / m->seconds / fmax(t->peak_flops, 1);
+    m->peak_share = kn_train_pass_flops(t->last_pass) * (double)(packs_here(t) * t->comm->ranks) / m->seconds /
+                    fmax(t->peak_flops, 1);
     return KN_OK;
 }
 
 /* --- Now and then ------------------------------------------------------------------------------------------------- */
 
+/* Every rank takes part in as many passes as any other, since they may exchange weights and tokens: where packs have run
+ * out, with an empty one. */
+static int run_validation_packs(Trainer *t, KnLoader *loader, float sums[2])
+{
+    const KnMesh *mesh = &t->state.layout.mesh;
+    KnTrainBatchOptions batch = t->batch_options;
+    int64_t packs = kn_loader_epoch_packs(loader), replicas = kn_mesh_replicas(mesh);
+    batch.validation = 1;
+    for (int64_t i = 0; i < (packs + replicas - 1) / replicas; i++) {
+        const KnBatch *pack = NULL;
+        int code = kn_loader_next(loader, &pack);
+        KN_TRY(code == KN_END ? KN_OK : code);
+        t->stats[0] = t->stats[1] = 0;
+        kn_train_batch_fill(&t->batch, &batch, pack ? pack : &(KnBatch){.step_tokens = 1});
+        KN_TRY(kn_train_pass_run(t->validation_pass));
+        if (!pack || kn_mesh_group_rank(mesh, KN_GROUP_TENSOR) > 0)
+            continue;
+        sums[0] += t->stats[0] * (float)pack->step_tokens;
+        sums[1] += denoised_here(t);
+    }
+    return KN_OK;
+}
+
 static int validate(Trainer *t)
 {
     KnLoader *loader = NULL;
     KnLoaderOptions options = loader_options(t, 1);
-    KnTrainBatchOptions batch = t->batch_options;
-    const KnBatch *pack = NULL;
     float sums[2] = {0};
-    batch.validation = 1;
     kn_train_pass_parameters_changed(t->validation_pass);
     KN_TRY(kn_loader_open(&loader, &options));
-    int code;
-    while ((code = kn_loader_next(loader, &pack)) == KN_OK) {
-        t->stats[0] = t->stats[1] = 0;
-        kn_train_batch_fill(&t->batch, &batch, pack);
-        KN_TRY_GOTO(code, kn_train_pass_run(t->validation_pass), done);
-        sums[0] += t->stats[0] * (float)pack->step_tokens;
-        sums[1] += (float)t->batch.denoised_tokens;
-    }
-    code = code == KN_END ? KN_OK : code;
-    if (code == KN_OK)
-        code = kn_comm_all_reduce(t->comm, sums, 2, "validation loss");
-    if (code == KN_OK && t->metrics) {
-        double loss = (double)sums[0] / (double)sums[1];
-        kn_log("step %lld: validation loss %.5f", (long long)t->state.step, loss);
-        code = kn_metrics_validation(t->metrics, t->state.step, loss);
-    }
-done:
+    int code = run_validation_packs(t, loader, sums);
     kn_loader_close(loader);
-    return code;
+    KN_TRY(code);
+    KN_TRY(kn_comm_all_reduce(t->comm, sums, 2, "validation loss"));
+    if (!t->metrics)
+        return KN_OK;
+    double loss = (double)sums[0] / (double)sums[1];
+    kn_log("step %lld: validation loss %.5f", (long long)t->state.step, loss);
+    return kn_metrics_validation(t->metrics, t->state.step, loss);
 }
 
 static int draw_samples(Trainer *t)

@@ -106,7 +106,7 @@ const KnConfigRow kn_config_rows[] = {
     {"parallel.shard", KN_CONFIG_INT, AT(parallel.shard), "1",
      "ranks that each take other packs and cut the state among themselves", .low = 1, .high = 1 << 20},
     {"parallel.ulysses", KN_CONFIG_INT, AT(parallel.ulysses), "1",
-     "ranks that share the tokens of a pack; each attends with its share of the heads", .low = 1, .high = 1 << 16},
+     "ranks that share the tokens of a pack; each attends with its share of the heads", .low = 1, .high = 256},
     {"parallel.ring", KN_CONFIG_INT, AT(parallel.ring), "1",
      "ranks that share the tokens of a pack; keys and values go round", .low = 1, .high = 1 << 16},
     {"parallel.tensor", KN_CONFIG_INT, AT(parallel.tensor), "1", "ranks that share each matrix of a block", .low = 1,

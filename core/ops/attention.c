@@ -81,6 +81,7 @@ static void attention_gradient(KnGraph *graph, const KnNode *node, KnTensor *con
     kn_attention_backward(graph, in[0], in[1], in[2], in[3], node->outputs[0], node->outputs[1], grad_outputs[0],
                           p->heads, p->scale, 0, grad_inputs);
     kn_attention_expect_pairs(grad_inputs[0], p->pairs);
+    ((KnAttentionAttributes *)grad_inputs[0]->producer->attributes)->ring = p->ring;
 }
 
 static void attention_cost(const KnNode *node, KnCost *cost)

@@ -113,6 +113,7 @@ typedef struct KnAttentionAttributes {
     float scale;
     int partial;  /* results in f32; the backward is given the log-sum-exp of more keys than it sees */
     double pairs; /* query-key pairs that the spans are expected to hold: for the cost rule alone */
+    const KnRing *ring; /* NULL, or the rest of the keys is with other ranks: a pass takes such a node apart */
 } KnAttentionAttributes;
 
 /* softmax(scale q k^T) v by a span table: spans i32 [S,4] rows (q_start, q_len, k_start, k_len); within a span every
