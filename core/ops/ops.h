@@ -20,6 +20,8 @@ typedef enum KnOpId {
     /* attention.c */
     KN_OP_ATTENTION,
     KN_OP_ATTENTION_BACKWARD,
+    /* ring.c */
+    KN_OP_ATTENTION_MERGE,
     /* norm.c */
     KN_OP_LAYER_NORM,
     KN_OP_LAYER_NORM_BACKWARD,
@@ -137,6 +139,13 @@ void kn_attention_backward(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v
 /* Spans are data: the cost rules count every query against every key unless told how many pairs to expect. Call it
  * right after one of the above, with its first result. */
 void kn_attention_expect_pairs(KnTensor *result, double pairs);
+
+/* --- ring.c: attention to keys that come in parts ---------------------------------------------------------------- */
+
+/* The results of kn_attention_partial for two parts of the keys as that of both: a, b f32 [L, H*d], lse f32 [H, L].
+ * Output 1 of the node is the merged lse. A part that saw nothing has lse = -inf; where both saw nothing, the result
+ * is zeros and -inf. No gradient. */
+KnTensor *kn_attention_merge(KnGraph *graph, KnTensor *a, KnTensor *lse_a, KnTensor *b, KnTensor *lse_b);
 
 /* --- norm.c ------------------------------------------------------------------------------------------------------- */
 

@@ -12,6 +12,7 @@
     KERNEL(SUM_ROWS, sum_rows)                                                                                         \
     KERNEL(ATTENTION, attention)                                                                                       \
     KERNEL(ATTENTION_BACKWARD, attention_backward)                                                                     \
+    KERNEL(ATTENTION_MERGE, attention_merge)                                                                           \
     KERNEL(LAYER_NORM, layer_norm)                                                                                     \
     KERNEL(LAYER_NORM_BACKWARD, layer_norm_backward)                                                                   \
     KERNEL(RMS_NORM, rms_norm)                                                                                         \

@@ -105,6 +105,20 @@ static KnTensor *build_attention_part_backward(OpTrial *t, const int64_t *n)
     return gradients[0];
 }
 
+/* Every third row of a, and every fifth of b, saw nothing. n: rows, columns, heads, spread of the log-sum-exp */
+static KnTensor *build_attention_merge(OpTrial *t, const int64_t *n)
+{
+    LeafKind statistic = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .spread = (double)n[3]};
+    KnTensor *out[2], *lse[2];
+    for (int part = 0; part < 2; part++) {
+        out[part] = leaf_f32(t, n[0], n[1]);
+        lse[part] = leaf(t, statistic, 2, (int64_t[]){n[2], n[0]});
+        for (int64_t i = 0; i < n[2] * n[0]; i += part ? 5 : 3)
+            t->values[t->leaf_count - 1][i] = -INFINITY;
+    }
+    return kn_attention_merge(t->graph, out[0], lse[0], out[1], lse[1]);
+}
+
 /* n: clips, heads, head size; clips of 1 to 7 queries and 2 to 6 keys */
 static KnTensor *build_attention_many(OpTrial *t, const int64_t *n)
 {
@@ -410,6 +424,12 @@ const OpCase op_cases[] = {
     PART_ROWS("no key", 13, 2, 8, 0),
     PART_ROWS("no rows at all", 15, 1, 8, 0),
     PART_ROWS("no heads", 1, 0, 8, 0),
+    {"attention_merge 1x1", build_attention_merge, {1, 1, 1, 1}, STATE},
+    {"attention_merge 9x14", build_attention_merge, {9, 14, 2, 3}, STATE},
+    {"attention_merge far apart", build_attention_merge, {67, 33, 3, 300}, STATE},
+    {"attention_merge of many heads", build_attention_merge, {131, 17 * 37, 37, 5}, STATE | OP_LARGE},
+    {"attention_merge of no rows", build_attention_merge, {0, 12, 2, 1}, STATE},
+    {"attention_merge of no heads", build_attention_merge, {7, 0, 0, 1}, STATE},
 
     {"layer_norm 3x1", build_layer_norm, {3, 1}, FORWARD},
     {"layer_norm 1x2", build_layer_norm, {1, 2}, FORWARD}, /* its gradient is a difference of equals */
@@ -514,6 +534,7 @@ const OpCase op_cases[] = {
         {"speed of layer_norm_modulated", build_layer_norm_modulated, {rows, columns, 32, 0}, OP_SPEED},               \
         {"speed of layer_norm_affine", build_layer_norm_affine, {rows, columns}, OP_SPEED},                            \
         {"speed of rms_norm", build_rms_norm, {rows, columns}, OP_SPEED},                                              \
+        {"speed of attention_merge", build_attention_merge, {rows, columns, columns / 64, 5}, STATE | OP_SPEED},       \
         {"speed of modulate", build_modulate, {rows, columns, 32, 0}, OP_SPEED},                                       \
         {"speed of gated_residual", build_gated_residual, {rows, columns, 32, 0}, OP_SPEED},                           \
         {"speed of rope", build_rope, {rows, columns / 64, 12, 10, 10, 0}, OP_SPEED},                                  \

@@ -101,6 +101,17 @@ static void attention_backward(const KnNode *node, double *const *in, double *co
             part_backward(node, in, out, in[3] + 4 * s, head);
 }
 
+static void attention_merge(const KnNode *node, double *const *in, double *const *out)
+{
+    int64_t rows = ROWS(0), columns = COLUMNS(0), heads = ROWS(1);
+    for (int64_t i = 0; i < rows * columns; i++) {
+        int64_t at = i % columns / (columns / heads) * rows + i / columns;
+        double a = exp(in[1][at]), b = exp(in[3][at]);
+        out[0][i] = a + b > 0 ? (a * in[0][i] + b * in[2][i]) / (a + b) : 0;
+        out[1][at] = log(a + b);
+    }
+}
+
 static void layer_norm(const KnNode *node, double *const *in, double *const *out)
 {
     int64_t columns = COLUMNS(0);
@@ -405,6 +416,7 @@ static const Reference references[KN_OP_COUNT] = {
     [KN_OP_SUM_ROWS] = sum_rows,
     [KN_OP_ATTENTION] = attention,
     [KN_OP_ATTENTION_BACKWARD] = attention_backward,
+    [KN_OP_ATTENTION_MERGE] = attention_merge,
     [KN_OP_LAYER_NORM] = layer_norm,
     [KN_OP_RMS_NORM] = rms_norm,
     [KN_OP_MODULATE] = modulate,

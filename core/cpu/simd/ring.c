@@ -1,0 +1,88 @@
+/* The results of attention to two parts of the keys, made one: each head of each row is the mean of both, weighed by
+ * its share of the sum of exponentials. A pass over memory: the shares of a tile of rows are found a vector of rows at
+ * a time, then the tile is read and written along its rows. */
+#include "core/cpu/simd/kernel.h"
+#include "core/cpu/simd/kernels.h"
+
+#include <math.h>
+
+enum { TILE_ROWS = 16, TILE_HEADS = 16 };
+
+typedef struct Merge {
+    int64_t rows, columns, heads;
+    const float *a, *lse_a, *b, *lse_b;
+    float *out, *lse;
+} Merge;
+
+typedef struct Shares {
+    float a[TILE_HEADS][TILE_ROWS], b[TILE_HEADS][TILE_ROWS];
+} Shares;
+
+/* exp(lse - top), and exactly 0 of nothing. */
+KN_V_INLINE KnV weight_of(KnV lse, KnV top)
+{
+    return kn_v_select(lse == kn_v_set(-INFINITY), (KnV){0}, kn_v_exp(lse - top));
+}
+
+/* Of rows [first, first + count) of one head; merges their log-sum-exp on the way. */
+static void find_shares(const Merge *m, int64_t head, int64_t first, int64_t count, float *share_a, float *share_b)
+{
+    const int64_t start = head * m->rows + first;
+    KN_VECTORS(0, count, at, lanes, {
+        KnV a = kn_v_read(m->lse_a + start, at, lanes, 0), b = kn_v_read(m->lse_b + start, at, lanes, 0);
+        KnV top = kn_v_max(a, b);
+        KnVi nothing = top == kn_v_set(-INFINITY);
+        KnV from = kn_v_select(nothing, (KnV){0}, top);
+        KnV of_a = weight_of(a, from), of_b = weight_of(b, from), total = of_a + of_b;
+        KnV share = 1.0f / kn_v_select(nothing, kn_v_set(1), total);
+        kn_v_write(m->lse + start, at, top + kn_v_log(total), lanes, 0);
+        kn_v_write(share_a, at, of_a * share, lanes, 0);
+        kn_v_write(share_b, at, of_b * share, lanes, 0);
+    });
+}
+
+/* Heads [head, head + heads) of rows [first, first + count). */
+static void merge_tile(const Merge *m, int64_t first, int64_t count, int64_t head, int64_t heads)
+{
+    const int64_t size = m->columns / m->heads;
+    Shares shares;
+    for (int64_t h = 0; h < heads; h++)
+        find_shares(m, head + h, first, count, shares.a[h], shares.b[h]);
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t h = 0; h < heads; h++) {
+            const int64_t start = (first + i) * m->columns + (head + h) * size;
+            const KnV share_a = kn_v_set(shares.a[h][i]), share_b = kn_v_set(shares.b[h][i]);
+            KN_VECTORS(start, start + size, at, lanes, {
+                KnV mean = kn_v_fma(kn_v_read(m->a, at, lanes, 0), share_a, kn_v_read(m->b, at, lanes, 0) * share_b);
+                kn_v_write(m->out, at, mean, lanes, 0);
+            });
+        }
+}
+
+static void merge_rows(const void *arguments, int64_t first, int64_t last)
+{
+    const Merge *m = arguments;
+    for (int64_t row = first; row < last; row += TILE_ROWS) {
+        const int64_t rows = last - row < TILE_ROWS ? last - row : TILE_ROWS;
+        for (int64_t head = 0; head < m->heads; head += TILE_HEADS)
+            merge_tile(m, row, rows, head, m->heads - head < TILE_HEADS ? m->heads - head : TILE_HEADS);
+    }
+}
+
+static int run_attention_merge(const KnCall *call)
+{
+    const KnTensor *a = call->node->inputs[0], *lse = call->node->inputs[1];
+    Merge m = {.rows = kn_tensor_rows(a),
+               .columns = kn_tensor_columns(a),
+               .heads = lse->shape[0],
+               .a = call->inputs[0],
+               .lse_a = call->inputs[1],
+               .b = call->inputs[2],
+               .lse_b = call->inputs[3],
+               .out = call->outputs[0],
+               .lse = call->outputs[1]};
+    kn_parallel_for((KnLoop){.count = m.rows, .block = TILE_ROWS, .work = m.columns}, merge_rows, &m);
+    return KN_OK;
+}
+
+const KnCpuKernel KN_ISA_NAME(kn_cpu_attention_merge) = {run_attention_merge, NULL};
