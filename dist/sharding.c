@@ -48,12 +48,12 @@ static KnRows cut_rows(const KnMesh *mesh, int64_t total)
     return (KnRows){first, kn_cut(total, parts, part + 1) - first};
 }
 
-KnRows kn_shard_tokens(const KnSharding *sharding)
+KnRows kn_sharded_tokens(const KnSharding *sharding)
 {
     return cut_rows(sharding->mesh, sharding->shape.tokens);
 }
 
-KnRows kn_shard_text(const KnSharding *sharding)
+KnRows kn_sharded_text(const KnSharding *sharding)
 {
     if (!sharding->shard_text)
         return (KnRows){0, sharding->shape.text_tokens};
@@ -64,7 +64,7 @@ KnRows kn_shard_text(const KnSharding *sharding)
 
 static KnRows rows_of(const Pass *p, RowKind kind)
 {
-    return kind == ROWS_TOKENS ? kn_shard_tokens(p->sharding) : kn_shard_text(p->sharding);
+    return kind == ROWS_TOKENS ? kn_sharded_tokens(p->sharding) : kn_sharded_text(p->sharding);
 }
 
 static void cut_leaf(Pass *p, KnTensor *leaf, RowKind kind)

@@ -31,8 +31,8 @@ typedef struct KnSharding {
 } KnSharding;
 
 /* This rank's tokens and text tokens. */
-KnRows kn_shard_tokens(const KnSharding *sharding);
-KnRows kn_shard_text(const KnSharding *sharding);
+KnRows kn_sharded_tokens(const KnSharding *sharding);
+KnRows kn_sharded_text(const KnSharding *sharding);
 
 /* Rewrites the forward graph; leaves of tokens and parameters get this rank's shapes, built->prediction its rows.
  * `extra` are further input leaves with a row for each token (targets, weights). */

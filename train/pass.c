@@ -28,8 +28,8 @@ static void build(KnTrainPass *pass, const KnTrainPassOptions *o, KnBackend *bac
     KnSharding sharding = {.mesh = &layout->mesh, .model = layout->model, .shape = o->shape};
     kn_model_build(layout->model, &model, built);
     KnGraph *graph = built->graph;
-    pass->tokens = kn_shard_tokens(&sharding);
-    pass->text_tokens = kn_shard_text(&sharding);
+    pass->tokens = kn_sharded_tokens(&sharding);
+    pass->text_tokens = kn_sharded_text(&sharding);
     pass->target = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 2, built->prediction->shape, "input.target");
     pass->weight = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 1, &o->shape.tokens, "input.weight");
     kn_shard_forward(built, &sharding, (KnTensor *[]){pass->target, pass->weight}, 2);
