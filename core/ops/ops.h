@@ -22,6 +22,7 @@ typedef enum KnOpId {
     KN_OP_ATTENTION_BACKWARD,
     /* ring.c */
     KN_OP_ATTENTION_MERGE,
+    KN_OP_SPAN_WINDOW,
     /* norm.c */
     KN_OP_LAYER_NORM,
     KN_OP_LAYER_NORM_BACKWARD,
@@ -146,6 +147,14 @@ void kn_attention_expect_pairs(KnTensor *result, double pairs);
  * Output 1 of the node is the merged lse. A part that saw nothing has lse = -inf; where both saw nothing, the result
  * is zeros and -inf. No gradient. */
 KnTensor *kn_attention_merge(KnGraph *graph, KnTensor *a, KnTensor *lse_a, KnTensor *b, KnTensor *lse_b);
+
+typedef struct KnSpanWindowAttributes {
+    int64_t q_first, q_count, k_first, k_count;
+} KnSpanWindowAttributes;
+/* i32 [S,4]: each span cut to query rows [q_first, q_first + q_count) and key rows [k_first, k_first + k_count), its
+ * starts counted from q_first and k_first. Queries or keys outside of it: start 0 and length 0. No gradient. */
+KnTensor *kn_span_window(KnGraph *graph, KnTensor *spans, int64_t q_first, int64_t q_count, int64_t k_first,
+                         int64_t k_count);
 
 /* --- norm.c ------------------------------------------------------------------------------------------------------- */
 

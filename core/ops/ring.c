@@ -15,9 +15,26 @@ KnTensor *kn_attention_merge(KnGraph *graph, KnTensor *a, KnTensor *lse_a, KnTen
     return out;
 }
 
+KnTensor *kn_span_window(KnGraph *graph, KnTensor *spans, int64_t q_first, int64_t q_count, int64_t k_first,
+                         int64_t k_count)
+{
+    KnSpanWindowAttributes attributes = {
+        .q_first = q_first, .q_count = q_count, .k_first = k_first, .k_count = k_count};
+    KN_ASSERT(spans->dtype == KN_I32 && spans->dims == 2 && spans->shape[1] == 4);
+    KN_ASSERT(q_first >= 0 && q_count >= 0 && k_first >= 0 && k_count >= 0);
+    return kn_node_simple(graph, &kn_op_span_window, &attributes, sizeof attributes, &spans, 1, KN_I32, 2,
+                          spans->shape);
+}
+
 static void merge_cost(const KnNode *node, KnCost *cost)
 {
     kn_cost_of_bytes(node, cost, 3);
 }
 
+static void window_cost(const KnNode *node, KnCost *cost)
+{
+    kn_cost_of_bytes(node, cost, 0);
+}
+
 const KnOp kn_op_attention_merge = {KN_OP_ATTENTION_MERGE, "attention_merge", kn_no_gradient, merge_cost, 0};
+const KnOp kn_op_span_window = {KN_OP_SPAN_WINDOW, "span_window", kn_no_gradient, window_cost, 0};

@@ -8,6 +8,7 @@ static const KnOp *const table[KN_OP_COUNT] = {
     [KN_OP_ATTENTION] = &kn_op_attention,
     [KN_OP_ATTENTION_BACKWARD] = &kn_op_attention_backward,
     [KN_OP_ATTENTION_MERGE] = &kn_op_attention_merge,
+    [KN_OP_SPAN_WINDOW] = &kn_op_span_window,
     [KN_OP_LAYER_NORM] = &kn_op_layer_norm,
     [KN_OP_LAYER_NORM_BACKWARD] = &kn_op_layer_norm_backward,
     [KN_OP_RMS_NORM] = &kn_op_rms_norm,

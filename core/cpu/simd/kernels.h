@@ -13,6 +13,7 @@
     KERNEL(ATTENTION, attention)                                                                                       \
     KERNEL(ATTENTION_BACKWARD, attention_backward)                                                                     \
     KERNEL(ATTENTION_MERGE, attention_merge)                                                                           \
+    KERNEL(SPAN_WINDOW, span_window)                                                                                   \
     KERNEL(LAYER_NORM, layer_norm)                                                                                     \
     KERNEL(LAYER_NORM_BACKWARD, layer_norm_backward)                                                                   \
     KERNEL(RMS_NORM, rms_norm)                                                                                         \

@@ -1,6 +1,8 @@
-/* The results of attention to two parts of the keys, made one: each head of each row is the mean of both, weighed by
- * its share of the sum of exponentials. A pass over memory: the shares of a tile of rows are found a vector of rows at
- * a time, then the tile is read and written along its rows. */
+/* Attention to keys that come in parts: span tables cut to a part, and the results of two parts made one.
+ *
+ * Merged, each head of each row is the mean of both parts, weighed by its share of the sum of exponentials. It is a
+ * pass over memory: the shares of a tile of rows are found a vector of rows at a time, then the tile is read and
+ * written along its rows. */
 #include "core/cpu/simd/kernel.h"
 #include "core/cpu/simd/kernels.h"
 
@@ -85,4 +87,30 @@ static int run_attention_merge(const KnCall *call)
     return KN_OK;
 }
 
+/* One (start, length) cut to [first, first + count). */
+static void cut_range(const int32_t *range, int64_t first, int64_t count, int32_t *cut)
+{
+    int64_t begin = range[0] > first ? range[0] : first, end = (int64_t)range[0] + range[1];
+    end = end < first + count ? end : first + count;
+    cut[0] = begin < end ? (int32_t)(begin - first) : 0;
+    cut[1] = begin < end ? (int32_t)(end - begin) : 0;
+}
+
+static int run_span_window(const KnCall *call)
+{
+    const KnSpanWindowAttributes *p = (const KnSpanWindowAttributes *)call->node->attributes;
+    const int32_t *spans = call->inputs[0];
+    int32_t *out = call->outputs[0];
+    for (int64_t s = 0; s < kn_tensor_rows(call->node->inputs[0]); s++) {
+        const int32_t *span = spans + 4 * s;
+        if (span[0] < 0 || span[1] < 0 || span[2] < 0 || span[3] < 0)
+            return kn_fail(KN_EINPUT, "span_window: span %lld (%d, %d, %d, %d) has a negative number", (long long)s,
+                           span[0], span[1], span[2], span[3]);
+        cut_range(span, p->q_first, p->q_count, out + 4 * s);
+        cut_range(span + 2, p->k_first, p->k_count, out + 4 * s + 2);
+    }
+    return KN_OK;
+}
+
 const KnCpuKernel KN_ISA_NAME(kn_cpu_attention_merge) = {run_attention_merge, NULL};
+const KnCpuKernel KN_ISA_NAME(kn_cpu_span_window) = {run_span_window, NULL};

@@ -119,6 +119,13 @@ static KnTensor *build_attention_merge(OpTrial *t, const int64_t *n)
     return kn_attention_merge(t->graph, out[0], lse[0], out[1], lse[1]);
 }
 
+/* n: span table, first query, queries, first key, keys */
+static KnTensor *build_span_window(OpTrial *t, const int64_t *n)
+{
+    KnTensor *spans = leaf_given(t, 2, (int64_t[]){span_tables[n[0]].count, 4}, span_tables[n[0]].spans[0]);
+    return kn_span_window(t->graph, spans, n[1], n[2], n[3], n[4]);
+}
+
 /* n: clips, heads, head size; clips of 1 to 7 queries and 2 to 6 keys */
 static KnTensor *build_attention_many(OpTrial *t, const int64_t *n)
 {
@@ -430,6 +437,12 @@ const OpCase op_cases[] = {
     {"attention_merge of many heads", build_attention_merge, {131, 17 * 37, 37, 5}, STATE | OP_LARGE},
     {"attention_merge of no rows", build_attention_merge, {0, 12, 2, 1}, STATE},
     {"attention_merge of no heads", build_attention_merge, {7, 0, 0, 1}, STATE},
+    {"span_window of all", build_span_window, {2, 0, 17, 0, 29}, STATE},
+    {"span_window inside spans", build_span_window, {2, 7, 5, 3, 20}, STATE},
+    {"span_window at the ends of spans", build_span_window, {1, 7, 1, 8, 23}, STATE},
+    {"span_window over empty spans", build_span_window, {4, 6, 7, 6, 4}, STATE},
+    {"span_window of no rows", build_span_window, {3, 9, 0, 11, 0}, STATE},
+    {"span_window of no spans", build_span_window, {14, 0, 7, 0, 5}, STATE},
 
     {"layer_norm 3x1", build_layer_norm, {3, 1}, FORWARD},
     {"layer_norm 1x2", build_layer_norm, {1, 2}, FORWARD}, /* its gradient is a difference of equals */

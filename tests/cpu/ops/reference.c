@@ -112,6 +112,24 @@ static void attention_merge(const KnNode *node, double *const *in, double *const
     }
 }
 
+/* Row by row of the window: which of them the span has. */
+static void span_window(const KnNode *node, double *const *in, double *const *out)
+{
+    const KnSpanWindowAttributes *p = ATTRIBUTES(KnSpanWindowAttributes);
+    const int64_t first[2] = {p->q_first, p->k_first}, count[2] = {p->q_count, p->k_count};
+    for (int64_t i = 0; i < 2 * ROWS(0); i++) {
+        double start = 0, length = 0;
+        for (int64_t row = 0; row < count[i % 2]; row++) {
+            double at = (double)(first[i % 2] + row);
+            if (at < in[0][2 * i] || at >= in[0][2 * i] + in[0][2 * i + 1])
+                continue;
+            start = length++ > 0 ? start : (double)row;
+        }
+        out[0][2 * i] = start;
+        out[0][2 * i + 1] = length;
+    }
+}
+
 static void layer_norm(const KnNode *node, double *const *in, double *const *out)
 {
     int64_t columns = COLUMNS(0);
@@ -417,6 +435,7 @@ static const Reference references[KN_OP_COUNT] = {
     [KN_OP_ATTENTION] = attention,
     [KN_OP_ATTENTION_BACKWARD] = attention_backward,
     [KN_OP_ATTENTION_MERGE] = attention_merge,
+    [KN_OP_SPAN_WINDOW] = span_window,
     [KN_OP_LAYER_NORM] = layer_norm,
     [KN_OP_RMS_NORM] = rms_norm,
     [KN_OP_MODULATE] = modulate,
