@@ -95,7 +95,7 @@ float *kn_zero_part(const KnParameterValues *values, const KnParameter *p, int64
     int64_t held = values->first[p->block], end = held + values->count[p->block];
     int64_t from = p->offset > held ? p->offset : held;
     int64_t to = p->offset + p->elements < end ? p->offset + p->elements : end;
-    *first = from - p->offset;
     *count = to > from ? to - from : 0;
+    *first = *count ? from - p->offset : 0;
     return *count ? values->blocks[p->block] + (from - held) : NULL;
 }

@@ -4,6 +4,7 @@
 
 #include "core/base/error.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* One exchange, with everything in bytes. */
