@@ -1,5 +1,7 @@
-/* Moving rows and columns: gather and scatter by index, concatenate, slice, pad, swap of axes. */
+/* Moving rows and columns: gather and scatter by index, concatenate, slice, pad, swap of axes, groups of columns. */
 #include "core/ops/rows.h"
+
+#include <string.h>
 
 KnTensor *kn_gather_rows(KnGraph *graph, KnTensor *x, KnTensor *index)
 {
@@ -112,6 +114,48 @@ static void swap_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *g
     grad_inputs[0] = kn_swap_axes(graph, grad_outputs[0], p->middle, p->outer);
 }
 
+static KnGroupAttributes group_attributes(KnGraph *graph, int64_t rows, const int64_t *cuts, int groups)
+{
+    size_t bytes = ((size_t)groups + 1) * sizeof *cuts;
+    KN_ASSERT(groups >= 0 && cuts[0] == 0);
+    for (int i = 0; i < groups; i++)
+        KN_ASSERT(cuts[i] <= cuts[i + 1]);
+    return (KnGroupAttributes){
+        .rows = rows, .cuts = memcpy(kn_arena_alloc(graph->arena, bytes), cuts, bytes), .groups = groups};
+}
+
+KnTensor *kn_group_columns(KnGraph *graph, KnTensor *x, const int64_t *cuts, int groups)
+{
+    KnGroupAttributes attributes = group_attributes(graph, kn_tensor_rows(x), cuts, groups);
+    KN_ASSERT(kn_is_float(x) && cuts[groups] == kn_tensor_columns(x));
+    return kn_node_simple(graph, &kn_op_group_columns, &attributes, sizeof attributes, &x, 1, x->dtype, 1,
+                          (int64_t[]){kn_tensor_elements(x)});
+}
+
+static void group_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *grad_outputs, const int *wanted,
+                           KnTensor **grad_inputs)
+{
+    const KnGroupAttributes *p = (const KnGroupAttributes *)node->attributes;
+    (void)wanted;
+    grad_inputs[0] = kn_ungroup_columns(graph, grad_outputs[0], p->rows, p->cuts, p->groups);
+}
+
+KnTensor *kn_ungroup_columns(KnGraph *graph, KnTensor *flat, int64_t rows, const int64_t *cuts, int groups)
+{
+    KnGroupAttributes attributes = group_attributes(graph, rows, cuts, groups);
+    KN_ASSERT(kn_is_float(flat) && kn_tensor_elements(flat) == rows * cuts[groups]);
+    return kn_node_simple(graph, &kn_op_ungroup_columns, &attributes, sizeof attributes, &flat, 1, flat->dtype, 2,
+                          (int64_t[]){rows, cuts[groups]});
+}
+
+static void ungroup_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *grad_outputs, const int *wanted,
+                             KnTensor **grad_inputs)
+{
+    const KnGroupAttributes *p = (const KnGroupAttributes *)node->attributes;
+    (void)wanted;
+    grad_inputs[0] = kn_group_columns(graph, grad_outputs[0], p->cuts, p->groups);
+}
+
 static void move_cost(const KnNode *node, KnCost *cost)
 {
     kn_cost_of_bytes(node, cost, 0);
@@ -125,3 +169,5 @@ const KnOp kn_op_concatenate = {KN_OP_CONCATENATE, "concatenate", concatenate_gr
 const KnOp kn_op_slice = {KN_OP_SLICE, "slice", slice_gradient, move_cost, 0};
 const KnOp kn_op_pad = {KN_OP_PAD, "pad", pad_gradient, move_cost, 0};
 const KnOp kn_op_swap_axes = {KN_OP_SWAP_AXES, "swap_axes", swap_gradient, move_cost, 0};
+const KnOp kn_op_group_columns = {KN_OP_GROUP_COLUMNS, "group_columns", group_gradient, move_cost, 0};
+const KnOp kn_op_ungroup_columns = {KN_OP_UNGROUP_COLUMNS, "ungroup_columns", ungroup_gradient, move_cost, 0};

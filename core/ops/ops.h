@@ -51,6 +51,8 @@ typedef enum KnOpId {
     KN_OP_SLICE,
     KN_OP_PAD,
     KN_OP_SWAP_AXES,
+    KN_OP_GROUP_COLUMNS,
+    KN_OP_UNGROUP_COLUMNS,
     /* loss.c */
     KN_OP_MASKED_MSE,
     KN_OP_MASKED_MSE_BACKWARD,
@@ -245,6 +247,17 @@ typedef struct KnSwapAttributes {
 } KnSwapAttributes;
 /* x read as [outer, middle, inner] becomes [middle, outer, inner]; the tensor's own shape is kept. */
 KnTensor *kn_swap_axes(KnGraph *graph, KnTensor *x, int64_t outer, int64_t middle);
+
+typedef struct KnGroupAttributes {
+    int64_t rows;
+    const int64_t *cuts; /* [groups + 1], in the graph's arena */
+    int groups;
+} KnGroupAttributes;
+/* x [L, C] as what an all-to-all sends: flat [L * C], the groups one after another, each row-major
+ * [L, cuts[i + 1] - cuts[i]]. Cuts rise from 0 to C and are copied; groups may be empty. */
+KnTensor *kn_group_columns(KnGraph *graph, KnTensor *x, const int64_t *cuts, int groups);
+/* The inverse: [rows, C], C being cuts[groups]. */
+KnTensor *kn_ungroup_columns(KnGraph *graph, KnTensor *flat, int64_t rows, const int64_t *cuts, int groups);
 
 /* --- loss.c ------------------------------------------------------------------------------------------------------- */
 

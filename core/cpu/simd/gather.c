@@ -167,9 +167,56 @@ static int run_swap_axes(const KnCall *call)
     return KN_OK;
 }
 
+/* Between rows and groups of their columns that lie one after another. */
+typedef struct Groups {
+    const KnGroupAttributes *p;
+    int64_t element;
+    char *to;
+    const char *from;
+    int together; /* `to` has the groups */
+} Groups;
+
+static void move_groups(const void *arguments, int64_t first, int64_t last)
+{
+    const Groups *m = arguments;
+    const int64_t *cuts = m->p->cuts, row_size = cuts[m->p->groups] * m->element;
+    for (int64_t row = first; row < last; row++)
+        for (int i = 0; i < m->p->groups; i++) {
+            const int64_t start = cuts[i] * m->element, size = (cuts[i + 1] - cuts[i]) * m->element;
+            const int64_t in_rows = row * row_size + start, in_groups = start * m->p->rows + row * size;
+            if (size)
+                memcpy(m->to + (m->together ? in_groups : in_rows), m->from + (m->together ? in_rows : in_groups),
+                       (size_t)size);
+        }
+}
+
+static int run_groups(const KnCall *call, int together)
+{
+    const KnGroupAttributes *p = (const KnGroupAttributes *)call->node->attributes;
+    Groups m = {.p = p,
+                .element = (int64_t)kn_dtype_bytes(call->node->inputs[0]->dtype),
+                .to = call->outputs[0],
+                .from = call->inputs[0],
+                .together = together};
+    kn_parallel_for(kn_loop_rows(p->rows, p->cuts[p->groups]), move_groups, &m);
+    return KN_OK;
+}
+
+static int run_group_columns(const KnCall *call)
+{
+    return run_groups(call, 1);
+}
+
+static int run_ungroup_columns(const KnCall *call)
+{
+    return run_groups(call, 0);
+}
+
 const KnCpuKernel KN_ISA_NAME(kn_cpu_gather_rows) = {run_gather_rows, NULL};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_scatter_rows) = {run_scatter_rows, scatter_rows_bytes};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_concatenate) = {run_concatenate, NULL};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_slice) = {run_slice, NULL};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_pad) = {run_pad, NULL};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_swap_axes) = {run_swap_axes, NULL};
+const KnCpuKernel KN_ISA_NAME(kn_cpu_group_columns) = {run_group_columns, NULL};
+const KnCpuKernel KN_ISA_NAME(kn_cpu_ungroup_columns) = {run_ungroup_columns, NULL};

@@ -37,6 +37,8 @@
     KERNEL(SLICE, slice)                                                                                               \
     KERNEL(PAD, pad)                                                                                                   \
     KERNEL(SWAP_AXES, swap_axes)                                                                                       \
+    KERNEL(GROUP_COLUMNS, group_columns)                                                                               \
+    KERNEL(UNGROUP_COLUMNS, ungroup_columns)                                                                           \
     KERNEL(MASKED_MSE, masked_mse)                                                                                     \
     KERNEL(MASKED_MSE_BACKWARD, masked_mse_backward)                                                                   \
     KERNEL(SUM_OF_SQUARES, sum_of_squares)                                                                             \

@@ -273,6 +273,31 @@ static KnTensor *build_swap_axes(OpTrial *t, const int64_t *n)
     return kn_swap_axes(t->graph, leaf_x(t, n[0], n[1]), n[2], n[3]);
 }
 
+/* n: rows, columns, groups, of which the first takes a third and the second nothing; the others share the rest */
+static void cut_columns(const int64_t *n, int64_t *cuts)
+{
+    cuts[0] = 0;
+    for (int64_t i = 1; i <= n[2]; i++)
+        cuts[i] = i <= 2 ? n[1] / 3 : n[1] / 3 + (n[1] - n[1] / 3) * (i - 2) / (n[2] - 2);
+    cuts[n[2]] = n[1];
+}
+
+static KnTensor *build_group_columns(OpTrial *t, const int64_t *n)
+{
+    int64_t cuts[9];
+    cut_columns(n, cuts);
+    KnTensor *flat = kn_group_columns(t->graph, leaf_x(t, n[0], n[1]), cuts, (int)n[2]);
+    memset(cuts, 0x55, sizeof cuts); /* the graph has its own */
+    return flat;
+}
+
+static KnTensor *build_ungroup_columns(OpTrial *t, const int64_t *n)
+{
+    int64_t cuts[9];
+    cut_columns(n, cuts);
+    return kn_ungroup_columns(t->graph, leaf_x(t, 1, n[0] * n[1]), n[0], cuts, (int)n[2]);
+}
+
 /* n: rows, columns; every third token is masked, and its prediction not even a number */
 static KnTensor *build_masked_mse(OpTrial *t, const int64_t *n)
 {
@@ -518,6 +543,13 @@ const OpCase op_cases[] = {
     {"swap_axes 7x5 of 3", build_swap_axes, {35, 3, 7, 5}, 0},
     {"swap_axes large", build_swap_axes, {401, 132, 401, 4}, OP_LARGE},
 
+    {"group_columns 1x1", build_group_columns, {1, 1, 1}, 0},
+    {"group_columns 5x13", build_group_columns, {5, 13, 4}, 0},
+    {"group_columns 401x197", build_group_columns, {401, 197, 7}, OP_LARGE},
+    {"ungroup_columns 1x1", build_ungroup_columns, {1, 1, 1}, 0},
+    {"ungroup_columns 5x13", build_ungroup_columns, {5, 13, 4}, 0},
+    {"ungroup_columns 401x197", build_ungroup_columns, {401, 197, 7}, OP_LARGE},
+
     {"masked_mse 2x1", build_masked_mse, {2, 1}, 0},
     {"masked_mse 11x7", build_masked_mse, {11, 7}, 0},
     {"masked_mse 401x197", build_masked_mse, {401, 197}, OP_LARGE},
@@ -559,6 +591,7 @@ const OpCase op_cases[] = {
         {"speed of cast", build_cast, {rows, columns}, OP_SPEED},                                                      \
         {"speed of gather_rows", build_gather_rows, {rows, columns, rows, 0}, OP_SPEED},                               \
         {"speed of swap_axes", build_swap_axes, {rows, columns, rows, columns / 64}, OP_SPEED},                        \
+        {"speed of group_columns", build_group_columns, {rows, columns, 4}, OP_SPEED},                                 \
         {"speed of masked_mse", build_masked_mse, {rows, columns}, OP_SPEED},                                          \
         {"speed of sum_of_squares", build_sum_of_squares, {rows, columns}, FORWARD | OP_SPEED},                        \
         {"speed of accumulate", build_accumulate, {rows, columns}, STATE | OP_SPEED},                                  \

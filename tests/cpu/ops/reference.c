@@ -314,6 +314,27 @@ static void swap_axes(const KnNode *node, double *const *in, double *const *out)
     }
 }
 
+/* Column by column, in the order of the result. */
+static void group_columns(const KnNode *node, double *const *in, double *const *out)
+{
+    const KnGroupAttributes *p = ATTRIBUTES(KnGroupAttributes);
+    int64_t at = 0;
+    for (int g = 0; g < p->groups; g++)
+        for (int64_t r = 0; r < ROWS(0); r++)
+            for (int64_t c = p->cuts[g]; c < p->cuts[g + 1]; c++)
+                out[0][at++] = in[0][r * COLUMNS(0) + c];
+}
+
+static void ungroup_columns(const KnNode *node, double *const *in, double *const *out)
+{
+    const KnGroupAttributes *p = ATTRIBUTES(KnGroupAttributes);
+    int64_t at = 0;
+    for (int g = 0; g < p->groups; g++)
+        for (int64_t r = 0; r < p->rows; r++)
+            for (int64_t c = p->cuts[g]; c < p->cuts[g + 1]; c++)
+                out[0][r * p->cuts[p->groups] + c] = in[0][at++];
+}
+
 static void masked_mse(const KnNode *node, double *const *in, double *const *out)
 {
     out[0][0] = 0;
@@ -454,6 +475,8 @@ static const Reference references[KN_OP_COUNT] = {
     [KN_OP_SLICE] = slice,
     [KN_OP_PAD] = pad,
     [KN_OP_SWAP_AXES] = swap_axes,
+    [KN_OP_GROUP_COLUMNS] = group_columns,
+    [KN_OP_UNGROUP_COLUMNS] = ungroup_columns,
     [KN_OP_MASKED_MSE] = masked_mse,
     [KN_OP_SUM_OF_SQUARES] = sum_of_squares,
     [KN_OP_ACCUMULATE] = accumulate,
