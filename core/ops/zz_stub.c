@@ -1,9 +1,5 @@
 #include "core/ops/rows.h"
-KnTensor *kn_group_columns(KnGraph *g, KnTensor *x, const int64_t *c, int n);
-KnTensor *kn_ungroup_columns(KnGraph *g, KnTensor *x, int64_t r, const int64_t *c, int n);
 KnTensor *kn_row_squares(KnGraph *g, KnTensor *x);
 KnTensor *kn_rms_norm_split(KnGraph *g, KnTensor *x, KnTensor *w, KnTensor *s, int64_t t, float e);
-KnTensor *kn_group_columns(KnGraph *g, KnTensor *x, const int64_t *c, int n){(void)g;(void)x;(void)c;(void)n;KN_ASSERT(0);return 0;}
-KnTensor *kn_ungroup_columns(KnGraph *g, KnTensor *x, int64_t r, const int64_t *c, int n){(void)g;(void)x;(void)r;(void)c;(void)n;KN_ASSERT(0);return 0;}
 KnTensor *kn_row_squares(KnGraph *g, KnTensor *x){(void)g;(void)x;KN_ASSERT(0);return 0;}
 KnTensor *kn_rms_norm_split(KnGraph *g, KnTensor *x, KnTensor *w, KnTensor *s, int64_t t, float e){(void)g;(void)x;(void)w;(void)s;(void)t;(void)e;KN_ASSERT(0);return 0;}
