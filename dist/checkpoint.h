@@ -5,13 +5,20 @@
  *         manifest.json                what lies where, SHA-256 of each rank file, and what the caller tells of the run
  *         manifest.json.sha256         of the manifest, as sha256sum writes it
  *
- * A tensor is held whole by all ranks (one of them writes it; the bytes are spread evenly) or each rank holds some
- * rows of its first dimension. Nothing in the format depends on who reads: any number of ranks loads any rows of any
- * tensor. The folder is written under a temporary name, fsynced file by file, and renamed; what a killed save leaves
- * is removed by the next. Hashes make every changed byte an error with a sentence.
+ * Of a tensor each rank holds one box: an interval in each dimension, or nothing. Several ranks may hold the same box
+ * (copies, of equal bytes): one of them writes it, so that the bytes are spread evenly. Together the boxes tile the
+ * tensor. Nothing in the format depends on who reads: any box of any tensor is loaded, whatever boxes were written. The
+ * folder is written under a temporary name, fsynced file by file, and renamed; what a killed save leaves is removed by
+ * the next. Hashes make every changed byte an error with a sentence.
  *
- * Saving has three parts: begin and commit are collective and small; writing this rank's file between them needs no
- * other rank, so that a thread can do it from a snapshot. */
+ * A save begins with an agreement on who writes what and a copy of this rank's part; a thread then writes the copy
+ * while training goes on, and once all ranks have written, the first one's thread gives the folder its name:
+ *
+ *     KN_TRY(kn_checkpoint_begin(saver, &save, &report));
+ *     ... steps; after each of them, where no rank says kn_checkpoint_is_writing any more:
+ *     KN_TRY(kn_checkpoint_poll(saver, &report));
+ *     ... at the end, or where a save must be complete before going on:
+ *     KN_TRY(kn_checkpoint_finish(saver, &report)); */
 #ifndef KN_DIST_CHECKPOINT_H
 #define KN_DIST_CHECKPOINT_H
 
@@ -21,18 +28,20 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* One tensor to be saved, or to be filled by a load. `data` holds `row_count` rows from `row_start` of the first
- * dimension, contiguous; row_count KN_ALL_ROWS is the whole tensor (and, in a save, then on every rank). A scalar
- * (dims 0) is always whole. */
-enum { KN_ALL_ROWS = -1 };
+/* One tensor to be saved, or to be filled by a load. `data` is the box of `count` elements from `start` in each
+ * dimension, contiguous and in row-major order. A box with a count of 0 is none of the tensor; a scalar (dims 0) is
+ * always whole. */
 typedef struct KnCheckpointTensor {
     const char *name;
     KnSafetensorsType type;
     int dims;
     int64_t shape[KN_SAFETENSORS_MAX_DIMS]; /* of the whole tensor */
-    int64_t row_start, row_count;
+    int64_t start[KN_SAFETENSORS_MAX_DIMS], count[KN_SAFETENSORS_MAX_DIMS];
     void *data; /* little-endian; only read by a save */
 } KnCheckpointTensor;
+
+/* Sets start and count to all of the tensor's shape. */
+void kn_checkpoint_whole(KnCheckpointTensor *tensor);
 
 /* What a checkpoint tells besides its tensors. JSON texts are kept as they are in meaning, not interpreted; NULL is an
  * empty object. The same on all ranks; rank 0's are written. */
@@ -49,16 +58,51 @@ typedef struct KnCheckpointSave {
     KnCheckpointMeta meta;
     const KnCheckpointTensor *tensors; /* the same names, types and shapes in the same order on all ranks */
     int count;
-    int64_t keep_last; /* older checkpoints beyond this many are removed after success; 0 keeps all */
+    int64_t keep_last;     /* older checkpoints beyond this many are removed after success; 0 keeps all */
+    int64_t keep_every;    /* but those of multiples of so many steps stay; 0 = none */
+    int refuse_not_finite; /* 1: an F32 tensor with a value that is not finite fails the save, KN_EFORMAT */
 } KnCheckpointSave;
 
-/* Collective. On any rank's failure (a full disk ...) all ranks get the sentence of the first, the temporary is
- * removed and former checkpoints stand untouched. An older checkpoint of the same step is replaced. */
+/* What became of a save, the same on all ranks but for its times, which are this rank's. */
+typedef struct KnCheckpointReport {
+    int done; /* 1: this call ended the save, well or not */
+    int64_t step;
+    int64_t bytes;         /* of the tensors, all ranks' */
+    double held_seconds;   /* that the caller's thread spent in begin, poll and finish */
+    double copied_seconds; /* of them, copying */
+    double seconds;        /* from begin to the final name */
+} KnCheckpointReport;
+
+/* Saves one after the other, with memory for the copy that is allocated once. `comm` outlives it. Destroying waits for
+ * the thread; a save that was not finished is given up. */
+typedef struct KnCheckpointSaver KnCheckpointSaver;
+int kn_checkpoint_saver_create(KnCheckpointSaver **saver, KnComm *comm);
+void kn_checkpoint_saver_destroy(KnCheckpointSaver *saver); /* NULL is fine */
+
+/* All three are collective. On any rank's failure (a full disk ...) all ranks get the sentence of the first, the
+ * temporary is removed and former checkpoints stand untouched; the saver can be used again. An older checkpoint of the
+ * same step is replaced. KN_EINPUT where the boxes do not tile a tensor, KN_EIO, KN_EMEMORY, KN_EFORMAT, KN_EPEER.
+ *
+ * Begin copies whatever `save` points to and needs the former save to be finished. Where a rank has no memory for the
+ * copy it warns, and returns only when the save is done. */
+int kn_checkpoint_begin(KnCheckpointSaver *saver, const KnCheckpointSave *save, KnCheckpointReport *report);
+
+/* Where a save is under way and no rank is writing: takes it one stage further and never waits for a disk. */
+int kn_checkpoint_poll(KnCheckpointSaver *saver, KnCheckpointReport *report);
+
+/* Waits for the save under way; none is fine. */
+int kn_checkpoint_finish(KnCheckpointSaver *saver, KnCheckpointReport *report);
+
+/* Of this rank alone. */
+int kn_checkpoint_is_writing(KnCheckpointSaver *saver);         /* its thread is at work */
+int kn_checkpoint_is_under_way(const KnCheckpointSaver *saver); /* begun and not finished; the same on all ranks */
+
+/* Collective: a save from begin to end, without a copy. */
 int kn_checkpoint_save(KnComm *comm, const KnCheckpointSave *save);
 
 typedef struct KnCheckpoint KnCheckpoint;
 
-/* How much of a checkpoint is read on opening. The manifest and all sizes are always checked. */
+/* How much of a checkpoint is read on opening. The manifest and the sizes of all files are always checked. */
 typedef enum KnCheckpointCheck { KN_CHECK_SIZES, KN_CHECK_HASHES } KnCheckpointCheck;
 
 /* Opens a checkpoint folder. Not collective: any rank may open any checkpoint. KN_EFORMAT where it is damaged or
@@ -72,12 +116,13 @@ const KnCheckpointMeta *kn_checkpoint_meta(const KnCheckpoint *checkpoint);
 const char *kn_checkpoint_tool(const KnCheckpoint *checkpoint); /* "kinora 0.1.0" */
 int kn_checkpoint_ranks(const KnCheckpoint *checkpoint);        /* that wrote it */
 int kn_checkpoint_count(const KnCheckpoint *checkpoint);
-/* Name, type and whole shape; data is NULL. `find` gives NULL when there is none of that name. */
+/* Name, type and whole shape, as the whole box; data is NULL. `find` gives NULL when there is none of that name. */
 const KnCheckpointTensor *kn_checkpoint_at(const KnCheckpoint *checkpoint, int index);
 const KnCheckpointTensor *kn_checkpoint_find(const KnCheckpoint *checkpoint, const char *name);
 
-/* Fills `data` of each tensor with its rows. All names, types and shapes are compared before anything is filled: the
- * first tensor of the list that is missing or differs is named with both shapes (KN_EINPUT). */
+/* Fills `data` of each tensor with its box. All names, types and shapes are compared before anything is filled: the
+ * first tensor of the list that is missing or differs is named with both shapes (KN_EINPUT). KN_EFORMAT where a file
+ * that is read for it is not as the manifest says. */
 int kn_checkpoint_load(const KnCheckpoint *checkpoint, const KnCheckpointTensor *tensors, int count);
 
 /* The newest checkpoint of a run whose hashes all hold; newer damaged ones are skipped with a warning that names the

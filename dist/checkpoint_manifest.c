@@ -10,19 +10,31 @@
 #include <string.h>
 
 #define FORMAT_NAME "kinora-checkpoint"
-enum { FORMAT_VERSION = 1 };
+enum { FORMAT_VERSION = 2, ROWS_VERSION = 1 /* slices of rows, still read */ };
 
-int64_t kn_checkpoint_rows(const KnCheckpointTensor *tensor)
+void kn_checkpoint_whole(KnCheckpointTensor *tensor)
 {
-    return tensor->dims ? tensor->shape[0] : 1;
+    memset(tensor->start, 0, sizeof tensor->start);
+    memcpy(tensor->count, tensor->shape, sizeof tensor->count);
 }
 
-size_t kn_checkpoint_row_bytes(const KnCheckpointTensor *tensor)
+KnBox kn_manifest_slice(const KnManifestTensor *entry, int slice)
 {
-    size_t bytes = kn_safetensors_type_bytes(tensor->type);
-    for (int d = 1; d < tensor->dims; d++)
-        bytes *= (size_t)tensor->shape[d];
-    return bytes;
+    int dims = entry->tensor.dims;
+    const int64_t *start = entry->boxes + (size_t)slice * 2 * (size_t)dims;
+    KnBox box = {.dims = dims};
+    memcpy(box.start, start, (size_t)dims * sizeof *start);
+    memcpy(box.count, start + dims, (size_t)dims * sizeof *start);
+    return box;
+}
+
+void kn_manifest_set_slice(KnManifestTensor *entry, int slice, int file, const KnBox *box)
+{
+    int dims = entry->tensor.dims;
+    int64_t *start = entry->boxes + (size_t)slice * 2 * (size_t)dims;
+    entry->files[slice] = file;
+    memcpy(start, box->start, (size_t)dims * sizeof *start);
+    memcpy(start + dims, box->count, (size_t)dims * sizeof *start);
 }
 
 char *kn_checkpoint_shape_text(const KnCheckpointTensor *tensor)
@@ -35,51 +47,42 @@ char *kn_checkpoint_shape_text(const KnCheckpointTensor *tensor)
     return kn_text_take(&text);
 }
 
-char *kn_checkpoint_step_path(const char *folder, int64_t step)
-{
-    char *name = kn_format("step-%08lld", (long long)step), *path = kn_path_join(folder, name);
-    free(name);
-    return path;
-}
-
-static int newer_first(const void *a, const void *b)
-{
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return x < y ? 1 : -(x > y);
-}
-
-int kn_checkpoint_steps(const char *folder, int64_t **steps, int *count)
-{
-    KnStringList names = {0};
-    *steps = NULL;
-    *count = 0;
-    if (!kn_is_directory(folder))
-        return KN_OK;
-    KN_TRY(kn_list_directory(folder, &names));
-    *steps = kn_alloc((size_t)names.count * sizeof **steps);
-    for (int i = 0; i < names.count; i++) {
-        /* Only names as this program writes them: "step-5.old" is the user's. */
-        long long step = strncmp(names.items[i], "step-", 5) == 0 ? strtoll(names.items[i] + 5, NULL, 10) : -1;
-        char *expected = kn_format("step-%08lld", step);
-        if (step >= 0 && strcmp(names.items[i], expected) == 0)
-            (*steps)[(*count)++] = step;
-        free(expected);
-    }
-    kn_string_list_clear(&names);
-    qsort(*steps, (size_t)*count, sizeof **steps, newer_first);
-    return KN_OK;
-}
-
 /* ---- writing ---- */
 
-static int set_json(json_t *root, const char *key, const char *text)
+static int is_json(const char *key, const char *text)
 {
     json_error_t error;
-    json_t *value = json_loads(text ? text : "{}", JSON_REJECT_DUPLICATES, &error);
-    if (!value)
-        return kn_fail(KN_EINPUT, "the checkpoint's '%s' is not JSON: %s", key, error.text);
-    json_object_set_new(root, key, value);
+    json_t *value = json_loads(text, JSON_REJECT_DUPLICATES, &error);
+    json_decref(value);
+    return value ? KN_OK : kn_fail(KN_EINPUT, "the checkpoint's '%s' is not JSON: %s", key, error.text);
+}
+
+/* Appends `"key": value,` on a line of its own; takes over the value, which is NULL where a text was not UTF-8. */
+static int add_value(KnText *text, const char *key, json_t *value, const char *what)
+{
+    char *dumped = value ? json_dumps(value, JSON_ENCODE_ANY | JSON_PRESERVE_ORDER) : NULL;
+    json_decref(value);
+    if (!dumped)
+        return kn_fail(KN_EINPUT, "%s is not UTF-8 and cannot be kept in a checkpoint", what);
+    kn_text_appendf(text, " \"%s\": %s,\n", key, dumped);
+    free(dumped);
     return KN_OK;
+}
+
+static int add_json(KnText *text, const char *key, const char *json)
+{
+    KN_TRY(is_json(key, json ? json : "{}"));
+    return add_value(text, key, json_loads(json ? json : "{}", JSON_REJECT_DUPLICATES, NULL), key);
+}
+
+static json_t *slice_to_json(const KnManifestTensor *entry, int slice)
+{
+    json_t *row = json_array();
+    int dims = entry->tensor.dims;
+    json_array_append_new(row, json_integer(entry->files[slice]));
+    for (int i = 0; i < 2 * dims; i++)
+        json_array_append_new(row, json_integer(entry->boxes[(size_t)slice * 2 * (size_t)dims + (size_t)i]));
+    return row;
 }
 
 static json_t *tensor_to_json(const KnManifestTensor *entry)
@@ -88,36 +91,61 @@ static json_t *tensor_to_json(const KnManifestTensor *entry)
     for (int d = 0; d < entry->tensor.dims; d++)
         json_array_append_new(shape, json_integer(entry->tensor.shape[d]));
     for (int s = 0; s < entry->slice_count; s++)
-        json_array_append_new(slices, json_pack("{s:i, s:I, s:I}", "file", entry->slices[s].file, "start",
-                                                (json_int_t)entry->slices[s].start, "count",
-                                                (json_int_t)entry->slices[s].count));
+        json_array_append_new(slices, slice_to_json(entry, s));
     return json_pack("{s:s, s:s, s:o, s:o}", "name", entry->tensor.name, "type",
                      kn_safetensors_type_name(entry->tensor.type), "shape", shape, "slices", slices);
 }
 
-static int manifest_to_json(const KnManifest *manifest, json_t *root)
+static json_t *file_to_json(const KnManifestFile *file)
 {
-    json_t *config = json_string(manifest->meta.config ? manifest->meta.config : "");
-    if (!config)
-        return kn_fail(KN_EINPUT, "the configuration is not UTF-8 and cannot be kept in a checkpoint");
-    json_object_set_new(root, "format", json_string(FORMAT_NAME));
-    json_object_set_new(root, "version", json_integer(FORMAT_VERSION));
-    json_object_set_new(root, "tool", json_string(manifest->tool));
-    json_object_set_new(root, "step", json_integer(manifest->meta.step));
-    json_object_set_new(root, "config", config);
-    KN_TRY(set_json(root, "model", manifest->meta.model_json));
-    KN_TRY(set_json(root, "mesh", manifest->meta.mesh_json));
-    KN_TRY(set_json(root, "data", manifest->meta.data_json));
-    json_t *files = json_array(), *tensors = json_array();
-    for (int i = 0; i < manifest->file_count; i++)
-        json_array_append_new(files,
-                              json_pack("{s:s, s:I, s:s}", "name", manifest->files[i].name, "bytes",
-                                        (json_int_t)manifest->files[i].bytes, "sha256", manifest->files[i].sha256));
-    json_object_set_new(root, "files", files);
-    json_object_set_new(root, "tensors", tensors);
-    for (int i = 0; i < manifest->tensor_count; i++)
-        if (json_array_append_new(tensors, tensor_to_json(&manifest->tensors[i])) != 0)
-            return kn_fail(KN_EINPUT, "tensor %d of the checkpoint has a name that is not UTF-8", i);
+    return json_pack("{s:s, s:I, s:s}", "name", file->name, "bytes", (json_int_t)file->bytes, "sha256", file->sha256);
+}
+
+/* Appends a list with a line for each item. */
+static int add_list(KnText *text, const char *key, int count, const KnManifest *manifest,
+                    json_t *(*item)(const KnManifest *manifest, int index))
+{
+    kn_text_appendf(text, " \"%s\": [", key);
+    for (int i = 0; i < count; i++) {
+        json_t *value = item(manifest, i);
+        char *line = value ? json_dumps(value, JSON_PRESERVE_ORDER) : NULL;
+        json_decref(value);
+        if (!line)
+            return kn_fail(KN_EINPUT, "item %d of the checkpoint's '%s' has a name that is not UTF-8", i, key);
+        kn_text_appendf(text, "%s\n  ", i ? "," : "");
+        kn_text_append(text, line);
+        free(line);
+    }
+    kn_text_append(text, "]");
+    return KN_OK;
+}
+
+static json_t *file_at(const KnManifest *manifest, int index)
+{
+    return file_to_json(&manifest->files[index]);
+}
+
+static json_t *tensor_at(const KnManifest *manifest, int index)
+{
+    return tensor_to_json(&manifest->tensors[index]);
+}
+
+static int manifest_to_text(const KnManifest *manifest, KnText *text)
+{
+    const KnCheckpointMeta *meta = &manifest->meta;
+    kn_text_append(text, "{\n");
+    KN_TRY(add_value(text, "format", json_string(FORMAT_NAME), "the format"));
+    KN_TRY(add_value(text, "version", json_integer(FORMAT_VERSION), "the version"));
+    KN_TRY(add_value(text, "tool", json_string(manifest->tool), "the name of the tool"));
+    KN_TRY(add_value(text, "step", json_integer(meta->step), "the step"));
+    KN_TRY(add_value(text, "config", json_string(meta->config ? meta->config : ""), "the configuration"));
+    KN_TRY(add_json(text, "model", meta->model_json));
+    KN_TRY(add_json(text, "mesh", meta->mesh_json));
+    KN_TRY(add_json(text, "data", meta->data_json));
+    KN_TRY(add_list(text, "files", manifest->file_count, manifest, file_at));
+    kn_text_append(text, ",\n");
+    KN_TRY(add_list(text, "tensors", manifest->tensor_count, manifest, tensor_at));
+    kn_text_append(text, "\n}\n");
     return KN_OK;
 }
 
@@ -130,23 +158,19 @@ static char *hash_line(const char *bytes, size_t size)
 
 int kn_manifest_write(const KnManifest *manifest, const char *folder)
 {
-    json_t *root = json_object();
-    int code = manifest_to_json(manifest, root);
-    char *text = code == KN_OK ? json_dumps(root, JSON_INDENT(1) | JSON_PRESERVE_ORDER) : NULL;
-    json_decref(root);
-    if (code < 0)
-        return code;
-    KN_ASSERT(text != NULL);
-    size_t size = strlen(text);
-    char *path = kn_path_join(folder, KN_MANIFEST_NAME), *hash_path = kn_format("%s.sha256", path);
-    char *line = hash_line(text, size);
-    code = kn_file_write(path, text, size);
-    if (code == KN_OK)
-        code = kn_file_write(hash_path, line, strlen(line));
-    free(line);
-    free(hash_path);
-    free(path);
-    free(text);
+    KnText text = {0};
+    int code = manifest_to_text(manifest, &text);
+    if (code == KN_OK) {
+        char *path = kn_path_join(folder, KN_MANIFEST_NAME), *hash_path = kn_format("%s.sha256", path);
+        char *line = hash_line(text.bytes, text.length);
+        code = kn_file_write(path, text.bytes, text.length);
+        if (code == KN_OK)
+            code = kn_file_write(hash_path, line, strlen(line));
+        free(line);
+        free(hash_path);
+        free(path);
+    }
+    kn_text_clear(&text);
     return code;
 }
 
@@ -156,6 +180,7 @@ int kn_manifest_write(const KnManifest *manifest, const char *folder)
 typedef struct Reading {
     KnManifest *manifest;
     const char *path;
+    int64_t version;
 } Reading;
 
 static int foreign(const Reading *reading, const char *what)
@@ -244,62 +269,140 @@ static int read_shape(const Reading *reading, const json_t *object, KnCheckpoint
     return KN_OK;
 }
 
+static int misfit(const Reading *reading, const KnCheckpointTensor *tensor)
+{
+    return kn_fail(KN_EFORMAT, "%s: the slices of tensor '%s' do not fit together", reading->path, tensor->name);
+}
+
+/* {"file", "start", "count"} of version 1: rows, one for a scalar. */
+static int read_rows(const Reading *reading, const json_t *item, const KnBox *whole, int64_t *file, KnBox *box)
+{
+    int64_t start = 0, count = 0;
+    KN_TRY(get_integer(reading, item, "file", file));
+    KN_TRY(get_integer(reading, item, "start", &start));
+    KN_TRY(get_integer(reading, item, "count", &count));
+    *box = *whole;
+    if (whole->dims) {
+        box->start[0] = start;
+        box->count[0] = count;
+    } else if (start != 0 || count != 1) {
+        return kn_fail(KN_EFORMAT, "%s: a slice of a scalar is not its one row", reading->path);
+    }
+    return KN_OK;
+}
+
+/* [file, start ..., count ...] */
+static int read_box(const Reading *reading, const json_t *item, const KnBox *whole, int64_t *file, KnBox *box)
+{
+    int dims = whole->dims;
+    *box = (KnBox){.dims = dims};
+    int whole_numbers = json_array_size(item) == (size_t)(1 + 2 * dims);
+    for (size_t i = 0; whole_numbers && i < json_array_size(item); i++)
+        whole_numbers = json_is_integer(json_array_get(item, i));
+    if (!whole_numbers)
+        return kn_fail(KN_EFORMAT, "%s: a slice is not a list of %d whole numbers", reading->path, 1 + 2 * dims);
+    *file = json_integer_value(json_array_get(item, 0));
+    for (int d = 0; d < dims; d++) {
+        box->start[d] = json_integer_value(json_array_get(item, (size_t)(1 + d)));
+        box->count[d] = json_integer_value(json_array_get(item, (size_t)(1 + dims + d)));
+    }
+    return KN_OK;
+}
+
+static int read_slices(const Reading *reading, const json_t *slices, KnManifestTensor *entry)
+{
+    KnBox whole = kn_box_whole(&entry->tensor), box;
+    KnArena *arena = reading->manifest->arena;
+    uint64_t measure = 0;
+    int64_t file = 0, elements = 0;
+    size_t count = (size_t)entry->slice_count;
+    entry->files = kn_arena_alloc(arena, count * sizeof *entry->files);
+    entry->boxes = kn_arena_alloc(arena, count * 2 * (size_t)whole.dims * sizeof *entry->boxes);
+    for (int s = 0; s < entry->slice_count; s++) {
+        const json_t *item = json_array_get(slices, (size_t)s);
+        if (reading->version == ROWS_VERSION)
+            KN_TRY(read_rows(reading, item, &whole, &file, &box));
+        else
+            KN_TRY(read_box(reading, item, &whole, &file, &box));
+        if (file < 0 || file >= reading->manifest->file_count || !kn_box_inside(&box, &whole) ||
+            kn_box_elements(&box) > kn_box_elements(&whole) - elements)
+            return misfit(reading, &entry->tensor);
+        kn_manifest_set_slice(entry, s, (int)file, &box);
+        measure = kn_box_measure(measure, &box);
+        elements += kn_box_elements(&box);
+    }
+    if (elements != kn_box_elements(&whole))
+        return kn_fail(KN_EFORMAT, "%s: the slices of tensor '%s' hold %lld elements and it has %lld", reading->path,
+                       entry->tensor.name, (long long)elements, (long long)kn_box_elements(&whole));
+    return measure == kn_box_measure(0, &whole) ? KN_OK : misfit(reading, &entry->tensor);
+}
+
 static int read_tensor(const Reading *reading, const json_t *object, KnManifestTensor *entry)
 {
     const json_t *slices;
-    int64_t next_row = 0, file = 0;
     KnCheckpointTensor *tensor = &entry->tensor;
     KN_TRY(get_string(reading, object, "name", &tensor->name));
     KN_TRY(read_type(reading, object, &tensor->type));
     KN_TRY(read_shape(reading, object, tensor));
-    tensor->row_count = KN_ALL_ROWS;
+    kn_checkpoint_whole(tensor);
     KN_TRY(get_array(reading, object, "slices", &slices, &entry->slice_count));
-    entry->slices = kn_arena_alloc(reading->manifest->arena, (size_t)entry->slice_count * sizeof *entry->slices);
-    for (int s = 0; s < entry->slice_count; s++) {
-        KnManifestSlice *slice = &entry->slices[s];
-        const json_t *item = json_array_get(slices, (size_t)s);
-        KN_TRY(get_integer(reading, item, "file", &file));
-        KN_TRY(get_integer(reading, item, "start", &slice->start));
-        KN_TRY(get_integer(reading, item, "count", &slice->count));
-        if (file >= reading->manifest->file_count || slice->start != next_row ||
-            slice->count > kn_checkpoint_rows(tensor) - next_row)
-            return kn_fail(KN_EFORMAT, "%s: the slices of tensor '%s' do not fit together", reading->path,
-                           tensor->name);
-        slice->file = (int)file;
-        next_row += slice->count;
-    }
-    if (next_row != kn_checkpoint_rows(tensor))
-        return kn_fail(KN_EFORMAT, "%s: tensor '%s' has %lld of %lld rows", reading->path, tensor->name,
-                       (long long)next_row, (long long)kn_checkpoint_rows(tensor));
-    return KN_OK;
+    return read_slices(reading, slices, entry);
 }
+
+typedef struct Named {
+    const char *name;
+    int index;
+} Named;
 
 static int compare_names(const void *a, const void *b)
 {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
+    return strcmp(((const Named *)a)->name, ((const Named *)b)->name);
 }
 
-static int refuse_duplicates(const Reading *reading)
+/* Fills by_name; a name twice is refused. */
+static int sort_names(const Reading *reading)
 {
-    int count = reading->manifest->tensor_count, code = KN_OK;
-    const char **names = kn_alloc((size_t)count * sizeof *names);
+    KnManifest *manifest = reading->manifest;
+    int count = manifest->tensor_count, code = KN_OK;
+    Named *names = kn_alloc((size_t)count * sizeof *names);
+    manifest->by_name = kn_arena_alloc(manifest->arena, (size_t)count * sizeof *manifest->by_name);
     for (int i = 0; i < count; i++)
-        names[i] = reading->manifest->tensors[i].tensor.name;
+        names[i] = (Named){manifest->tensors[i].tensor.name, i};
     qsort(names, (size_t)count, sizeof *names, compare_names);
-    for (int i = 1; i < count && code == KN_OK; i++)
-        if (strcmp(names[i - 1], names[i]) == 0)
-            code = kn_fail(KN_EFORMAT, "%s: tensor '%s' appears twice", reading->path, names[i]);
+    for (int i = 0; i < count && code == KN_OK; i++) {
+        manifest->by_name[i] = names[i].index;
+        if (i && strcmp(names[i - 1].name, names[i].name) == 0)
+            code = kn_fail(KN_EFORMAT, "%s: tensor '%s' appears twice", reading->path, names[i].name);
+    }
     free(names);
     return code;
 }
 
-static int manifest_from_json(const Reading *reading, const json_t *root)
+const KnManifestTensor *kn_manifest_find(const KnManifest *manifest, const char *name)
+{
+    int low = 0, high = manifest->tensor_count;
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+        const KnManifestTensor *entry = &manifest->tensors[manifest->by_name[middle]];
+        int order = strcmp(entry->tensor.name, name);
+        if (order == 0)
+            return entry;
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return NULL;
+}
+
+static int manifest_from_json(Reading *reading, const json_t *root)
 {
     KnManifest *manifest = reading->manifest;
     const json_t *files, *tensors, *format = json_object_get(root, "format");
     if (!json_is_string(format) || strcmp(json_string_value(format), FORMAT_NAME) != 0)
         return foreign(reading, "its format is not '" FORMAT_NAME "'");
-    if (json_integer_value(json_object_get(root, "version")) != FORMAT_VERSION)
+    reading->version = json_integer_value(json_object_get(root, "version"));
+    if (reading->version != FORMAT_VERSION && reading->version != ROWS_VERSION)
         return foreign(reading, "another version of kinora wrote it");
     KN_TRY(get_integer(reading, root, "step", &manifest->meta.step));
     KN_TRY(get_string(reading, root, "tool", &manifest->tool));
@@ -315,7 +418,7 @@ static int manifest_from_json(const Reading *reading, const json_t *root)
         KN_TRY(read_file(reading, json_array_get(files, (size_t)i), &manifest->files[i]));
     for (int i = 0; i < manifest->tensor_count; i++)
         KN_TRY(read_tensor(reading, json_array_get(tensors, (size_t)i), &manifest->tensors[i]));
-    return refuse_duplicates(reading);
+    return sort_names(reading);
 }
 
 /* The manifest's bytes against manifest.json.sha256. */
@@ -340,7 +443,7 @@ int kn_manifest_read(KnManifest *manifest, const char *folder)
     size_t size;
     json_error_t error;
     json_t *root = NULL;
-    Reading reading = {manifest, path};
+    Reading reading = {.manifest = manifest, .path = path};
     int code = kn_file_read(path, &bytes, &size);
     if (code == KN_OK)
         code = check_hash(path, bytes, size);

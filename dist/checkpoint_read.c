@@ -1,9 +1,10 @@
-/* Opening, checking, loading and describing checkpoints. The rank files are mapped, so that a load reads only the rows
- * that it asks for, whoever wrote them. */
+/* Opening, checking, loading and describing checkpoints. The rank files are mapped when something of them is wanted, so
+ * that a load opens and reads only what it asks for, whoever wrote it. */
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/base/text.h"
+#include "dist/checkpoint_folder.h"
 #include "dist/checkpoint_manifest.h"
 #include "dist/comm.h"
 
@@ -14,7 +15,7 @@
 struct KnCheckpoint {
     char *path;
     KnManifest manifest;
-    KnSafetensorsSet **files; /* [file_count] */
+    KnSafetensorsSet **files; /* [file_count]; NULL until something of it is wanted */
 };
 
 /* Which of the rank files are hashed: every `ranks`-th from `rank`; ranks 0 hashes none. */
@@ -40,37 +41,56 @@ static int check_file(const KnManifestFile *file, const char *path, int check_ha
     return KN_OK;
 }
 
-static int open_files(KnCheckpoint *checkpoint, Share share)
+static int in_share(Share share, int file)
+{
+    return share.ranks && file % share.ranks == share.rank;
+}
+
+static int check_files(const KnCheckpoint *checkpoint, Share share)
 {
     const KnManifest *manifest = &checkpoint->manifest;
-    checkpoint->files = kn_alloc((size_t)manifest->file_count * sizeof *checkpoint->files);
     for (int i = 0; i < manifest->file_count; i++) {
         char *path = kn_path_join(checkpoint->path, manifest->files[i].name);
-        int code = check_file(&manifest->files[i], path, share.ranks && i % share.ranks == share.rank);
-        if (code == KN_OK)
-            code = kn_safetensors_open(&checkpoint->files[i], path);
+        int code = check_file(&manifest->files[i], path, in_share(share, i));
         free(path);
         KN_TRY(code);
     }
     return KN_OK;
 }
 
-/* Is every slice where the manifest says, of that type and shape? */
-static int check_slices(const KnCheckpoint *checkpoint)
+/* A slice in its file, if that has it of the right type and shape. */
+static int find_part(const KnCheckpoint *checkpoint, const KnManifestTensor *entry, int slice,
+                     const KnSafetensor **found)
 {
+    int file = entry->files[slice];
+    const char *name = checkpoint->manifest.files[file].name;
+    if (!checkpoint->files[file]) {
+        char *path = kn_path_join(checkpoint->path, name);
+        int code = kn_safetensors_open(&checkpoint->files[file], path);
+        free(path);
+        KN_TRY(code);
+    }
+    const KnCheckpointTensor *tensor = &entry->tensor;
+    const KnSafetensor *part = kn_safetensors_find(checkpoint->files[file], tensor->name);
+    KnBox box = kn_manifest_slice(entry, slice);
+    int fits = part && part->type == tensor->type && part->dims == tensor->dims;
+    for (int d = 0; fits && d < tensor->dims; d++)
+        fits = part->shape[d] == box.count[d];
+    if (!fits)
+        return kn_fail(KN_EFORMAT, "%s/%s does not hold tensor '%s' as " KN_MANIFEST_NAME " says", checkpoint->path,
+                       name, tensor->name);
+    *found = part;
+    return KN_OK;
+}
+
+static int check_slices(const KnCheckpoint *checkpoint, Share share)
+{
+    const KnSafetensor *part;
     for (int i = 0; i < checkpoint->manifest.tensor_count; i++) {
         const KnManifestTensor *entry = &checkpoint->manifest.tensors[i];
-        const KnCheckpointTensor *tensor = &entry->tensor;
-        for (int s = 0; s < entry->slice_count; s++) {
-            const KnManifestSlice *slice = &entry->slices[s];
-            const KnSafetensor *part = kn_safetensors_find(checkpoint->files[slice->file], tensor->name);
-            int fits = part && part->type == tensor->type && part->dims == tensor->dims;
-            for (int d = 0; fits && d < tensor->dims; d++)
-                fits = part->shape[d] == (d ? tensor->shape[d] : slice->count);
-            if (!fits)
-                return kn_fail(KN_EFORMAT, "%s/%s does not hold tensor '%s' as " KN_MANIFEST_NAME " says",
-                               checkpoint->path, checkpoint->manifest.files[slice->file].name, tensor->name);
-        }
+        for (int s = 0; s < entry->slice_count; s++)
+            if (in_share(share, entry->files[s]))
+                KN_TRY(find_part(checkpoint, entry, s, &part));
     }
     return KN_OK;
 }
@@ -83,10 +103,12 @@ static int open_sharing(KnCheckpoint **opened, const char *path, Share share)
     KnCheckpoint *checkpoint = kn_alloc(sizeof *checkpoint);
     checkpoint->path = kn_strdup(path);
     int code = kn_manifest_read(&checkpoint->manifest, path);
+    if (code == KN_OK) {
+        checkpoint->files = kn_alloc((size_t)checkpoint->manifest.file_count * sizeof *checkpoint->files);
+        code = check_files(checkpoint, share);
+    }
     if (code == KN_OK)
-        code = open_files(checkpoint, share);
-    if (code == KN_OK)
-        code = check_slices(checkpoint);
+        code = check_slices(checkpoint, share);
     if (code < 0)
         kn_checkpoint_close(checkpoint);
     else
@@ -151,17 +173,9 @@ const KnCheckpointTensor *kn_checkpoint_at(const KnCheckpoint *checkpoint, int i
     return &checkpoint->manifest.tensors[index].tensor;
 }
 
-static const KnManifestTensor *find_entry(const KnCheckpoint *checkpoint, const char *name)
-{
-    for (int i = 0; i < checkpoint->manifest.tensor_count; i++)
-        if (strcmp(checkpoint->manifest.tensors[i].tensor.name, name) == 0)
-            return &checkpoint->manifest.tensors[i];
-    return NULL;
-}
-
 const KnCheckpointTensor *kn_checkpoint_find(const KnCheckpoint *checkpoint, const char *name)
 {
-    const KnManifestTensor *entry = find_entry(checkpoint, name);
+    const KnManifestTensor *entry = kn_manifest_find(&checkpoint->manifest, name);
     return entry ? &entry->tensor : NULL;
 }
 
@@ -175,7 +189,7 @@ static int same_shape(const KnCheckpointTensor *a, const KnCheckpointTensor *b)
 
 static int check_wanted(const KnCheckpoint *checkpoint, const KnCheckpointTensor *wanted, const KnManifestTensor *entry)
 {
-    int64_t rows = kn_checkpoint_rows(wanted);
+    KnBox box = kn_box_of(wanted), whole = kn_box_whole(wanted);
     char *asked = kn_checkpoint_shape_text(wanted), *there = entry ? kn_checkpoint_shape_text(&entry->tensor) : NULL;
     int code = KN_OK;
     if (!entry)
@@ -185,37 +199,33 @@ static int check_wanted(const KnCheckpoint *checkpoint, const KnCheckpointTensor
         code = kn_fail(KN_EINPUT, "the checkpoint %s is of another model: its tensor '%s' is %s and should be %s",
                        checkpoint->path, wanted->name, there, asked);
     else
-        KN_ASSERT(wanted->row_count == KN_ALL_ROWS ||
-                  (wanted->row_start >= 0 && wanted->row_count >= 0 && wanted->row_start + wanted->row_count <= rows));
+        KN_ASSERT(kn_box_inside(&box, &whole));
     free(asked);
     free(there);
     return code;
 }
 
-static void copy_rows(const KnCheckpoint *checkpoint, const KnCheckpointTensor *wanted, const KnManifestTensor *entry)
+static int copy_box(const KnCheckpoint *checkpoint, const KnCheckpointTensor *wanted, const KnManifestTensor *entry)
 {
-    int whole = wanted->row_count == KN_ALL_ROWS;
-    int64_t first = whole ? 0 : wanted->row_start;
-    int64_t end = whole ? kn_checkpoint_rows(wanted) : first + wanted->row_count;
-    size_t row_bytes = kn_checkpoint_row_bytes(wanted);
+    KnBox box = kn_box_of(wanted);
     for (int s = 0; s < entry->slice_count; s++) {
-        const KnManifestSlice *slice = &entry->slices[s];
-        int64_t from = slice->start > first ? slice->start : first;
-        int64_t to = slice->start + slice->count < end ? slice->start + slice->count : end;
-        if (from >= to || row_bytes == 0)
+        KnBox slice = kn_manifest_slice(entry, s);
+        const KnSafetensor *part;
+        if (!kn_box_meets(&box, &slice))
             continue;
-        const KnSafetensor *part = kn_safetensors_find(checkpoint->files[slice->file], wanted->name);
-        memcpy((char *)wanted->data + (size_t)(from - first) * row_bytes,
-               (const char *)part->data + (size_t)(from - slice->start) * row_bytes, (size_t)(to - from) * row_bytes);
+        KN_TRY(find_part(checkpoint, entry, s, &part));
+        kn_box_copy(&box, wanted->data, &slice, part->data, kn_safetensors_type_bytes(wanted->type));
     }
+    return KN_OK;
 }
 
 int kn_checkpoint_load(const KnCheckpoint *checkpoint, const KnCheckpointTensor *tensors, int count)
 {
+    const KnManifest *manifest = &checkpoint->manifest;
     for (int i = 0; i < count; i++)
-        KN_TRY(check_wanted(checkpoint, &tensors[i], find_entry(checkpoint, tensors[i].name)));
+        KN_TRY(check_wanted(checkpoint, &tensors[i], kn_manifest_find(manifest, tensors[i].name)));
     for (int i = 0; i < count; i++)
-        copy_rows(checkpoint, &tensors[i], find_entry(checkpoint, tensors[i].name));
+        KN_TRY(copy_box(checkpoint, &tensors[i], kn_manifest_find(manifest, tensors[i].name)));
     return KN_OK;
 }
 

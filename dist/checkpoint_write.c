@@ -1,24 +1,22 @@
-/* Saving a checkpoint: begin (all ranks agree what each writes), write (each its own file), commit (rank 0 writes the
- * manifest and gives the folder its name).
+/* Saving a checkpoint: begin (all ranks agree what each writes, and copy it), write (a thread, each rank its own file),
+ * commit (rank 0's thread writes the manifest and gives the folder its name).
  *
- * Tensors that all ranks hold are given whole to the rank with the fewest bytes so far, largest first: a rule that
- * every rank evaluates alike, so that nothing needs to be sent. */
+ * Between the stages all ranks meet; no rank goes on to the next before every thread has come to its end. */
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
-#include "dist/checkpoint_manifest.h"
+#include "dist/checkpoint_folder.h"
+#include "dist/checkpoint_plan.h"
 #include "dist/comm.h"
 
-#include <errno.h>
-#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <time.h>
 
-typedef struct Rows {
-    int64_t start, count; /* count 0: this rank does not write the tensor */
-} Rows;
+enum { NAME_BYTES = 256, COPY_ALIGNMENT = 64, PIECE_BYTES = 1 << 20 };
 
 /* How a written file is told to rank 0. */
 typedef struct Part {
@@ -26,33 +24,125 @@ typedef struct Part {
     char sha256[KN_SHA256_HEX_BYTES];
 } Part;
 
-typedef struct Writer {
+/* A thread with one thing to do. */
+typedef struct Worker {
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t done;
+    int started, busy;
+    int (*job)(KnCheckpointSaver *saver);
+    int code;
+    char *sentence;
+} Worker;
+
+typedef enum Stage { IDLE, WRITING, COMMITTING } Stage;
+
+struct KnCheckpointSaver {
     KnComm *comm;
-    const KnCheckpointSave *save;
-    char *folder;    /* RUN/checkpoints */
-    char *path;      /* the final name */
-    char *temporary; /* the name until then, the same on all ranks */
-    Rows *rows;      /* [ranks][count]: who writes what */
-} Writer;
+    KnSavePlan plan;
+    unsigned char planned[KN_SHA256_BYTES]; /* what this rank told for the plan */
+    unsigned char *copy;
+    size_t copy_bytes;
+    Worker worker;
 
-static Rows *rank_rows(const Writer *writer, int rank)
+    Stage stage; /* of the save under way, to which all below belongs */
+    KnArena *arena;
+    KnCheckpointSave save; /* without its tensors */
+    char *folder;          /* RUN/checkpoints */
+    char *path;            /* the final name */
+    char *temporary;       /* the name until then, the same on all ranks */
+    KnSafetensor *tensors; /* that this rank writes */
+    int tensor_count;
+    Part part, *parts; /* this rank's; all ranks' */
+    KnCheckpointReport report;
+    double began;
+};
+
+static double now_seconds(void)
 {
-    return writer->rows + (size_t)rank * (size_t)writer->save->count;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static size_t part_bytes(const KnCheckpointTensor *tensor, const Rows *rows)
+/* ---- the thread ---- */
+
+static void *run_job(void *argument)
 {
-    return (size_t)rows->count * kn_checkpoint_row_bytes(tensor);
+    KnCheckpointSaver *saver = argument;
+    Worker *worker = &saver->worker;
+    int code = worker->job(saver);
+    pthread_mutex_lock(&worker->mutex);
+    worker->code = code;
+    worker->sentence = kn_strdup(code < 0 ? kn_error_message() : "");
+    worker->busy = 0;
+    pthread_cond_signal(&worker->done);
+    pthread_mutex_unlock(&worker->mutex);
+    return NULL;
 }
 
-static char *part_name(int rank)
+static void start_job(KnCheckpointSaver *saver, int (*job)(KnCheckpointSaver *saver))
 {
-    return kn_format("rank-%05d.safetensors", rank);
+    Worker *worker = &saver->worker;
+    sigset_t all, before; /* signals are for the threads of the program */
+    worker->job = job;
+    worker->busy = 1;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    worker->started = pthread_create(&worker->thread, NULL, run_job, saver) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (!worker->started) /* no thread is to be had: then the caller waits */
+        run_job(saver);
 }
 
-/* ---- begin ---- */
+/* The job's result, with its sentence; KN_OK where there was none. */
+static int end_job(Worker *worker)
+{
+    if (worker->started)
+        pthread_join(worker->thread, NULL);
+    int code = worker->code;
+    if (code < 0)
+        kn_fail(code, "%s", worker->sentence);
+    free(worker->sentence);
+    worker->sentence = NULL;
+    worker->started = worker->code = 0;
+    return code;
+}
 
-/* Names, types and shapes in order: what must be the same on all ranks. */
+static int is_busy(Worker *worker)
+{
+    pthread_mutex_lock(&worker->mutex);
+    int busy = worker->busy;
+    pthread_mutex_unlock(&worker->mutex);
+    return busy;
+}
+
+/* Waits for the job, but not so long that other ranks might think this one dead. */
+static int is_busy_for_long(Worker *worker)
+{
+    enum { NANOSECONDS = 200000000, SECOND = 1000000000 };
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += NANOSECONDS;
+    until.tv_sec += until.tv_nsec / SECOND;
+    until.tv_nsec %= SECOND;
+    pthread_mutex_lock(&worker->mutex);
+    while (worker->busy && pthread_cond_timedwait(&worker->done, &worker->mutex, &until) == 0)
+        continue;
+    int busy = worker->busy;
+    pthread_mutex_unlock(&worker->mutex);
+    return busy;
+}
+
+/* ---- begin: who writes what ---- */
+
+/* What every rank tells before the boxes. */
+typedef struct Announcement {
+    unsigned char list[KN_SHA256_BYTES]; /* names, types and shapes in order: the same on all ranks */
+    int64_t bytes;                       /* of its boxes as text */
+    int32_t changed;                     /* they are not those of the former plan */
+} Announcement;
+
 static void digest_list(const KnCheckpointSave *save, unsigned char digest[KN_SHA256_BYTES])
 {
     KnSha256 *stream = kn_sha256_create();
@@ -65,294 +155,414 @@ static void digest_list(const KnCheckpointSave *save, unsigned char digest[KN_SH
     kn_sha256_finish(stream, digest);
 }
 
-static int compare_lists(const Writer *writer)
+static int compare_lists(const KnComm *comm, const Announcement *all)
 {
-    KnComm *comm = writer->comm;
-    unsigned char mine[KN_SHA256_BYTES], *all = kn_alloc((size_t)comm->ranks * sizeof mine);
-    digest_list(writer->save, mine);
-    int code = comm->table->all_gather(comm, mine, all, sizeof mine, "tensors of the checkpoint");
-    for (int rank = 1; rank < comm->ranks && code == KN_OK; rank++)
-        if (memcmp(all, all + (size_t)rank * sizeof mine, sizeof mine) != 0)
-            code = kn_fail(KN_EPEER, "rank 0 and rank %d save different tensors in one checkpoint", rank);
+    for (int rank = 1; rank < comm->ranks; rank++)
+        if (memcmp(all[0].list, all[rank].list, sizeof all->list) != 0)
+            return kn_fail(KN_EPEER, "rank 0 and rank %d save different tensors in one checkpoint", rank);
+    return KN_OK;
+}
+
+/* Every rank's boxes to all, and the plan from them. */
+static int make_plan(KnCheckpointSaver *saver, const KnCheckpointSave *save, const KnText *told, size_t longest)
+{
+    KnComm *comm = saver->comm;
+    unsigned char *mine = kn_alloc(longest), *all = kn_alloc(longest * (size_t)comm->ranks);
+    if (told->length)
+        memcpy(mine, told->bytes, told->length);
+    int code = comm->table->all_gather(comm, mine, all, longest, "boxes of the checkpoint");
+    if (code == KN_OK)
+        code = kn_save_plan_make(&saver->plan, save->tensors, save->count, all, longest, comm->rank, comm->ranks);
+    free(all);
+    free(mine);
+    return code;
+}
+
+/* What all ranks told for the former plan they need not tell again. */
+static int agree_on_plan(KnCheckpointSaver *saver, const KnCheckpointSave *save)
+{
+    KnComm *comm = saver->comm;
+    Announcement mine = {0}, *all = kn_alloc((size_t)comm->ranks * sizeof *all);
+    KnText told = {0};
+    unsigned char digests[2][KN_SHA256_BYTES], digest[KN_SHA256_BYTES];
+    digest_list(save, mine.list);
+    kn_save_plan_tell(save->tensors, save->count, &told);
+    memcpy(digests[0], mine.list, sizeof digests[0]);
+    kn_sha256(told.bytes ? told.bytes : "", told.length, digests[1]);
+    kn_sha256(digests, sizeof digests, digest);
+    mine.bytes = (int64_t)told.length;
+    mine.changed = !saver->plan.arena || memcmp(digest, saver->planned, sizeof digest) != 0;
+    memcpy(saver->planned, digest, sizeof digest);
+    int code = comm->table->all_gather(comm, &mine, all, sizeof mine, "tensors of the checkpoint");
+    if (code == KN_OK)
+        code = compare_lists(comm, all);
+    int changed = 0;
+    int64_t longest = 1;
+    for (int rank = 0; rank < comm->ranks; rank++) {
+        changed |= all[rank].changed;
+        longest = all[rank].bytes > longest ? all[rank].bytes : longest;
+    }
+    if (code < 0)
+        kn_save_plan_clear(&saver->plan);
+    else if (changed)
+        code = make_plan(saver, save, &told, (size_t)longest);
+    kn_text_clear(&told);
     free(all);
     return code;
 }
 
-typedef struct Candidate {
-    size_t bytes;
-    int index;
-} Candidate;
+/* ---- begin: names and folders ---- */
 
-static int larger_first(const void *a, const void *b)
+static int make_folders(const KnCheckpointSaver *saver)
 {
-    const Candidate *x = a, *y = b;
-    if (x->bytes != y->bytes)
-        return x->bytes < y->bytes ? 1 : -1;
-    return x->index - y->index;
-}
-
-/* Gives each tensor that all ranks hold to one of them. */
-static void spread_whole_tensors(Writer *writer)
-{
-    const KnCheckpointSave *save = writer->save;
-    int ranks = writer->comm->ranks, count = 0;
-    size_t *loads = kn_alloc((size_t)ranks * sizeof *loads);
-    Candidate *candidates = kn_alloc((size_t)save->count * sizeof *candidates);
-    for (int i = 0; i < save->count; i++) {
-        const KnCheckpointTensor *tensor = &save->tensors[i];
-        Rows whole = {0, kn_checkpoint_rows(tensor)};
-        if (rank_rows(writer, 0)[i].count == KN_ALL_ROWS)
-            candidates[count++] = (Candidate){part_bytes(tensor, &whole), i};
-        else
-            for (int rank = 0; rank < ranks; rank++)
-                loads[rank] += part_bytes(tensor, &rank_rows(writer, rank)[i]);
-    }
-    qsort(candidates, (size_t)count, sizeof *candidates, larger_first);
-    for (int c = 0; c < count; c++) {
-        int least = 0, index = candidates[c].index;
-        for (int rank = 0; rank < ranks; rank++) {
-            rank_rows(writer, rank)[index] = (Rows){0, 0};
-            least = loads[rank] < loads[least] ? rank : least;
-        }
-        rank_rows(writer, least)[index] = (Rows){0, kn_checkpoint_rows(&save->tensors[index])};
-        loads[least] += candidates[c].bytes;
-    }
-    free(candidates);
-    free(loads);
-}
-
-/* Do the ranks' rows tile the tensor, in whatever order? All ranks see the same and say the same. */
-static int check_tiling(const Writer *writer, int index)
-{
-    const KnCheckpointTensor *tensor = &writer->save->tensors[index];
-    int64_t rows = kn_checkpoint_rows(tensor), next = 0;
-    int whole = 0, ranks = writer->comm->ranks, found = 1;
-    for (int rank = 0; rank < ranks; rank++)
-        whole += rank_rows(writer, rank)[index].count == KN_ALL_ROWS;
-    if (whole == ranks)
-        return KN_OK;
-    while (!whole && next < rows && found) {
-        found = 0;
-        for (int rank = 0; rank < ranks && !found; rank++) {
-            const Rows *part = &rank_rows(writer, rank)[index];
-            found = part->start == next && part->count > 0;
-            next += found ? part->count : 0;
-        }
-    }
-    int64_t held = 0;
-    for (int rank = 0; rank < ranks; rank++)
-        held += rank_rows(writer, rank)[index].count;
-    if (whole || next != rows || held != rows)
-        return kn_fail(KN_EINPUT,
-                       "tensor '%s' cannot be saved: the rows held by the ranks are not its %lld rows once each",
-                       tensor->name, (long long)rows);
-    return KN_OK;
-}
-
-static int gather_rows(Writer *writer)
-{
-    const KnCheckpointSave *save = writer->save;
-    KnComm *comm = writer->comm;
-    size_t bytes = (size_t)save->count * sizeof(Rows);
-    writer->rows = kn_alloc(bytes * (size_t)comm->ranks);
-    Rows *mine = kn_alloc(bytes);
-    for (int i = 0; i < save->count; i++)
-        mine[i] = (Rows){save->tensors[i].row_start, save->tensors[i].row_count};
-    int code = comm->table->all_gather(comm, mine, writer->rows, bytes, "rows of the checkpoint");
-    free(mine);
-    for (int i = 0; i < save->count && code == KN_OK; i++)
-        code = check_tiling(writer, i);
-    if (code == KN_OK)
-        spread_whole_tensors(writer);
-    return code;
-}
-
-static int make_folders(const Writer *writer)
-{
-    KN_TRY(kn_make_directories(writer->folder));
-    KN_TRY(kn_remove_temporaries(writer->folder));
-    return kn_make_directories(writer->temporary);
+    KN_TRY(kn_make_directories(saver->folder));
+    KN_TRY(kn_remove_temporaries(saver->folder));
+    return kn_make_directories(saver->temporary);
 }
 
 /* Rank 0 chooses the temporary name; all get it. */
-static int choose_names(Writer *writer)
+static int choose_names(KnCheckpointSaver *saver, const KnCheckpointSave *save)
 {
-    KnComm *comm = writer->comm;
-    writer->folder = kn_path_join(writer->save->run_dir, KN_CHECKPOINTS_FOLDER);
-    writer->path = kn_checkpoint_step_path(writer->folder, writer->save->meta.step);
-    char *mine = comm->rank == 0 ? kn_temporary_path(writer->path) : kn_strdup("");
-    char **names = kn_alloc((size_t)comm->ranks * sizeof *names);
-    int code = kn_comm_gather_text(comm, mine, names, "name of the checkpoint");
-    writer->temporary = names[0];
-    for (int rank = 1; rank < comm->ranks; rank++)
-        free(names[rank]);
-    free(names);
-    free(mine);
+    KnComm *comm = saver->comm;
+    char name[NAME_BYTES] = "";
+    saver->folder = kn_path_join(save->run_dir, KN_CHECKPOINTS_FOLDER);
+    saver->path = kn_checkpoint_step_path(saver->folder, save->meta.step);
+    if (comm->rank == 0) {
+        char *temporary = kn_temporary_path(saver->path);
+        snprintf(name, sizeof name, "%s", kn_path_name(temporary));
+        free(temporary);
+    }
+    KN_TRY(comm->table->broadcast(comm, name, sizeof name, 0, "name of the checkpoint"));
+    saver->temporary = kn_path_join(saver->folder, name);
+    return kn_comm_error_agree(comm, comm->rank == 0 ? make_folders(saver) : KN_OK);
+}
+
+static const char *keep(KnArena *arena, const char *text)
+{
+    return text ? kn_arena_strdup(arena, text) : NULL;
+}
+
+static void keep_save(KnCheckpointSaver *saver, const KnCheckpointSave *save)
+{
+    KnCheckpointMeta *meta = &saver->save.meta;
+    saver->save = *save;
+    saver->save.tensors = NULL;
+    saver->save.run_dir = NULL;
+    meta->config = keep(saver->arena, save->meta.config);
+    meta->model_json = keep(saver->arena, save->meta.model_json);
+    meta->mesh_json = keep(saver->arena, save->meta.mesh_json);
+    meta->data_json = keep(saver->arena, save->meta.data_json);
+}
+
+/* ---- begin: the copy ---- */
+
+static void list_tensors(KnCheckpointSaver *saver, const KnCheckpointSave *save)
+{
+    saver->tensors = kn_arena_alloc(saver->arena, (size_t)save->count * sizeof *saver->tensors);
+    saver->tensor_count = 0;
+    for (int i = 0; i < save->count; i++) {
+        const KnCheckpointTensor *tensor = &save->tensors[i];
+        if (!saver->plan.mine[i])
+            continue;
+        KnSafetensor *out = &saver->tensors[saver->tensor_count++];
+        *out = (KnSafetensor){.name = kn_arena_strdup(saver->arena, tensor->name),
+                              .type = tensor->type,
+                              .dims = tensor->dims,
+                              .data = tensor->data};
+        memcpy(out->shape, tensor->count, sizeof out->shape);
+    }
+}
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + COPY_ALIGNMENT - 1) / COPY_ALIGNMENT * COPY_ALIGNMENT;
+}
+
+static int reserve_copy(KnCheckpointSaver *saver)
+{
+    size_t bytes = 0;
+    for (int i = 0; i < saver->tensor_count; i++)
+        bytes += aligned(kn_safetensor_bytes(&saver->tensors[i]));
+    if (bytes <= saver->copy_bytes)
+        return KN_OK;
+    kn_free_large(saver->copy);
+    saver->copy_bytes = 0;
+    void *memory;
+    int code = kn_alloc_large(&memory, bytes, "the copy that a checkpoint is written from");
+    saver->copy = memory;
+    saver->copy_bytes = code == KN_OK ? bytes : 0;
     return code;
 }
 
-static int begin(Writer *writer)
+static void copy_tensors(KnCheckpointSaver *saver)
 {
-    KN_TRY(compare_lists(writer));
-    KN_TRY(gather_rows(writer));
-    KN_TRY(choose_names(writer));
-    return kn_comm_error_agree(writer->comm, writer->comm->rank == 0 ? make_folders(writer) : KN_OK);
+    double start = now_seconds();
+    size_t at = 0;
+    for (int i = 0; i < saver->tensor_count; i++) {
+        size_t bytes = kn_safetensor_bytes(&saver->tensors[i]);
+        memcpy(saver->copy + at, saver->tensors[i].data, bytes);
+        saver->tensors[i].data = saver->copy + at;
+        at += aligned(bytes);
+    }
+    saver->report.copied_seconds = now_seconds() - start;
+}
+
+/* Copies where every rank has the memory for it: *copied. */
+static int copy_or_not(KnCheckpointSaver *saver, int *copied)
+{
+    unsigned char lacking = reserve_copy(saver) < 0, any;
+    KN_TRY(kn_comm_any(saver->comm, lacking, &any));
+    if (lacking)
+        kn_warn("training waits for the checkpoint of step %lld: %s", (long long)saver->save.meta.step,
+                kn_error_message());
+    *copied = !any;
+    if (*copied)
+        copy_tensors(saver);
+    return KN_OK;
 }
 
 /* ---- this rank's file: needs no other rank ---- */
 
-static int write_part(const Writer *writer, Part *part)
+/* Exponents of all ones are infinities and what is not a number. */
+static int has_not_finite(const KnSafetensor *tensor)
 {
-    const KnCheckpointSave *save = writer->save;
-    const Rows *rows = rank_rows(writer, writer->comm->rank);
-    KnSafetensor *tensors = kn_alloc((size_t)save->count * sizeof *tensors);
-    int count = 0;
-    for (int i = 0; i < save->count; i++) {
-        const KnCheckpointTensor *tensor = &save->tensors[i];
-        if (rows[i].count == 0)
-            continue;
-        KnSafetensor *out = &tensors[count++];
-        *out = (KnSafetensor){.name = tensor->name, .type = tensor->type, .dims = tensor->dims, .data = tensor->data};
-        memcpy(out->shape, tensor->shape, sizeof out->shape);
-        if (tensor->dims)
-            out->shape[0] = rows[i].count;
+    enum { EXPONENT = 0x7f800000 };
+    const uint32_t *values = tensor->data;
+    uint32_t found = 0;
+    for (int64_t i = 0, count = kn_safetensor_elements(tensor); i < count; i++)
+        found |= (values[i] & EXPONENT) == EXPONENT;
+    return found != 0;
+}
+
+static int write_tensor(const KnCheckpointSaver *saver, KnSafetensorsWriter *writer, const KnSafetensor *tensor)
+{
+    size_t bytes = kn_safetensor_bytes(tensor);
+    if (saver->save.refuse_not_finite && tensor->type == KN_SAFETENSORS_F32 && has_not_finite(tensor))
+        return kn_fail(KN_EFORMAT, "tensor '%s' has a value that is not finite", tensor->name);
+    for (size_t at = 0; at < bytes; at += PIECE_BYTES) /* hashed and written while it lies in the cache */
+        KN_TRY(kn_safetensors_writer_write(writer, (const char *)tensor->data + at,
+                                           bytes - at < PIECE_BYTES ? bytes - at : PIECE_BYTES));
+    return KN_OK;
+}
+
+static int write_file(KnCheckpointSaver *saver, const char *path)
+{
+    KnSafetensorsWriter *writer;
+    KN_TRY(kn_safetensors_writer_open_hashed(&writer, path, saver->tensors, saver->tensor_count, saver->part.sha256));
+    for (int i = 0; i < saver->tensor_count; i++) {
+        int code = write_tensor(saver, writer, &saver->tensors[i]);
+        if (code < 0) {
+            kn_safetensors_writer_abort(writer);
+            return code;
+        }
     }
-    char *name = part_name(writer->comm->rank), *path = kn_path_join(writer->temporary, name);
-    int code = kn_safetensors_write(path, tensors, count, NULL, 0);
-    if (code == KN_OK)
-        code = kn_file_size(path, &part->bytes);
-    if (code == KN_OK)
-        code = kn_sha256_file(path, part->sha256);
+    KN_TRY(kn_safetensors_writer_commit(writer));
+    return kn_file_size(path, &saver->part.bytes);
+}
+
+static int write_part(KnCheckpointSaver *saver)
+{
+    char *name = kn_format("rank-%05d.safetensors", saver->comm->rank), *path = kn_path_join(saver->temporary, name);
+    int code = write_file(saver, path);
     free(path);
     free(name);
-    free(tensors);
     return code;
 }
 
-/* ---- commit ---- */
+/* ---- commit: rank 0 alone ---- */
 
-static int by_start(const void *a, const void *b)
+static int write_manifest(const KnCheckpointSaver *saver)
 {
-    const KnManifestSlice *x = a, *y = b;
-    return x->start < y->start ? -1 : x->start > y->start;
-}
-
-static int write_manifest(const Writer *writer, const Part *parts)
-{
-    const KnCheckpointSave *save = writer->save;
-    int ranks = writer->comm->ranks;
-    KnManifest manifest = {.arena = kn_arena_create(),
-                           .meta = save->meta,
-                           .tool = "kinora " KINORA_VERSION,
-                           .file_count = ranks,
-                           .tensor_count = save->count};
-    manifest.files = kn_arena_alloc(manifest.arena, (size_t)ranks * sizeof *manifest.files);
-    manifest.tensors = kn_arena_alloc(manifest.arena, (size_t)save->count * sizeof *manifest.tensors);
+    int ranks = saver->comm->ranks;
+    KnManifestFile *files = kn_arena_alloc(saver->arena, (size_t)ranks * sizeof *files);
     for (int rank = 0; rank < ranks; rank++) {
-        manifest.files[rank] = (KnManifestFile){.bytes = parts[rank].bytes};
-        manifest.files[rank].name = kn_arena_format(manifest.arena, "rank-%05d.safetensors", rank);
-        memcpy(manifest.files[rank].sha256, parts[rank].sha256, KN_SHA256_HEX_BYTES);
+        files[rank].name = kn_arena_format(saver->arena, "rank-%05d.safetensors", rank);
+        files[rank].bytes = saver->parts[rank].bytes;
+        memcpy(files[rank].sha256, saver->parts[rank].sha256, KN_SHA256_HEX_BYTES);
     }
-    for (int i = 0; i < save->count; i++) {
-        KnManifestTensor *entry = &manifest.tensors[i];
-        entry->tensor = save->tensors[i];
-        entry->slices = kn_arena_alloc(manifest.arena, (size_t)ranks * sizeof *entry->slices);
-        for (int rank = 0; rank < ranks; rank++) {
-            const Rows *rows = &rank_rows(writer, rank)[i];
-            if (rows->count)
-                entry->slices[entry->slice_count++] = (KnManifestSlice){rank, rows->start, rows->count};
-        }
-        qsort(entry->slices, (size_t)entry->slice_count, sizeof *entry->slices, by_start);
-    }
-    int code = kn_manifest_write(&manifest, writer->temporary);
+    KnManifest manifest = {.meta = saver->save.meta,
+                           .tool = "kinora " KINORA_VERSION,
+                           .files = files,
+                           .file_count = ranks,
+                           .tensors = saver->plan.entries,
+                           .tensor_count = saver->plan.count};
+    KN_TRY(kn_manifest_write(&manifest, saver->temporary));
+    KN_TRY(kn_manifest_read(&manifest, saver->temporary)); /* what cannot be read again gets no final name */
     kn_manifest_clear(&manifest);
-    return code;
+    return KN_OK;
 }
 
-/* The new folder under the name of an older checkpoint of the same step, so that one of the two always has it. */
-static int replace_folder(const char *temporary, const char *path, const char *folder)
+static int commit(KnCheckpointSaver *saver)
 {
-    KN_TRY(kn_sync_directory(temporary));
-    if (renameat2(AT_FDCWD, temporary, AT_FDCWD, path, RENAME_EXCHANGE) != 0) {
-        /* Not every file system can exchange: the old one steps aside first. */
-        char *aside = kn_temporary_path(path);
-        int refused = rename(path, aside);
-        if (refused)
-            kn_fail(KN_EIO, "cannot replace %s: %s", path, strerror(errno));
-        int code = refused ? KN_EIO : kn_directory_publish(temporary, path);
-        if (code == KN_OK)
-            code = kn_remove_tree(aside);
-        free(aside);
-        return code;
+    const KnCheckpointSave *save = &saver->save;
+    KN_TRY(write_manifest(saver));
+    KN_TRY(kn_checkpoint_publish(saver->temporary, saver->path));
+    if (save->keep_last > 0 &&
+        kn_checkpoint_prune(saver->folder, save->meta.step, save->keep_last, save->keep_every) < 0)
+        kn_warn("an old checkpoint stays: %s", kn_error_message());
+    return KN_OK;
+}
+
+/* ---- from stage to stage ---- */
+
+static void remove_temporary(const KnCheckpointSaver *saver)
+{
+    if (saver->comm->rank == 0 && saver->temporary && kn_file_exists(saver->temporary) &&
+        kn_remove_tree(saver->temporary) < 0)
+        kn_warn("%s", kn_error_message());
+}
+
+static void end_save(KnCheckpointSaver *saver, int code)
+{
+    char *sentence = kn_strdup(kn_error_message());
+    end_job(&saver->worker);
+    if (code < 0) {
+        remove_temporary(saver);
+        kn_fail(code, "%s", sentence);
     }
-    KN_TRY(kn_sync_directory(folder));
-    return kn_remove_tree(temporary);
+    free(sentence);
+    free(saver->folder);
+    free(saver->path);
+    free(saver->temporary);
+    free(saver->parts);
+    kn_arena_destroy(saver->arena);
+    saver->folder = saver->path = saver->temporary = NULL;
+    saver->parts = NULL;
+    saver->arena = NULL;
+    saver->stage = IDLE;
+    saver->report.seconds = now_seconds() - saver->began;
 }
 
-static int commit_on_first_rank(const Writer *writer, const Part *parts)
+/* All ranks' threads are done: have they written well? Then rank 0 commits. */
+static int after_writing(KnCheckpointSaver *saver)
 {
-    KN_TRY(write_manifest(writer, parts));
-    KnManifest check; /* what cannot be read again must not get a final name */
-    KN_TRY(kn_manifest_read(&check, writer->temporary));
-    kn_manifest_clear(&check);
-    if (kn_file_exists(writer->path))
-        return replace_folder(writer->temporary, writer->path, writer->folder);
-    return kn_directory_publish(writer->temporary, writer->path);
+    KnComm *comm = saver->comm;
+    KN_TRY(kn_comm_error_agree(comm, end_job(&saver->worker)));
+    saver->parts = kn_alloc((size_t)comm->ranks * sizeof *saver->parts);
+    KN_TRY(comm->table->all_gather(comm, &saver->part, saver->parts, sizeof saver->part, "files of the checkpoint"));
+    for (int rank = 0; rank < comm->ranks; rank++)
+        saver->report.bytes += saver->parts[rank].bytes;
+    saver->stage = COMMITTING;
+    if (comm->rank == 0)
+        start_job(saver, commit);
+    return KN_OK;
 }
 
-static int commit(const Writer *writer, const Part *mine)
+static int advance(KnCheckpointSaver *saver)
 {
-    KnComm *comm = writer->comm;
-    Part *parts = kn_alloc((size_t)comm->ranks * sizeof *parts);
-    int code = comm->table->all_gather(comm, mine, parts, sizeof *mine, "files of the checkpoint");
-    if (code == KN_OK)
-        code = kn_comm_error_agree(comm, comm->rank == 0 ? commit_on_first_rank(writer, parts) : KN_OK);
-    free(parts);
+    int writing = saver->stage == WRITING;
+    int code = writing ? after_writing(saver) : kn_comm_error_agree(saver->comm, end_job(&saver->worker));
+    if (code < 0 || !writing)
+        end_save(saver, code);
     return code;
 }
 
-/* Removes checkpoints older than the `keep_last` that end with the present one. Those of later steps, left from a run
- * that was taken up again further back, are neither counted nor touched. */
-static int prune(const Writer *writer)
+static int wait_for_end(KnCheckpointSaver *saver)
 {
-    int64_t *steps, kept = 0;
-    int count, code = kn_checkpoint_steps(writer->folder, &steps, &count);
-    for (int i = 0; i < count && code == KN_OK; i++) {
-        if (steps[i] > writer->save->meta.step || kept++ < writer->save->keep_last)
-            continue;
-        char *path = kn_checkpoint_step_path(writer->folder, steps[i]), *aside = kn_temporary_path(path);
-        if (rename(path, aside) != 0) /* half removed under its own name it would look damaged */
-            code = kn_fail(KN_EIO, "cannot remove %s: %s", path, strerror(errno));
-        else
-            code = kn_remove_tree(aside);
-        free(aside);
-        free(path);
+    int code = KN_OK;
+    while (saver->stage != IDLE && code == KN_OK) {
+        unsigned char any = 0;
+        code = kn_comm_any(saver->comm, (unsigned char)is_busy_for_long(&saver->worker), &any);
+        if (code == KN_OK && !any)
+            code = advance(saver);
     }
-    free(steps);
     return code;
+}
+
+/* Adds the time since `start` to what the caller was held up, and tells how things stand. */
+static int tell(KnCheckpointSaver *saver, double start, int code, KnCheckpointReport *report)
+{
+    saver->report.held_seconds += now_seconds() - start;
+    saver->report.done = saver->stage == IDLE;
+    *report = saver->report;
+    return code;
+}
+
+static int prepare(KnCheckpointSaver *saver, const KnCheckpointSave *save, int with_copy)
+{
+    int copied = 0;
+    KN_ASSERT(saver->stage == IDLE);
+    saver->report = (KnCheckpointReport){.step = save->meta.step};
+    saver->part = (Part){0};
+    saver->arena = kn_arena_create();
+    keep_save(saver, save);
+    KN_TRY(agree_on_plan(saver, save));
+    KN_TRY(choose_names(saver, save));
+    list_tensors(saver, save);
+    if (with_copy)
+        KN_TRY(copy_or_not(saver, &copied));
+    saver->stage = WRITING;
+    start_job(saver, write_part);
+    return copied ? KN_OK : wait_for_end(saver);
+}
+
+static int begin(KnCheckpointSaver *saver, const KnCheckpointSave *save, int with_copy, KnCheckpointReport *report)
+{
+    double start = now_seconds();
+    saver->began = start;
+    int code = prepare(saver, save, with_copy);
+    if (code < 0 && saver->arena)
+        end_save(saver, code);
+    return tell(saver, start, code, report);
+}
+
+int kn_checkpoint_saver_create(KnCheckpointSaver **saver, KnComm *comm)
+{
+    *saver = kn_alloc(sizeof **saver);
+    (*saver)->comm = comm;
+    pthread_mutex_init(&(*saver)->worker.mutex, NULL);
+    pthread_cond_init(&(*saver)->worker.done, NULL);
+    return KN_OK;
+}
+
+void kn_checkpoint_saver_destroy(KnCheckpointSaver *saver)
+{
+    if (!saver)
+        return;
+    if (saver->stage != IDLE)
+        end_save(saver, KN_EINTERRUPTED);
+    pthread_mutex_destroy(&saver->worker.mutex);
+    pthread_cond_destroy(&saver->worker.done);
+    kn_save_plan_clear(&saver->plan);
+    kn_free_large(saver->copy);
+    free(saver);
+}
+
+int kn_checkpoint_begin(KnCheckpointSaver *saver, const KnCheckpointSave *save, KnCheckpointReport *report)
+{
+    return begin(saver, save, 1, report);
+}
+
+int kn_checkpoint_poll(KnCheckpointSaver *saver, KnCheckpointReport *report)
+{
+    double start = now_seconds();
+    KN_ASSERT(saver->stage != IDLE && !is_busy(&saver->worker));
+    return tell(saver, start, advance(saver), report);
+}
+
+int kn_checkpoint_finish(KnCheckpointSaver *saver, KnCheckpointReport *report)
+{
+    double start = now_seconds();
+    *report = (KnCheckpointReport){0};
+    return saver->stage == IDLE ? KN_OK : tell(saver, start, wait_for_end(saver), report);
+}
+
+int kn_checkpoint_is_writing(KnCheckpointSaver *saver)
+{
+    return is_busy(&saver->worker);
+}
+
+int kn_checkpoint_is_under_way(const KnCheckpointSaver *saver)
+{
+    return saver->stage != IDLE;
 }
 
 int kn_checkpoint_save(KnComm *comm, const KnCheckpointSave *save)
 {
-    Writer writer = {.comm = comm, .save = save};
-    Part part = {0};
-    int code = begin(&writer);
-    if (code == KN_OK)
-        code = kn_comm_error_agree(comm, write_part(&writer, &part));
-    if (code == KN_OK)
-        code = commit(&writer, &part);
-    if (code == KN_OK && comm->rank == 0 && save->keep_last > 0 && prune(&writer) < 0)
-        kn_warn("an old checkpoint stays: %s", kn_error_message());
-    if (code < 0 && comm->rank == 0 && writer.temporary && kn_file_exists(writer.temporary)) {
-        char *sentence = kn_strdup(kn_error_message());
-        if (kn_remove_tree(writer.temporary) < 0)
-            kn_warn("%s", kn_error_message());
-        kn_fail(code, "%s", sentence);
-        free(sentence);
-    }
-    free(writer.folder);
-    free(writer.path);
-    free(writer.temporary);
-    free(writer.rows);
+    KnCheckpointSaver *saver;
+    KnCheckpointReport report;
+    KN_TRY(kn_checkpoint_saver_create(&saver, comm));
+    int code = begin(saver, save, 0, &report);
+    kn_checkpoint_saver_destroy(saver);
     return code;
 }

@@ -103,15 +103,22 @@ int kn_comm_error_agree(KnComm *comm, int code)
     return result;
 }
 
+int kn_comm_any(KnComm *comm, unsigned char mine, unsigned char *any)
+{
+    unsigned char *all = kn_alloc((size_t)comm->ranks);
+    int code = comm->table->all_gather(comm, &mine, all, sizeof mine, "agreement on the next step");
+    *any = 0;
+    for (int rank = 0; rank < comm->ranks && code == KN_OK; rank++)
+        *any |= all[rank];
+    free(all);
+    return code;
+}
+
 int kn_comm_stop_agree(KnComm *comm, int *stop)
 {
-    unsigned char mine = kn_stop_requested() != 0;
-    unsigned char *all = kn_alloc((size_t)comm->ranks);
-    int code = comm->table->all_gather(comm, &mine, all, sizeof mine, "agreement on stopping");
-    *stop = 0;
-    for (int rank = 0; rank < comm->ranks && code == KN_OK; rank++)
-        *stop |= all[rank];
-    free(all);
+    unsigned char any;
+    int code = kn_comm_any(comm, kn_stop_requested() != 0, &any);
+    *stop = any;
     return code;
 }
 

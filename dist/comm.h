@@ -31,6 +31,9 @@ _Noreturn void kn_comm_abort(KnComm *comm);
  * and the same sentence, "rank N: ..." (as it was, where there is but one rank). The communicator stays usable. */
 int kn_comm_error_agree(KnComm *comm, int code);
 
+/* Collective. Every rank brings flags; *any is what at least one of them brought. Costs a barrier. */
+int kn_comm_any(KnComm *comm, unsigned char mine, unsigned char *any);
+
 /* Collective. *stop becomes 1 on all ranks where any rank's process was asked to stop (dist/signals.h), else 0. Costs a
  * barrier; call it at the same place on every rank. */
 int kn_comm_stop_agree(KnComm *comm, int *stop);

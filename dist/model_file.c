@@ -27,9 +27,9 @@ void kn_model_checkpoint_tensors(const KnParameterValues *values, const char *pr
         *tensor = (KnCheckpointTensor){.name = kn_arena_format(arena, "%s%s", prefix, parameter->name),
                                        .type = KN_SAFETENSORS_F32,
                                        .dims = parameter->dims,
-                                       .row_count = KN_ALL_ROWS,
                                        .data = kn_parameter_data(values, parameter)};
         memcpy(tensor->shape, parameter->shape, (size_t)parameter->dims * sizeof *tensor->shape);
+        kn_checkpoint_whole(tensor);
     }
 }
 
@@ -79,8 +79,6 @@ static int checkpoint_tokenizer(const KnCheckpoint *checkpoint, KnTokenizer **to
     if (!found)
         return KN_OK;
     KnCheckpointTensor tensor = *found;
-    tensor.row_start = 0;
-    tensor.row_count = KN_ALL_ROWS;
     tensor.data = kn_alloc((size_t)tensor.shape[0]);
     int code = kn_checkpoint_load(checkpoint, &tensor, 1);
     if (code == KN_OK)

@@ -102,8 +102,6 @@ static int load_tokenizer(const KnCheckpoint *checkpoint, KnTokenizer **tokenize
         return kn_fail(KN_EFORMAT, "%s holds no tokenizer, but model.text.kind is trained",
                        kn_checkpoint_path(checkpoint));
     KnCheckpointTensor tensor = *found;
-    tensor.row_start = 0;
-    tensor.row_count = KN_ALL_ROWS;
     tensor.data = kn_alloc((size_t)tensor.shape[0]);
     int code = kn_checkpoint_load(checkpoint, &tensor, 1);
     if (code == KN_OK)
@@ -183,8 +181,8 @@ int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnCom
                                                           .type = KN_SAFETENSORS_U8,
                                                           .dims = 1,
                                                           .shape = {(int64_t)bytes},
-                                                          .row_count = KN_ALL_ROWS,
                                                           .data = (void *)(uintptr_t)tokenizer};
+        kn_checkpoint_whole(&list.tensors[list.count - 1]);
     }
     char *yaml = kn_config_to_yaml(config), *model = kn_model_to_json(&state->model);
     char *mesh = kn_format("{\"data\": %d}", comm->ranks);

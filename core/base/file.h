@@ -43,6 +43,8 @@ int kn_file_write(const char *path, const void *bytes, size_t size);
 typedef struct KnFileWriter KnFileWriter;
 int kn_file_writer_open(KnFileWriter **writer, const char *path);
 int kn_file_writer_write(KnFileWriter *writer, const void *bytes, size_t size);
+/* Takes the SHA-256 of all that is written after it; commit puts it into `hex` [KN_SHA256_HEX_BYTES]. */
+void kn_file_writer_hash(KnFileWriter *writer, char *hex);
 int kn_file_writer_commit(KnFileWriter *writer);
 void kn_file_writer_abort(KnFileWriter *writer); /* removes the temporary; NULL is fine */
 

@@ -5,6 +5,7 @@
 #include "core/base/file.h"
 
 #include "core/base/error.h"
+#include "core/base/hash.h"
 #include "core/base/memory.h"
 
 #include <errno.h>
@@ -25,6 +26,8 @@ struct KnFileWriter {
     int descriptor, failed;
     size_t used; /* of the buffer, which gathers small writes */
     unsigned char *buffer;
+    KnSha256 *hash; /* of what was written, where it was asked for */
+    char *hex;
 };
 
 enum { BUFFER_BYTES = 1 << 17 };
@@ -129,10 +132,18 @@ static int flush_buffer(KnFileWriter *writer)
     return KN_OK;
 }
 
+void kn_file_writer_hash(KnFileWriter *writer, char *hex)
+{
+    writer->hash = kn_sha256_create();
+    writer->hex = hex;
+}
+
 int kn_file_writer_write(KnFileWriter *writer, const void *bytes, size_t size)
 {
     if (writer->failed)
         return kn_fail(KN_EIO, "cannot write %s: an earlier write failed", writer->path);
+    if (writer->hash)
+        kn_sha256_update(writer->hash, bytes, size);
     if (size > BUFFER_BYTES - writer->used)
         KN_TRY(flush_buffer(writer));
     if (size <= BUFFER_BYTES - writer->used) {
@@ -150,6 +161,7 @@ int kn_file_writer_write(KnFileWriter *writer, const void *bytes, size_t size)
 
 static void release(KnFileWriter *writer)
 {
+    kn_sha256_destroy(writer->hash);
     free(writer->path);
     free(writer->temporary);
     free(writer->buffer);
@@ -180,6 +192,12 @@ int kn_file_writer_commit(KnFileWriter *writer)
         reason = errno;
     if (reason)
         unlink(writer->temporary);
+    if (writer->hash) {
+        unsigned char digest[KN_SHA256_BYTES];
+        kn_sha256_finish(writer->hash, digest);
+        kn_hex(digest, sizeof digest, writer->hex);
+        writer->hash = NULL;
+    }
     int code = reason ? cannot_write(writer->path, reason) : rename_and_sync(writer->temporary, writer->path);
     release(writer);
     return code;

@@ -72,6 +72,9 @@ int kn_safetensors_write(const char *path, const KnSafetensor *tensors, int coun
 typedef struct KnSafetensorsWriter KnSafetensorsWriter;
 int kn_safetensors_writer_open(KnSafetensorsWriter **writer, const char *path, const KnSafetensor *tensors, int count,
                                const KnSafetensorsPair *metadata, int metadata_count);
+/* The same; commit puts the SHA-256 of the whole file into `hex` [KN_SHA256_HEX_BYTES]. */
+int kn_safetensors_writer_open_hashed(KnSafetensorsWriter **writer, const char *path, const KnSafetensor *tensors,
+                                      int count, char *hex);
 int kn_safetensors_writer_write(KnSafetensorsWriter *writer, const void *bytes, size_t size);
 int kn_safetensors_writer_commit(KnSafetensorsWriter *writer);
 void kn_safetensors_writer_abort(KnSafetensorsWriter *writer); /* NULL is fine */

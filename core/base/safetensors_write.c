@@ -79,8 +79,8 @@ static int write_header(KnFileWriter *file, const char *text)
     return kn_file_writer_write(file, spaces, padding);
 }
 
-int kn_safetensors_writer_open(KnSafetensorsWriter **writer, const char *path, const KnSafetensor *tensors, int count,
-                               const KnSafetensorsPair *metadata, int metadata_count)
+static int open_writer(KnSafetensorsWriter **writer, const char *path, const KnSafetensor *tensors, int count,
+                       const KnSafetensorsPair *metadata, int metadata_count, char *hex)
 {
     char *header;
     KnFileWriter *file = NULL;
@@ -88,6 +88,8 @@ int kn_safetensors_writer_open(KnSafetensorsWriter **writer, const char *path, c
     *writer = NULL;
     KN_TRY(make_header(path, tensors, count, metadata, metadata_count, &header, &expected));
     int code = kn_file_writer_open(&file, path);
+    if (code == KN_OK && hex)
+        kn_file_writer_hash(file, hex);
     if (code == KN_OK)
         code = write_header(file, header);
     free(header);
@@ -98,6 +100,18 @@ int kn_safetensors_writer_open(KnSafetensorsWriter **writer, const char *path, c
     *writer = kn_alloc(sizeof **writer);
     **writer = (KnSafetensorsWriter){.file = file, .path = kn_strdup(path), .expected = expected};
     return KN_OK;
+}
+
+int kn_safetensors_writer_open(KnSafetensorsWriter **writer, const char *path, const KnSafetensor *tensors, int count,
+                               const KnSafetensorsPair *metadata, int metadata_count)
+{
+    return open_writer(writer, path, tensors, count, metadata, metadata_count, NULL);
+}
+
+int kn_safetensors_writer_open_hashed(KnSafetensorsWriter **writer, const char *path, const KnSafetensor *tensors,
+                                      int count, char *hex)
+{
+    return open_writer(writer, path, tensors, count, NULL, 0, hex);
 }
 
 int kn_safetensors_writer_write(KnSafetensorsWriter *writer, const void *bytes, size_t size)

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -36,17 +37,12 @@ static const KnCheckpointTensor state_tensors[] = {
 };
 enum { TENSORS = sizeof state_tensors / sizeof *state_tensors, LARGEST = 256 };
 
-static int64_t rows_of(const KnCheckpointTensor *tensor)
+static size_t elements_of(const KnCheckpointTensor *tensor)
 {
-    return tensor->dims ? tensor->shape[0] : 1;
-}
-
-static size_t row_bytes_of(const KnCheckpointTensor *tensor)
-{
-    size_t bytes = kn_safetensors_type_bytes(tensor->type);
-    for (int d = 1; d < tensor->dims; d++)
-        bytes *= (size_t)tensor->shape[d];
-    return bytes;
+    size_t elements = 1;
+    for (int d = 0; d < tensor->dims; d++)
+        elements *= (size_t)tensor->count[d];
+    return elements;
 }
 
 /* Byte `index` of a tensor at a step. */
@@ -55,27 +51,66 @@ static unsigned char byte_of(int tensor, size_t index, int64_t step)
     return (unsigned char)(index * 7 + (size_t)tensor * 31 + (size_t)step * 13 + 5);
 }
 
-typedef enum Layout { WHOLE, ROWS, MIXED } Layout;
+/* Element `index` of a tensor's box, counted in the whole tensor: by division, as the code under test does not. */
+static size_t place_in_whole(const KnCheckpointTensor *tensor, size_t index)
+{
+    size_t place = 0, stride = 1;
+    for (int d = tensor->dims - 1; d >= 0; d--) {
+        place += ((size_t)tensor->start[d] + index % (size_t)tensor->count[d]) * stride;
+        index /= (size_t)tensor->count[d];
+        stride *= (size_t)tensor->shape[d];
+    }
+    return place;
+}
+
+static unsigned char expected_byte(const KnCheckpointTensor *tensor, int number, size_t byte, int64_t step)
+{
+    size_t size = kn_safetensors_type_bytes(tensor->type);
+    return byte_of(number, place_in_whole(tensor, byte / size) * size + byte % size, step);
+}
+
+/* How the ranks hold a tensor: COLUMNS cut the last dimension, GRID two groups of ranks cut the last and each its rows,
+ * COPIES two ranks hold the same rows. */
+typedef enum Layout { WHOLE, ROWS, MIXED, COLUMNS, GRID, COPIES, LAYOUTS } Layout;
 
 typedef struct SaveCase {
     const char *run_dir;
-    int64_t step, keep_last;
+    int64_t step, keep_last, keep_every;
     Layout layout;
     int odd_rank; /* this rank saves a list of its own; -1: none */
     int gap;      /* leaves out a row */
+    int overlap;  /* the first box is longer by a row than it should be */
+    int poison;   /* a value that is not finite, which is refused */
 } SaveCase;
 
-/* This rank's rows: unevenly, and for some ranks none. */
-static void choose_rows(KnCheckpointTensor *tensor, int index, const SaveCase *what, const KnComm *comm)
+/* Part `index` of `parts` of a dimension: unevenly, and some get none. */
+static void cut(KnCheckpointTensor *tensor, int dimension, int64_t index, int64_t parts)
 {
-    int64_t rows = rows_of(tensor), ranks = comm->ranks, rank = (comm->rank + index) % ranks;
-    tensor->row_count = KN_ALL_ROWS;
+    int64_t size = tensor->shape[dimension];
+    tensor->start[dimension] = size * index * index / (parts * parts);
+    tensor->count[dimension] = size * (index + 1) * (index + 1) / (parts * parts) - tensor->start[dimension];
+}
+
+static void choose_box(KnCheckpointTensor *tensor, int index, const SaveCase *what, const KnComm *comm)
+{
+    int64_t ranks = comm->ranks, rank = (comm->rank + index) % ranks;
+    kn_checkpoint_whole(tensor);
     if (what->layout == WHOLE || tensor->dims == 0 || (what->layout == MIXED && index % 2))
         return;
-    tensor->row_start = rows * rank * rank / (ranks * ranks);
-    tensor->row_count = rows * (rank + 1) * (rank + 1) / (ranks * ranks) - tensor->row_start;
-    if (what->gap && index == 0 && tensor->row_count > 1)
-        tensor->row_count--;
+    if (what->layout == COPIES) {
+        cut(tensor, 0, rank / 2, (ranks + 1) / 2);
+    } else if (what->layout == COLUMNS) {
+        cut(tensor, tensor->dims - 1, rank, ranks);
+    } else if (what->layout == GRID && ranks % 2 == 0 && tensor->dims > 1) {
+        cut(tensor, tensor->dims - 1, rank % 2, 2);
+        cut(tensor, 0, rank / 2, ranks / 2);
+    } else {
+        cut(tensor, 0, rank, ranks);
+    }
+    if (what->gap && index == 0 && tensor->count[0] > 1)
+        tensor->count[0]--;
+    if (what->overlap && index == 0 && tensor->start[0] == 0 && tensor->count[0] < tensor->shape[0])
+        tensor->count[0]++;
 }
 
 static int save_on_rank(KnComm *comm, void *argument)
@@ -85,13 +120,14 @@ static int save_on_rank(KnComm *comm, void *argument)
     unsigned char bytes[TENSORS][LARGEST];
     for (int i = 0; i < TENSORS; i++) {
         tensors[i] = state_tensors[i];
-        choose_rows(&tensors[i], i, what, comm);
-        size_t row_bytes = row_bytes_of(&tensors[i]);
-        int64_t rows = tensors[i].row_count == KN_ALL_ROWS ? rows_of(&tensors[i]) : tensors[i].row_count;
-        for (size_t k = 0; k < (size_t)rows * row_bytes; k++)
-            bytes[i][k] = byte_of(i, (size_t)tensors[i].row_start * row_bytes + k, what->step);
+        choose_box(&tensors[i], i, what, comm);
+        size_t size = kn_safetensors_type_bytes(tensors[i].type);
+        for (size_t k = 0; k < elements_of(&tensors[i]) * size; k++)
+            bytes[i][k] = expected_byte(&tensors[i], i, k, what->step);
         tensors[i].data = bytes[i];
     }
+    if (what->poison)
+        memcpy(bytes[0], &(float){INFINITY}, sizeof(float));
     if (what->odd_rank == comm->rank)
         tensors[0].name = "blocks.1.weight";
     KnCheckpointSave save = {.run_dir = what->run_dir,
@@ -101,7 +137,9 @@ static int save_on_rank(KnComm *comm, void *argument)
                                       .data_json = "{\"epoch\": 3, \"next\": [1, 2]}"},
                              .tensors = tensors,
                              .count = TENSORS,
-                             .keep_last = what->keep_last};
+                             .keep_last = what->keep_last,
+                             .keep_every = what->keep_every,
+                             .refuse_not_finite = what->poison};
     return kn_checkpoint_save(comm, &save);
 }
 
@@ -111,30 +149,34 @@ static int save_state(const char *run_dir, int ranks, int64_t step, Layout layou
     return thread_ranks_run(ranks, save_on_rank, &what);
 }
 
-/* Loads every tensor by `readers` in equal rows and compares all bytes. */
+/* One reader's boxes of all tensors, of rows or of columns. */
+static void check_boxes(const KnCheckpoint *checkpoint, int reader, int readers, int columns, int64_t step)
+{
+    KnCheckpointTensor tensors[TENSORS];
+    unsigned char bytes[TENSORS][LARGEST];
+    for (int i = 0; i < TENSORS; i++) {
+        tensors[i] = state_tensors[i];
+        kn_checkpoint_whole(&tensors[i]);
+        if (tensors[i].dims)
+            cut(&tensors[i], columns ? tensors[i].dims - 1 : 0, reader, readers);
+        tensors[i].data = bytes[i];
+    }
+    assert_int_equal(kn_checkpoint_load(checkpoint, tensors, TENSORS), KN_OK);
+    for (int i = 0; i < TENSORS; i++)
+        for (size_t k = 0; k < elements_of(&tensors[i]) * kn_safetensors_type_bytes(tensors[i].type); k++)
+            assert_int_equal(bytes[i][k], expected_byte(&tensors[i], i, k, step));
+}
+
+/* Loads every tensor by `readers` and compares all bytes. */
 static void check_state(const char *path, int readers, int64_t step)
 {
     KnCheckpoint *checkpoint;
     assert_int_equal(kn_checkpoint_open(&checkpoint, path, KN_CHECK_HASHES), KN_OK);
     assert_int_equal(kn_checkpoint_meta(checkpoint)->step, step);
     assert_int_equal(kn_checkpoint_count(checkpoint), TENSORS);
-    for (int reader = 0; reader < readers; reader++) {
-        KnCheckpointTensor tensors[TENSORS];
-        unsigned char bytes[TENSORS][LARGEST];
-        for (int i = 0; i < TENSORS; i++) {
-            int64_t rows = rows_of(&state_tensors[i]);
-            tensors[i] = state_tensors[i];
-            tensors[i].row_start = rows * reader / readers;
-            tensors[i].row_count = rows * (reader + 1) / readers - tensors[i].row_start;
-            tensors[i].data = bytes[i];
-        }
-        assert_int_equal(kn_checkpoint_load(checkpoint, tensors, TENSORS), KN_OK);
-        for (int i = 0; i < TENSORS; i++) {
-            size_t row_bytes = row_bytes_of(&tensors[i]), first = (size_t)tensors[i].row_start * row_bytes;
-            for (size_t k = 0; k < (size_t)tensors[i].row_count * row_bytes; k++)
-                assert_int_equal(bytes[i][k], byte_of(i, first + k, step));
-        }
-    }
+    for (int reader = 0; reader < readers; reader++)
+        for (int columns = 0; columns < 2; columns++)
+            check_boxes(checkpoint, reader, readers, columns, step);
     kn_checkpoint_close(checkpoint);
 }
 
@@ -193,8 +235,8 @@ static void assert_sentence(const char *part)
 static void every_layout_of_writers_loads_on_every_number_of_readers(void **state)
 {
     (void)state;
-    for (int writers = 1; writers <= 4; writers++)
-        for (int layout = WHOLE; layout <= MIXED; layout++) {
+    for (int writers = 1; writers <= 5; writers++)
+        for (int layout = WHOLE; layout < LAYOUTS; layout++) {
             char *run = new_run(), *path = step_path(run, 7);
             assert_int_equal(save_state(run, writers, 7, (Layout)layout), KN_OK);
             for (int readers = 1; readers <= 3; readers++)
@@ -285,13 +327,13 @@ static void another_architecture_names_the_first_differing_tensor(void **state)
     KnCheckpointTensor wanted[3] = {state_tensors[0], state_tensors[1], state_tensors[3]};
     for (int i = 0; i < 3; i++) {
         wanted[i].data = bytes;
-        wanted[i].row_count = KN_ALL_ROWS;
+        kn_checkpoint_whole(&wanted[i]);
     }
-    wanted[1].shape[0] = 6;
+    wanted[1].shape[0] = wanted[1].count[0] = 6;
     wanted[2].name = "blocks.9.weight";
     assert_int_equal(kn_checkpoint_load(checkpoint, wanted, 3), KN_EINPUT);
     assert_sentence("tensor 'blocks.0.bias' is BF16 [5] and should be BF16 [6]");
-    wanted[1].shape[0] = 5;
+    wanted[1].shape[0] = wanted[1].count[0] = 5;
     assert_int_equal(kn_checkpoint_load(checkpoint, wanted, 3), KN_EINPUT);
     assert_sentence("no tensor 'blocks.9.weight', which should be F32 [9, 2, 2]");
     wanted[0].type = KN_SAFETENSORS_I32;
@@ -303,16 +345,43 @@ static void another_architecture_names_the_first_differing_tensor(void **state)
     free(run);
 }
 
-static void rows_that_do_not_fit_together_are_refused(void **state)
+static void boxes_that_do_not_tile_are_refused_by_name(void **state)
 {
     (void)state;
+    static const struct {
+        Layout layout;
+        int ranks, gap, overlap;
+        const char *sentence;
+    } cases[] = {
+        {ROWS, 2, 1, 0, "tensor 'blocks.0.weight' cannot be saved: the ranks hold 18 of its 21 elements"},
+        {ROWS, 2, 0, 1, "tensor 'blocks.0.weight' cannot be saved: [0:2, 0:3] of rank 0 and [1:7, 0:3] of rank 1 over"},
+        {GRID, 4, 0, 1, "tensor 'blocks.0.weight' cannot be saved: [0:2, 0:3] of rank 1 and [1:7, 0:3] of rank 3"},
+        {COPIES, 4, 0, 1, "tensor 'blocks.0.weight' cannot be saved: [0:2, 0:3] of rank 0 and [1:7, 0:3] of rank 2"},
+    };
     char *run = new_run();
-    SaveCase what = {.run_dir = run, .step = 1, .layout = ROWS, .odd_rank = -1, .gap = 1};
-    assert_int_equal(thread_ranks_run(2, save_on_rank, &what), KN_EINPUT);
-    assert_sentence("tensor 'blocks.0.weight' cannot be saved");
-    what = (SaveCase){.run_dir = run, .step = 1, .odd_rank = 1};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        SaveCase what = {.run_dir = run, .step = 1, .odd_rank = -1};
+        what.layout = cases[i].layout;
+        what.gap = cases[i].gap;
+        what.overlap = cases[i].overlap;
+        assert_int_equal(thread_ranks_run(cases[i].ranks, save_on_rank, &what), KN_EINPUT);
+        assert_sentence(cases[i].sentence);
+    }
+    SaveCase what = {.run_dir = run, .step = 1, .odd_rank = 1};
     assert_int_equal(thread_ranks_run(3, save_on_rank, &what), KN_EPEER);
     assert_sentence("rank 0 and rank 1 save different tensors");
+    free(run);
+}
+
+static void what_is_not_finite_is_refused_where_asked(void **state)
+{
+    (void)state;
+    char *run = new_run(), *path = step_path(run, 1);
+    SaveCase what = {.run_dir = run, .step = 1, .odd_rank = -1, .poison = 1};
+    assert_int_equal(thread_ranks_run(2, save_on_rank, &what), KN_EFORMAT);
+    assert_sentence("tensor 'blocks.0.weight' has a value that is not finite");
+    assert_false(kn_file_exists(path));
+    free(path);
     free(run);
 }
 
@@ -433,12 +502,18 @@ static void a_lying_manifest_is_refused(void **state)
         const char *from, *to, *sentence;
     } lies[] = {
         {"kinora-checkpoint", "other-checkpoint!", "its format is not"},
-        {"\"version\": 1", "\"version\": 9", "another version"},
+        {"\"version\": 2", "\"version\": 9", "another version"},
         {"\"step\": 3", "\"step\":-3", "'step' is not a number"},
         {"rank-00000.safe", "../a/00000.safe", "impossible name"},
         {"\"type\": \"BF16\"", "\"type\": \"BF17\"", "unknown tensor type 'BF17'"},
-        {"\"count\": ", "\"cOunt\": ", "'count'"},
-        {"\"start\": 0", "\"start\": 1", "do not fit together"},
+        {"[1, 0, 0, 7, 3]", "[1, 1, 0, 7, 3]", "do not fit together"},
+        {"[1, 0, 0, 7, 3]", "[1, 0, 0, 6, 3]", "the slices of tensor 'blocks.0.weight' hold 18 elements and it has 21"},
+        {"[1, 0, 0, 7, 3]", "[1, 0, 0, 4, 3], [1, 3, 0, 3, 3]", "do not fit together"},
+        {"[1, 0, 0, 7, 3]", "[1, 0, 0, 7, 1], [1, 0, 0, 7, 2]", "do not fit together"},
+        {"[1, 0, 0, 7, 3]", "[1, 0, -1, 7, 3]", "do not fit together"},
+        {"[1, 0, 0, 7, 3]", "[7, 0, 0, 7, 3]", "do not fit together"},
+        {"[1, 0, 0, 7, 3]", "[1, 0, 0, 7]", "a slice is not a list of 5 whole numbers"},
+        {"[1, 0, 0, 7, 3]", "[1, 0, 0, 7.5, 3]", "a slice is not a list of 5 whole numbers"},
         {"\"optimizer.m\"", "\"mask\",\"x\":1", "appears twice"},
         {"\"tensors\": [", "\"tensors\": 5,\"t\": [", "'tensors' is not a list"},
         {"\"blocks.0.bias\"", "\"blocks.1.bias\"", "does not hold tensor 'blocks.1.bias'"},
@@ -605,7 +680,7 @@ static int save_big(KnComm *comm, void *argument)
     const SaveCase *what = argument;
     enum { BIG = 300000 };
     KnCheckpointTensor big = {.name = "big", .type = KN_SAFETENSORS_U8, .dims = 1, .shape = {BIG}};
-    big.row_count = KN_ALL_ROWS;
+    kn_checkpoint_whole(&big);
     big.data = kn_alloc(BIG);
     KnCheckpointSave save = {.run_dir = what->run_dir, .meta = {.step = what->step}, .tensors = &big, .count = 1};
     int code = kn_checkpoint_save(comm, &save);
@@ -679,7 +754,8 @@ int main(void)
         cmocka_unit_test(whole_tensors_are_spread_by_bytes),
         cmocka_unit_test(the_same_state_gives_the_same_bytes),
         cmocka_unit_test(another_architecture_names_the_first_differing_tensor),
-        cmocka_unit_test(rows_that_do_not_fit_together_are_refused),
+        cmocka_unit_test(boxes_that_do_not_tile_are_refused_by_name),
+        cmocka_unit_test(what_is_not_finite_is_refused_where_asked),
         cmocka_unit_test(every_flipped_byte_is_caught),
         cmocka_unit_test(truncated_lengthened_and_missing_files_are_caught),
         cmocka_unit_test(foreign_files_are_caught),

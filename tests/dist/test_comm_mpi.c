@@ -259,12 +259,12 @@ static int scenario_stop(KnComm *comm)
 static int save_weights(KnComm *comm, const char *run_dir, float weights[6], float rows[10], int64_t step)
 {
     KnCheckpointTensor tensors[] = {
-        {.name = "shared", .type = KN_SAFETENSORS_F32, .dims = 1, .shape = {6}, .row_count = KN_ALL_ROWS},
-        {.name = "mine", .type = KN_SAFETENSORS_F32, .dims = 2, .shape = {comm->ranks, 10}, .row_count = 1},
+        {.name = "shared", .type = KN_SAFETENSORS_F32, .dims = 1, .shape = {6}, .count = {6}},
+        {.name = "mine", .type = KN_SAFETENSORS_F32, .dims = 2, .shape = {comm->ranks, 10}, .count = {1, 10}},
     };
     tensors[0].data = weights;
     tensors[1].data = rows;
-    tensors[1].row_start = comm->rank;
+    tensors[1].start[0] = comm->rank;
     KnCheckpointSave save = {.run_dir = run_dir, .meta = {.step = step}, .tensors = tensors, .count = 2};
     return kn_checkpoint_save(comm, &save);
 }
