@@ -28,6 +28,10 @@ typedef enum KnOpId {
     KN_OP_LAYER_NORM_BACKWARD,
     KN_OP_RMS_NORM,
     KN_OP_RMS_NORM_BACKWARD,
+    KN_OP_ROW_SQUARES,
+    KN_OP_ROW_SQUARES_BACKWARD,
+    KN_OP_RMS_NORM_SPLIT,
+    KN_OP_RMS_NORM_SPLIT_BACKWARD,
     /* modulate.c */
     KN_OP_MODULATE,
     KN_OP_MODULATE_BACKWARD,
@@ -177,6 +181,20 @@ KnTensor *kn_layer_norm_modulated(KnGraph *graph, KnTensor *x, KnTensor *scale, 
 /* x / sqrt(mean(x^2) + eps) * weight[D]. Output 1: f32 [L] of 1/sqrt(...). */
 KnTensor *kn_rms_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, float eps);
 /* RMS_NORM_BACKWARD inputs: x, rstd, weight, grad_out; outputs: dx, dweight f32 [D]. */
+
+/* f32 [L]: the sum of squares of each row of x. */
+KnTensor *kn_row_squares(KnGraph *graph, KnTensor *x);
+/* ROW_SQUARES_BACKWARD inputs: x, grad_squares f32 [L]; output dx. */
+
+typedef struct KnSplitNormAttributes {
+    int64_t total_columns;
+    float eps;
+} KnSplitNormAttributes;
+/* RMS norm of some of the columns: x / sqrt(squares / total_columns + eps) * weight[D], where squares f32 [L] are those
+ * of all `total_columns` columns of a row. Output 1: f32 [L] of 1/sqrt(...). */
+KnTensor *kn_rms_norm_split(KnGraph *graph, KnTensor *x, KnTensor *weight, KnTensor *squares, int64_t total_columns,
+                            float eps);
+/* RMS_NORM_SPLIT_BACKWARD inputs: x, rstd, weight, grad_out; outputs: dx, dweight f32 [D], dsquares f32 [L]. */
 
 /* --- modulate.c --------------------------------------------------------------------------------------------------- */
 

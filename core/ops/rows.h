@@ -9,6 +9,7 @@ extern const KnOp kn_op_matmul, kn_op_pack_matrix, kn_op_sum_rows;
 extern const KnOp kn_op_attention, kn_op_attention_backward;
 extern const KnOp kn_op_attention_merge, kn_op_span_window;
 extern const KnOp kn_op_layer_norm, kn_op_layer_norm_backward, kn_op_rms_norm, kn_op_rms_norm_backward;
+extern const KnOp kn_op_row_squares, kn_op_row_squares_backward, kn_op_rms_norm_split, kn_op_rms_norm_split_backward;
 extern const KnOp kn_op_modulate, kn_op_modulate_backward, kn_op_gated_residual, kn_op_gated_residual_backward;
 extern const KnOp kn_op_rope, kn_op_timestep_embedding;
 extern const KnOp kn_op_activation, kn_op_activation_backward, kn_op_add, kn_op_add_row, kn_op_multiply, kn_op_scale,

@@ -18,6 +18,10 @@
     KERNEL(LAYER_NORM_BACKWARD, layer_norm_backward)                                                                   \
     KERNEL(RMS_NORM, rms_norm)                                                                                         \
     KERNEL(RMS_NORM_BACKWARD, rms_norm_backward)                                                                       \
+    KERNEL(ROW_SQUARES, row_squares)                                                                                   \
+    KERNEL(ROW_SQUARES_BACKWARD, row_squares_backward)                                                                 \
+    KERNEL(RMS_NORM_SPLIT, rms_norm_split)                                                                             \
+    KERNEL(RMS_NORM_SPLIT_BACKWARD, rms_norm_split_backward)                                                           \
     KERNEL(MODULATE, modulate)                                                                                         \
     KERNEL(MODULATE_BACKWARD, modulate_backward)                                                                       \
     KERNEL(GATED_RESIDUAL, gated_residual)                                                                             \

@@ -167,6 +167,28 @@ static KnTensor *build_rms_norm(OpTrial *t, const int64_t *n)
     return kn_rms_norm(t->graph, x, leaf_f32(t, 1, n[1]), 1e-6f);
 }
 
+static KnTensor *build_row_squares(OpTrial *t, const int64_t *n)
+{
+    return kn_row_squares(t->graph, leaf_x(t, n[0], n[1]));
+}
+
+/* n: rows, columns, all columns */
+static KnTensor *build_rms_norm_split(OpTrial *t, const int64_t *n)
+{
+    LeafKind positive = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .wanted = 1, .center = 20, .spread = 15};
+    KnTensor *x = leaf_x(t, n[0], n[1]), *weight = leaf_f32(t, 1, n[1]);
+    return kn_rms_norm_split(t->graph, x, weight, leaf(t, positive, 1, n), n[2], 1e-6f);
+}
+
+/* One of two parts whose squares are summed, so that the other's gradient comes from the sum alone.
+ * n: rows, columns, columns of the other part */
+static KnTensor *build_rms_norm_of_two(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]), *other = leaf_x(t, n[0], n[2]), *weight = leaf_f32(t, 1, n[1]);
+    KnTensor *squares = kn_add(t->graph, kn_row_squares(t->graph, x), kn_row_squares(t->graph, other));
+    return kn_rms_norm_split(t->graph, x, weight, squares, n[1] + n[2], 1e-6f);
+}
+
 static KnTensor *build_modulate(OpTrial *t, const int64_t *n)
 {
     KnTensor *x = leaf_x(t, n[0], n[1]), *scale = leaf_f32(t, n[2], n[1]), *shift = leaf_f32(t, n[2], n[1]);
@@ -486,6 +508,14 @@ const OpCase op_cases[] = {
     {"rms_norm 6x29", build_rms_norm, {6, 29}, 0},
     {"rms_norm 401x197", build_rms_norm, {401, 197}, OP_LARGE},
 
+    {"row_squares 1x1", build_row_squares, {1, 1}, 0},
+    {"row_squares 7x13", build_row_squares, {7, 13}, 0},
+    {"row_squares 401x197", build_row_squares, {401, 197}, OP_LARGE},
+    {"rms_norm_split 1x1 of 1", build_rms_norm_split, {1, 1, 1}, 0},
+    {"rms_norm_split 6x29 of 87", build_rms_norm_split, {6, 29, 87}, 0},
+    {"rms_norm_split 401x197 of 197", build_rms_norm_split, {401, 197, 197}, OP_LARGE},
+    {"rms_norm of two parts", build_rms_norm_of_two, {5, 17, 22}, 0},
+
     {"modulate 1x1", build_modulate, {1, 1, 1, 0}, 0},
     {"modulate 9x23", build_modulate, {9, 23, 3, 1}, 0},
     {"modulate 613x131", build_modulate, {613, 131, 5, 1}, OP_LARGE},
@@ -579,6 +609,7 @@ const OpCase op_cases[] = {
         {"speed of layer_norm_modulated", build_layer_norm_modulated, {rows, columns, 32, 0}, OP_SPEED},               \
         {"speed of layer_norm_affine", build_layer_norm_affine, {rows, columns}, OP_SPEED},                            \
         {"speed of rms_norm", build_rms_norm, {rows, columns}, OP_SPEED},                                              \
+        {"speed of rms_norm_split", build_rms_norm_of_two, {rows, columns, columns}, OP_SPEED},                        \
         {"speed of attention_merge", build_attention_merge, {rows, columns, columns / 64, 5}, STATE | OP_SPEED},       \
         {"speed of modulate", build_modulate, {rows, columns, 32, 0}, OP_SPEED},                                       \
         {"speed of gated_residual", build_gated_residual, {rows, columns, 32, 0}, OP_SPEED},                           \

@@ -167,6 +167,23 @@ static void rms_norm(const KnNode *node, double *const *in, double *const *out)
     }
 }
 
+static void row_squares(const KnNode *node, double *const *in, double *const *out)
+{
+    memset(out[0], 0, (size_t)ROWS(0) * sizeof(double));
+    for (int64_t i = 0; i < ELEMENTS(0); i++)
+        out[0][i / COLUMNS(0)] += in[0][i] * in[0][i];
+}
+
+static void rms_norm_split(const KnNode *node, double *const *in, double *const *out)
+{
+    const KnSplitNormAttributes *p = ATTRIBUTES(KnSplitNormAttributes);
+    for (int64_t l = 0; l < ROWS(0); l++) {
+        out[1][l] = 1 / sqrt(in[2][l] / (double)p->total_columns + (double)p->eps);
+        for (int64_t c = 0; c < COLUMNS(0); c++)
+            out[0][l * COLUMNS(0) + c] = in[0][l * COLUMNS(0) + c] * out[1][l] * in[1][c];
+    }
+}
+
 static void modulate(const KnNode *node, double *const *in, double *const *out)
 {
     for (int64_t i = 0; i < ELEMENTS(0); i++) {
@@ -459,6 +476,8 @@ static const Reference references[KN_OP_COUNT] = {
     [KN_OP_SPAN_WINDOW] = span_window,
     [KN_OP_LAYER_NORM] = layer_norm,
     [KN_OP_RMS_NORM] = rms_norm,
+    [KN_OP_ROW_SQUARES] = row_squares,
+    [KN_OP_RMS_NORM_SPLIT] = rms_norm_split,
     [KN_OP_MODULATE] = modulate,
     [KN_OP_GATED_RESIDUAL] = gated_residual,
     [KN_OP_ROPE] = rope,
