@@ -5,8 +5,6 @@
 #include "core/base/error.h"
 #include "core/graph/edit.h"
 #include "core/ops/ops.h"
-KnTensor *kn_row_squares(KnGraph *g, KnTensor *x);
-KnTensor *kn_rms_norm_split(KnGraph *g, KnTensor *x, KnTensor *w, KnTensor *s, int64_t t, float e);
 #include "dist/split.h"
 
 #include <stdio.h>

@@ -237,7 +237,7 @@ int kn_generate(const KnGenerateJob *job)
     KnProgress progress;
     int64_t steps = 0;
     KN_TRY(count_steps(job, &steps));
-    KN_TRY(kn_sampler_create(&sampler, job->model, job->weights));
+    KN_TRY(kn_sampler_create(&sampler, job->model, job->weights, NULL));
     if (!job->silent)
         kn_progress_begin(&progress,
                           &(KnProgressOptions){.label = "denoise", .unit = "steps", .total = steps, .interval = 2});

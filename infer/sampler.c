@@ -5,6 +5,7 @@
 #include "core/base/random.h"
 #include "core/cpu/backend.h"
 #include "data/patchify.h"
+#include "dist/sharding.h"
 #include "infer/solver.h"
 
 #include <math.h>
@@ -14,16 +15,20 @@
 struct KnSampler {
     const KnModel *model;
     const KnParameterValues *weights;
+    const KnLayout *layout; /* NULL alone */
     float *rope_table;
     /* the pass of the last shape and dtype, kept for the next run of the same */
     KnDtype dtype;
     KnStream stream;
     KnModelGraph built;
+    KnTensor **shards; /* by block: ranges of weights, where they are cut */
     KnExecutor *executor;
-    float *inputs; /* [stream tokens, patch_dim] */
+    float *inputs;    /* [stream tokens, patch_dim] */
+    float *predicted; /* the same of all branches, where other ranks predict a part of it; else NULL */
 };
 
-int kn_sampler_create(KnSampler **sampler, const KnModel *model, const KnParameterValues *weights)
+int kn_sampler_create(KnSampler **sampler, const KnModel *model, const KnParameterValues *weights,
+                      const KnLayout *layout)
 {
     const KnModelConfig *config = &model->config;
     *sampler = NULL;
@@ -33,6 +38,7 @@ int kn_sampler_create(KnSampler **sampler, const KnModel *model, const KnParamet
     KnSampler *made = kn_alloc(sizeof *made);
     made->model = model;
     made->weights = weights;
+    made->layout = layout;
     made->rope_table = kn_alloc((size_t)(KN_ROPE_POSITIONS * (config->hidden / config->heads)) * sizeof(float));
     kn_dit_rope_table(config, made->rope_table);
     *sampler = made;
@@ -45,9 +51,12 @@ static void drop_pass(KnSampler *s)
     kn_graph_destroy(s->built.graph);
     kn_stream_destroy(&s->stream);
     kn_free_large(s->inputs);
+    kn_free_large(s->predicted);
+    free(s->shards);
     s->executor = NULL;
     s->built = (KnModelGraph){0};
-    s->inputs = NULL;
+    s->inputs = s->predicted = NULL;
+    s->shards = NULL;
 }
 
 void kn_sampler_destroy(KnSampler *sampler)
@@ -119,8 +128,10 @@ typedef struct Group {
     KnSampler *sampler;
     const KnSampleSettings *settings;
     const KnSampleClip *clips;
-    int64_t count, tokens, branches; /* branches: 2 with guidance: clip i's are segments 2 i (prompt) and 2 i + 1 */
-    float *x, *velocity;             /* [tokens, patch_dim] */
+    int64_t count, tokens;
+    int branches;        /* 2 with guidance: prompt and negative */
+    int first_branch, branches_here; /* of them in this rank's stream: clip after clip, each with these branches */
+    float *x, *velocity; /* [tokens, patch_dim] */
 } Group;
 
 static int64_t clip_tokens(const Group *g, int64_t index)
@@ -134,34 +145,78 @@ static int64_t dim_of(const Group *g)
     return kn_model_patch_dim(&g->sampler->model->config);
 }
 
+static int weights_are_cut(const KnSampler *s)
+{
+    for (int b = 0; s->layout && b < s->layout->part.block_count; b++)
+        if (s->weights->count[b] != s->layout->part.block_elements[b])
+            return 1;
+    return 0;
+}
+
+static int sequence_ranks(const KnSampler *s)
+{
+    return s->layout ? kn_mesh_group_size(&s->layout->mesh, KN_GROUP_SEQUENCE) : 1;
+}
+
+static void build_pass(KnSampler *s, const KnStreamShape *shape)
+{
+    KnBackend *backend = kn_cpu_backend();
+    kn_model_build(s->model, &(KnModelGraphOptions){.shape = *shape, .dtype = s->dtype}, &s->built);
+    if (s->layout) {
+        KnSharding sharding = {.mesh = &s->layout->mesh, .model = s->model, .shape = *shape};
+        kn_shard_forward(&s->built, &sharding, NULL, 0);
+    }
+    if (weights_are_cut(s)) {
+        s->shards = kn_alloc((size_t)s->layout->part.block_count * sizeof(KnTensor *));
+        kn_zero_gather(s->built.graph, &s->layout->zero, s->shards);
+    }
+    kn_ring_expand(s->built.graph);
+    kn_overlap(s->built.graph);
+    if (backend->lower)
+        backend->lower(backend, s->built.graph);
+    kn_graph_finish(s->built.graph, &s->built.prediction, 1);
+}
+
+static void bind_pass(KnSampler *s, const KnStreamShape *shape)
+{
+    const KnParameterSet *set = s->weights->set;
+    KnSharding sharding = {.mesh = s->layout ? &s->layout->mesh : NULL, .shape = *shape};
+    KnRows rows = s->layout ? kn_sharded_tokens(&sharding) : (KnRows){0, shape->tokens};
+    kn_executor_bind(s->executor, s->built.leaves.rope_table, s->rope_table);
+    kn_executor_bind(s->executor, s->built.patches, s->inputs + rows.first * kn_model_patch_dim(&s->model->config));
+    kn_stream_bind(s->executor, &s->built.leaves, &s->stream, rows.first, 0);
+    for (int i = 0; !s->shards && i < set->count; i++) {
+        const KnTensor *leaf = kn_leaf_find(s->built.graph, set->list[i].name);
+        if (leaf)
+            kn_executor_bind(s->executor, leaf, kn_parameter_data(s->weights, &set->list[i]));
+    }
+    for (int b = 0; s->shards && b < set->block_count; b++)
+        if (s->shards[b])
+            kn_executor_bind(s->executor, s->shards[b], s->weights->blocks[b]);
+    if (s->layout)
+        kn_executor_set_comms(s->executor, s->layout->comms.groups);
+}
+
 static int prepare_pass(Group *g)
 {
     KnSampler *s = g->sampler;
-    const KnParameterSet *set = &s->model->parameters;
-    int64_t clips = g->count * g->branches;
-    KnStreamShape shape = {g->tokens * g->branches, clips, clips * s->model->text.max_tokens};
-    KnBackend *backend = kn_cpu_backend();
+    int64_t clips = g->count * g->branches_here;
+    KnStreamShape shape = {g->tokens * g->branches_here, clips, clips * s->model->text.max_tokens};
     if (s->inputs && !memcmp(&shape, &s->stream.shape, sizeof shape) && s->dtype == g->settings->dtype)
         return KN_OK;
     drop_pass(s);
     s->dtype = g->settings->dtype;
     kn_stream_create(&s->stream, shape);
-    kn_model_build(s->model, &(KnModelGraphOptions){.shape = shape, .dtype = s->dtype}, &s->built);
-    if (backend->lower)
-        backend->lower(backend, s->built.graph);
-    kn_graph_finish(s->built.graph, &s->built.prediction, 1);
-    KN_TRY(kn_executor_create(&s->executor, s->built.graph, backend, &s->built.prediction, 1));
-    void *inputs = NULL; /* after the arena, which is larger and refused at once where there is too little memory */
+    build_pass(s, &shape);
+    KN_TRY(kn_executor_create(&s->executor, s->built.graph, kn_cpu_backend(), &s->built.prediction, 1));
+    void *inputs = NULL, *predicted = NULL; /* after the arena, which is larger and refused at once */
     KN_TRY(kn_alloc_large(&inputs, (size_t)(shape.tokens * dim_of(g)) * sizeof(float), "the clips' noisy patches"));
     s->inputs = inputs;
-    kn_executor_bind(s->executor, s->built.leaves.rope_table, s->rope_table);
-    kn_executor_bind(s->executor, s->built.patches, s->inputs);
-    kn_stream_bind(s->executor, &s->built.leaves, &s->stream, 0, 0);
-    for (int i = 0; i < set->count; i++) {
-        const KnTensor *leaf = kn_leaf_find(s->built.graph, set->list[i].name);
-        if (leaf)
-            kn_executor_bind(s->executor, leaf, kn_parameter_data(s->weights, &set->list[i]));
-    }
+    if (s->layout)
+        KN_TRY(kn_alloc_large(&predicted, (size_t)(g->tokens * g->branches * dim_of(g)) * sizeof(float),
+                              "the clips' predicted patches"));
+    s->predicted = predicted;
+    bind_pass(s, &shape);
     return KN_OK;
 }
 
@@ -191,11 +246,10 @@ static int fill_stream(Group *g, double sigma)
     for (int64_t i = 0; i < g->count; i++) {
         const KnSampleClip *clip = &g->clips[i];
         int64_t values = clip_tokens(g, i) * dim;
-        KN_TRY(add_segment(g, clip, clip->prompt, sigma));
-        if (g->branches == 2)
-            KN_TRY(add_segment(g, clip, clip->negative, sigma));
-        for (int64_t b = 0; b < g->branches; b++, to += values)
+        for (int b = 0; b < g->branches_here; b++, to += values) {
+            KN_TRY(add_segment(g, clip, g->first_branch + b == 0 ? clip->prompt : clip->negative, sigma));
             memcpy(g->sampler->inputs + to, g->x + from, (size_t)values * sizeof(float));
+        }
         from += values;
     }
     return KN_OK;
@@ -214,22 +268,67 @@ static void write_given(Group *g)
     }
 }
 
+static int gather(KnComm *comm, const float *mine, float *all, const int64_t *cuts, int64_t dim, const char *name)
+{
+    int64_t *offsets = kn_alloc((size_t)(comm->ranks + 1) * sizeof *offsets);
+    KnCommTicket ticket;
+    for (int i = 0; i <= comm->ranks; i++)
+        offsets[i] = cuts[i] * dim * (int64_t)sizeof(float);
+    int code = comm->table->all_gather_start(comm, mine, all, offsets, name, &ticket);
+    free(offsets);
+    KN_TRY(code);
+    return comm->table->wait(comm, ticket);
+}
+
+/* Rows that the ranks of the sequence have predicted, to all of them: `all` [stream tokens, dim]. */
+static int gather_rows(const Group *g, const float *mine, float *all)
+{
+    const KnSampler *s = g->sampler;
+    int ranks = sequence_ranks(s);
+    int64_t *cuts = kn_alloc((size_t)(ranks + 1) * sizeof *cuts);
+    for (int i = 0; i <= ranks; i++)
+        cuts[i] = kn_cut(g->tokens * g->branches_here, ranks, i);
+    int code = gather(s->layout->comms.groups[KN_GROUP_SEQUENCE], mine, all, cuts, dim_of(g), "predicted patches");
+    free(cuts);
+    return code;
+}
+
+/* The velocities of all branches: in `*all`, clip after clip for each of the branches that are here; the branches of
+ * other ranks lie behind one another. */
+static int predict(Group *g, double sigma, float **all)
+{
+    KnSampler *s = g->sampler;
+    int64_t dim = dim_of(g), here = g->tokens * g->branches_here;
+    KN_TRY(kn_executor_run(s->executor));
+    float *predicted = kn_executor_data(s->executor, s->built.prediction);
+    if (sequence_ranks(s) > 1) {
+        float *place = s->predicted + g->first_branch * g->tokens * dim;
+        KN_TRY(gather_rows(g, predicted, place));
+        predicted = place;
+    }
+    kn_flow_to_velocity(s->model->prediction, (float)sigma, s->inputs, predicted, here * dim);
+    *all = predicted;
+    if (g->branches_here == g->branches)
+        return KN_OK;
+    *all = s->predicted;
+    return gather(s->layout->comms.groups[KN_GROUP_CFG], predicted, s->predicted,
+                  (int64_t[]){0, g->tokens, 2 * g->tokens}, dim, "guidance's two predictions");
+}
+
 /* Velocity of x at sigma, guided: v = negative + guidance (prompt - negative). */
 static int evaluate(Group *g, double sigma)
 {
-    KnSampler *s = g->sampler;
+    float guidance = (float)g->settings->guidance, *predicted = NULL;
     int64_t dim = dim_of(g), from = 0, to = 0;
-    float guidance = (float)g->settings->guidance;
     KN_TRY(fill_stream(g, sigma));
-    KN_TRY(kn_executor_run(s->executor));
-    float *predicted = kn_executor_data(s->executor, s->built.prediction);
-    kn_flow_to_velocity(s->model->prediction, (float)sigma, s->inputs, predicted, g->tokens * g->branches * dim);
+    KN_TRY(predict(g, sigma, &predicted));
     for (int64_t i = 0; i < g->count; i++) {
         int64_t values = clip_tokens(g, i) * dim;
-        const float *prompt = predicted + from, *negative = predicted + from + values;
+        const float *prompt = predicted + from;
+        const float *negative = prompt + (g->branches_here == g->branches ? values : g->tokens * dim);
         for (int64_t k = 0; k < values; k++)
             g->velocity[to + k] = g->branches == 1 ? prompt[k] : negative[k] + guidance * (prompt[k] - negative[k]);
-        from += values * g->branches;
+        from += values * g->branches_here;
         to += values;
     }
     return KN_OK;
@@ -310,6 +409,17 @@ static int count_work(const Group *all, Tally *tally)
     return KN_OK;
 }
 
+/* Which of guidance's forwards this rank makes. */
+static void share_branches(Group *g)
+{
+    const KnLayout *layout = g->sampler->layout;
+    g->branches = g->branches_here = g->settings->guidance == 1 ? 1 : 2;
+    if (g->branches == 1 || !layout || layout->mesh.sizes[KN_AXIS_CFG] == 1)
+        return;
+    g->branches_here = 1;
+    g->first_branch = layout->mesh.coordinates[KN_AXIS_CFG];
+}
+
 int kn_sampler_run(KnSampler *sampler, const KnSampleSettings *settings, const KnSampleClip *clips, int64_t count,
                    KnSampleProgress progress, void *context)
 {
@@ -318,7 +428,7 @@ int kn_sampler_run(KnSampler *sampler, const KnSampleSettings *settings, const K
     KN_TRY(count_work(&all, &tally));
     for (int64_t first = 0; first < count;) {
         Group g = {.sampler = sampler, .settings = settings, .clips = clips + first};
-        g.branches = settings->guidance == 1 ? 1 : 2;
+        share_branches(&g);
         while (first + g.count < count) {
             int64_t tokens = clip_tokens(&all, first + g.count);
             if (g.count && (g.tokens + tokens) * g.branches > KN_SAMPLE_PASS_TOKENS)

@@ -6,7 +6,7 @@
 #ifndef KN_INFER_SAMPLER_H
 #define KN_INFER_SAMPLER_H
 
-#include "core/model/model.h"
+#include "dist/layout.h"
 
 /* What all clips of one run share. */
 typedef struct KnSampleSettings {
@@ -28,8 +28,12 @@ typedef struct KnSampleClip {
 
 typedef struct KnSampler KnSampler;
 
-/* The model and its weights must outlive the sampler. Only models with a text encoder of their own so far. */
-int kn_sampler_create(KnSampler **sampler, const KnModel *model, const KnParameterValues *weights);
+/* The model, its weights and the layout must outlive the sampler. Only models with a text encoder of their own so far.
+ * `layout` NULL: one process, whole weights. Else all its ranks share every run, which is then collective: `weights` is
+ * what this rank holds (whole, a tensor part, or a ZeRO range), the clips and settings are the same on all, and so are
+ * the results: tokens are cut over the sequence, guidance's two forwards over `cfg`. */
+int kn_sampler_create(KnSampler **sampler, const KnModel *model, const KnParameterValues *weights,
+                      const KnLayout *layout);
 void kn_sampler_destroy(KnSampler *sampler); /* NULL is fine */
 
 /* Called after every evaluation of the model, with how many of how many token-evaluations are done. */

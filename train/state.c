@@ -118,15 +118,36 @@ typedef struct TensorList {
     int count;
 } TensorList;
 
+/* What this rank holds of every parameter, as boxes of the whole model's tensors. */
+static void list_values(TensorList *list, const KnLayout *layout, const KnParameterValues *values, const char *prefix)
+{
+    list->tensors = kn_realloc(list->tensors, (size_t)(list->count + layout->part.count) * sizeof *list->tensors);
+    for (int i = 0; i < layout->part.count; i++) {
+        const KnParameter *whole = kn_parameter_find(&layout->model->parameters, layout->part.list[i].name);
+        KnBox box = kn_layout_box(layout, values, i);
+        KnCheckpointTensor *tensor = &list->tensors[list->count++];
+        *tensor = (KnCheckpointTensor){.name = kn_arena_format(list->arena, "%s%s", prefix, whole->name),
+                                       .type = KN_SAFETENSORS_F32,
+                                       .dims = whole->dims,
+                                       .data = box.data};
+        memcpy(tensor->shape, whole->shape, (size_t)whole->dims * sizeof *tensor->shape);
+        kn_checkpoint_whole(tensor);
+        for (int d = 0; d < 2 && d < whole->dims; d++) {
+            tensor->start[d] = box.start[d];
+            tensor->count[d] = box.count[d];
+        }
+    }
+}
+
 static TensorList list_tensors(const KnTrainState *state)
 {
     const KnOptimizerState *o = &state->optimizer;
     TensorList list = {.arena = kn_arena_create()};
-    kn_model_checkpoint_tensors(&o->weights, KN_CHECKPOINT_WEIGHTS, list.arena, &list.tensors, &list.count);
+    list_values(&list, &state->layout, &o->weights, KN_CHECKPOINT_WEIGHTS);
     if (o->average.blocks)
-        kn_model_checkpoint_tensors(&o->average, KN_CHECKPOINT_AVERAGE, list.arena, &list.tensors, &list.count);
-    kn_model_checkpoint_tensors(&o->moment1, "moment1.", list.arena, &list.tensors, &list.count);
-    kn_model_checkpoint_tensors(&o->moment2, "moment2.", list.arena, &list.tensors, &list.count);
+        list_values(&list, &state->layout, &o->average, KN_CHECKPOINT_AVERAGE);
+    list_values(&list, &state->layout, &o->moment1, "moment1.");
+    list_values(&list, &state->layout, &o->moment2, "moment2.");
     return list;
 }
 
