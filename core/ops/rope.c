@@ -3,10 +3,8 @@
 
 KnTensor *kn_rope(KnGraph *graph, KnTensor *x, KnTensor *positions, KnTensor *table, const KnRopeAttributes *attributes)
 {
-    int64_t columns = kn_tensor_columns(x), head = columns / attributes->heads;
-    const int64_t *pairs = attributes->axis_pairs;
-    KN_ASSERT(kn_is_float(x) && columns % attributes->heads == 0);
-    KN_ASSERT(2 * (pairs[0] + pairs[1] + pairs[2]) == head && kn_is_f32(table, -1, head));
+    const int64_t *pairs = attributes->axis_pairs, head = 2 * (pairs[0] + pairs[1] + pairs[2]);
+    KN_ASSERT(kn_is_float(x) && kn_tensor_columns(x) == attributes->heads * head && kn_is_f32(table, -1, head));
     KN_ASSERT(kn_is_index(positions, 3 * kn_tensor_rows(x)));
     KnTensor *inputs[] = {x, positions, table};
     return kn_node_simple(graph, &kn_op_rope, attributes, sizeof *attributes, inputs, 3, x->dtype, x->dims, x->shape);

@@ -103,7 +103,7 @@ static int run_rope(const KnCall *call)
                  .positions = call->inputs[1],
                  .table = call->inputs[2],
                  .out = call->outputs[0],
-                 .head = columns / attributes->heads};
+                 .head = kn_tensor_columns(node->inputs[2])};
     if (rope.head > MAX_HEAD)
         return kn_fail(KN_EINPUT, "rope: heads of %lld columns are wider than the %d that are supported",
                        (long long)rope.head, MAX_HEAD);

@@ -201,7 +201,7 @@ static void gated_residual(const KnNode *node, double *const *in, double *const 
 static void rope(const KnNode *node, double *const *in, double *const *out)
 {
     const KnRopeAttributes *p = ATTRIBUTES(KnRopeAttributes);
-    int64_t columns = COLUMNS(0), d = columns / p->heads;
+    int64_t columns = COLUMNS(0), d = COLUMNS(2);
     for (int64_t l = 0; l < ROWS(0); l++)
         for (int64_t pair = 0; pair < columns / 2; pair++) {
             int64_t j = pair % (d / 2), axis = j < p->axis_pairs[0]                      ? 0
