@@ -4,6 +4,7 @@
  * output; with an argument it is one rank of that scenario. A scenario checks with CHECK, whose failure ends the job.
  */
 #include "comm_cases.h"
+#include "core/base/activity.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -148,6 +149,55 @@ static int scenario_other_kind(KnComm *comm)
                            : comm->table->barrier(comm, "config");
 }
 
+/* The first and the last rank are a pair. */
+static int make_pair(KnComm *comm, KnComm **pair)
+{
+    int is_member = comm->rank == 0 || comm->rank == comm->ranks - 1;
+    return comm->table->split(comm, is_member ? 0 : 1 + comm->rank, "pair", pair);
+}
+
+static int scenario_other_name_in_a_group(KnComm *comm)
+{
+    KnComm *pair;
+    KN_TRY(comm->table->barrier(comm, "first"));
+    KN_TRY(make_pair(comm, &pair));
+    return pair->table->barrier(pair, pair->rank == 1 ? "tails" : "heads");
+}
+
+static int scenario_other_cut(KnComm *comm)
+{
+    float all[100] = {0}, mine[100];
+    int64_t offsets[CASE_RANKS_MAX + 1] = {0};
+    KnCommTicket ticket;
+    for (int rank = 0; rank < comm->ranks; rank++)
+        offsets[rank + 1] = rank == comm->ranks - 1 ? 100 : 10 + (comm->rank == 1);
+    KN_TRY(comm->table->reduce_scatter_start(comm, all, mine, offsets, KN_F32, "shards", &ticket));
+    return comm->table->wait(comm, ticket);
+}
+
+static int scenario_other_exchange(KnComm *comm)
+{
+    char send[CASE_RANKS_MAX * 10] = "", receive[CASE_RANKS_MAX * 10 + 1];
+    int64_t out[CASE_RANKS_MAX + 1] = {0}, in[CASE_RANKS_MAX + 1] = {0};
+    KnCommTicket ticket;
+    for (int rank = 0; rank < comm->ranks; rank++) {
+        out[rank + 1] = out[rank] + 10;
+        in[rank + 1] = in[rank] + 10 + (comm->rank == 0 && rank == 1);
+    }
+    KN_TRY(comm->table->all_to_all_start(comm, send, out, receive, in, "heads", &ticket));
+    return comm->table->wait(comm, ticket);
+}
+
+static int scenario_other_message(KnComm *comm)
+{
+    char send[20] = "", receive[20];
+    int to = (comm->rank + 1) % comm->ranks, from = (comm->rank + comm->ranks - 1) % comm->ranks;
+    KnCommTicket ticket;
+    KN_TRY(
+        comm->table->send_receive_start(comm, send, comm->rank == 0 ? 11 : 10, to, receive, 10, from, "keys", &ticket));
+    return comm->table->wait(comm, ticket);
+}
+
 static int scenario_early_end(KnComm *comm)
 {
     return comm->rank == 1 ? KN_OK : comm->table->barrier(comm, "step 7");
@@ -269,6 +319,116 @@ static int scenario_checkpoint_fails(KnComm *comm)
     return save_weights(comm, "/proc/no-such-place", weights, rows, 1);
 }
 
+/* ---- ranks that are late, with a limit of two seconds ---- */
+
+#define LIMIT 2.0
+
+static int scenario_frozen(KnComm *comm)
+{
+    kn_comm_set_watchdog(comm, LIMIT);
+    KN_TRY(comm->table->barrier(comm, "first"));
+    if (comm->rank == 1)
+        raise(SIGSTOP);
+    return comm->table->barrier(comm, "step 7");
+}
+
+static int scenario_rank_zero_frozen(KnComm *comm)
+{
+    kn_comm_set_watchdog(comm, LIMIT);
+    if (comm->rank == 0)
+        raise(SIGSTOP);
+    return comm->table->barrier(comm, "step 7");
+}
+
+/* Sums are under way when the rank stops. */
+static int scenario_frozen_while_summing(KnComm *comm)
+{
+    enum { COUNT = 1 << 22, SUMS = 40 };
+    float *values = kn_alloc(COUNT * sizeof *values);
+    kn_comm_set_watchdog(comm, LIMIT);
+    for (int i = 0; i < SUMS; i++) {
+        KnCommTicket ticket;
+        KN_TRY(comm->table->all_reduce_start(comm, values, COUNT, KN_F32, "gradients", &ticket));
+        if (comm->rank == 1 && i == 3) {
+            pause_seconds(0.005);
+            raise(SIGSTOP);
+        }
+        KN_TRY(comm->table->wait(comm, ticket));
+    }
+    free(values);
+    return KN_OK;
+}
+
+/* The link to rank 0 and to the launcher is cut, as far as a single host can play it. */
+static int scenario_first_host_gone(KnComm *comm)
+{
+    kn_comm_set_watchdog(comm, LIMIT);
+    if (comm->rank == 0) {
+        kill(getppid(), SIGSTOP);
+        raise(SIGSTOP);
+    }
+    return comm->table->barrier(comm, "step 7");
+}
+
+static int scenario_killed(KnComm *comm)
+{
+    if (comm->rank == 1)
+        raise(SIGKILL);
+    return comm->table->barrier(comm, "step 7");
+}
+
+static int scenario_stuck(KnComm *comm)
+{
+    kn_comm_set_watchdog(comm, LIMIT);
+    KN_TRY(comm->table->barrier(comm, "first"));
+    kn_activity_set("step 3, pack 1");
+    kn_activity_op("matmul");
+    if (comm->rank == 1)
+        pause_seconds(100);
+    return comm->table->barrier(comm, "step 7");
+}
+
+/* Thrice the limit, but getting on all the time. Who waited is counted. */
+static int scenario_slow(KnComm *comm)
+{
+    kn_comm_set_watchdog(comm, LIMIT);
+    for (int i = 0; i < 30 && comm->rank == 1; i++) {
+        kn_activity_set("step 3, pack %d", i);
+        pause_seconds(0.1 * LIMIT);
+    }
+    KN_TRY(comm->table->barrier(comm, "step 7"));
+    double waited = kn_comm_waited_seconds(comm);
+    if (comm->rank == 1)
+        CHECK(waited < 0.25 * LIMIT);
+    else
+        CHECK(waited > 2.5 * LIMIT && waited < 5 * LIMIT);
+    return KN_OK;
+}
+
+/* Rank 0 waits for rank 1, which waits for the last one: that one is named. */
+static int scenario_chain(KnComm *comm)
+{
+    KnComm *front, *back;
+    kn_comm_set_watchdog(comm, LIMIT);
+    KN_TRY(comm->table->split(comm, comm->rank < 2 ? 0 : comm->rank, "front", &front));
+    KN_TRY(comm->table->split(comm, comm->rank > 0 ? 0 : 1, "back", &back));
+    kn_activity_set("far away");
+    if (comm->rank == comm->ranks - 1)
+        pause_seconds(100);
+    if (comm->rank > 0)
+        KN_TRY(back->table->barrier(back, "second"));
+    return front->table->barrier(front, "first");
+}
+
+static int scenario_circle(KnComm *comm)
+{
+    KnComm *one, *two;
+    kn_comm_set_watchdog(comm, LIMIT);
+    KN_TRY(comm->table->split(comm, 0, "one", &one));
+    KN_TRY(comm->table->split(comm, 0, "two", &two));
+    return comm->rank == 0 ? one->table->barrier(one, "heads") : two->table->barrier(two, "tails");
+}
+
 /* Prints seconds of a 32 MiB sum: waited for at once, hidden behind computing of the same length, and the computing. */
 static int scenario_speed(KnComm *comm)
 {
@@ -327,6 +487,10 @@ static const struct {
     {"other_name", scenario_other_name},
     {"other_size", scenario_other_size},
     {"other_kind", scenario_other_kind},
+    {"other_name_in_a_group", scenario_other_name_in_a_group},
+    {"other_cut", scenario_other_cut},
+    {"other_exchange", scenario_other_exchange},
+    {"other_message", scenario_other_message},
     {"early_end", scenario_early_end},
     {"one_fails", scenario_one_fails},
     {"rank_zero_fails", scenario_rank_zero_fails},
@@ -337,6 +501,15 @@ static const struct {
     {"stop", scenario_stop},
     {"checkpoint", scenario_checkpoint},
     {"checkpoint_fails", scenario_checkpoint_fails},
+    {"frozen", scenario_frozen},
+    {"rank_zero_frozen", scenario_rank_zero_frozen},
+    {"frozen_while_summing", scenario_frozen_while_summing},
+    {"first_host_gone", scenario_first_host_gone},
+    {"killed", scenario_killed},
+    {"stuck", scenario_stuck},
+    {"slow", scenario_slow},
+    {"chain", scenario_chain},
+    {"circle", scenario_circle},
     {"speed", scenario_speed},
     {"large", scenario_large},
 };
