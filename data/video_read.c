@@ -5,6 +5,7 @@
  * it says, or one frame of the native rate. Times are seconds from the first frame. */
 #include "data/video_read.h"
 
+#include "core/base/activity.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/memory.h"
@@ -485,6 +486,7 @@ int kn_video_skip(KnVideo *video)
 
 int kn_video_next(KnVideo *video, const uint8_t **rgb, double *seconds)
 {
+    kn_activity_advance();
     KN_TRY(seek_output(video));
     if (!video->rgb)
         KN_TRY(kn_alloc_large((void **)&video->rgb, (size_t)video->width * (size_t)video->height * 3, "a picture"));

@@ -5,6 +5,7 @@
  * even columns, between the rows). Encoders run on one thread, so that the bytes do not depend on the machine. */
 #include "data/video_write.h"
 
+#include "core/base/activity.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/memory.h"
@@ -523,6 +524,7 @@ static void scale_up(KnVideoWriter *writer, const uint8_t *rgb)
 
 int kn_video_writer_add(KnVideoWriter *writer, const uint8_t *rgb)
 {
+    kn_activity_advance();
     scale_up(writer, rgb);
     KN_TRY(writer->kind->add(writer));
     writer->count++;

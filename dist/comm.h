@@ -44,6 +44,17 @@ int kn_comm_gather_text(KnComm *comm, const char *mine, char **texts, const char
 /* A start and its wait in one. */
 int kn_comm_all_reduce(KnComm *comm, float *values, int64_t count, const char *name);
 
+/* How long a started call waits for ranks that have not come, in seconds; 0: for ever. 60 until set. Then those ranks
+ * are named: rank, host, the call, seconds, and where each is instead, from its own answer. One that does not answer,
+ * or whose activity (core/base/activity.h) has not advanced for as long, ends the job on all ranks with that sentence;
+ * one that goes on is named in a warning, once in so many seconds, and waited for. Where rank 0 cannot be reached,
+ * every rank says so and ends itself. Every rank calls it; no effect on a communicator of one process. */
+void kn_comm_set_watchdog(KnComm *comm, double seconds);
+
+/* Seconds that this rank's program has stood in waits since another rank had not come to the call yet, over all groups
+ * of the job. The rank that waited least is the one that others wait for. */
+double kn_comm_waited_seconds(const KnComm *comm);
+
 /* The implementations, for kn_comm_open and tests. MPI: once a process, KN_EPEER on failure. */
 int kn_comm_self_open(KnComm **comm);
 int kn_comm_mpi_open(KnComm **comm);

@@ -48,6 +48,7 @@ static int train(const Options *options, const char *path, KnSampleHook draw_sam
     kn_config_init(&config);
     int code = kn_config_load(&config, path, options->set.items, options->set.count);
     if (code == KN_OK) {
+        kn_comm_set_watchdog(comm, config.run_watchdog_seconds);
         int share = kn_cpu_threads() / comm->local_ranks;
         kn_cpu_set_threads(config.train.threads > 0 ? (int)config.train.threads : share > 1 ? share : 1);
         code = kn_train(&(KnTrainOptions){.config = &config, .resume = options->resume, .draw_samples = draw_samples},

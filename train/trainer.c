@@ -1,6 +1,7 @@
 /* The training loop: what happens in a step, and when to save, validate, draw and stop. */
 #include "train/trainer.h"
 
+#include "core/base/activity.h"
 #include "core/base/draw.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
@@ -139,6 +140,7 @@ static int measure_peak(Trainer *t)
 static int set_up(Trainer *t)
 {
     const KnConfig *c = t->config;
+    kn_activity_set("setting up");
     KN_TRY(kn_train_state_create(&t->state, c, t->comm, t->options->resume));
     const KnShardFormat *format = kn_dataset_format(t->state.dataset);
     t->batch_options = (KnTrainBatchOptions){.flow = &c->flow,
@@ -170,8 +172,10 @@ static int run_packs(Trainer *t, KnStepMetrics *m)
     t->stats[0] = t->stats[1] = 0;
     for (int64_t i = 0; i < local_packs; i++) {
         const KnBatch *pack = NULL;
+        kn_activity_set("step %lld, reading pack %lld", (long long)m->step, (long long)i + 1);
         KN_TRY(kn_loader_next(t->loader, &pack));
         KN_ASSERT(pack->step == t->state.step);
+        kn_activity_set("step %lld, pack %lld", (long long)m->step, (long long)i + 1);
         m->wait_seconds += pack->wait_seconds;
         m->clips = pack->step_clips;
         step_tokens = pack->step_tokens;
@@ -190,6 +194,7 @@ static int run_step(Trainer *t, KnStepMetrics *m)
     double start = now_seconds();
     *m = (KnStepMetrics){.step = t->state.step + 1};
     KN_TRY(run_packs(t, m));
+    kn_activity_set("step %lld, update", (long long)m->step);
     KN_TRY(kn_optimizer_step(t->optimizer, t->state.step, c->train.steps, t->state.updates, &m->gradient_norm));
     m->skipped = !isfinite(m->gradient_norm);
     m->learning_rate = c->optimizer.lr * kn_learning_rate_factor(&c->optimizer, t->state.step, c->train.steps);
@@ -238,6 +243,7 @@ static int validate(Trainer *t)
     KnLoader *loader = NULL;
     KnLoaderOptions options = loader_options(t, 1);
     float sums[2] = {0};
+    kn_activity_set("step %lld, validation", (long long)t->state.step);
     kn_train_pass_parameters_changed(t->validation_pass);
     KN_TRY(kn_loader_open(&loader, &options));
     int code = run_validation_packs(t, loader, sums);
@@ -256,6 +262,7 @@ static int draw_samples(Trainer *t)
     if (t->comm->rank != 0 || !t->options->draw_samples)
         return KN_OK;
     const KnOptimizerState *o = &t->state.optimizer;
+    kn_activity_set("step %lld, drawing samples", (long long)t->state.step);
     char *folder = kn_format("%s/samples/step-%08lld", t->config->run_dir, (long long)t->state.step);
     int code = kn_make_directories(folder);
     if (code == KN_OK)
@@ -268,6 +275,7 @@ static int draw_samples(Trainer *t)
 static int save(Trainer *t)
 {
     double start = now_seconds();
+    kn_activity_set("step %lld, saving a checkpoint", (long long)t->state.step);
     KN_TRY(kn_train_state_save(&t->state, t->config, t->comm));
     kn_log("step %lld: checkpoint saved in %.2f s", (long long)t->state.step, now_seconds() - start);
     return t->comm->rank == 0 ? kn_metrics_draw(t->config->run_dir) : KN_OK;

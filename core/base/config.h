@@ -105,8 +105,9 @@ typedef struct KnSampleConfig {
 } KnSampleConfig;
 
 typedef struct KnConfig {
-    char *run_dir;    /* run.dir */
-    int64_t run_seed; /* run.seed */
+    char *run_dir;               /* run.dir */
+    int64_t run_seed;            /* run.seed */
+    double run_watchdog_seconds; /* run.watchdog_seconds */
     KnModelConfig model;
     KnTextConfig text; /* model.text.*: written `text:` inside `model:` */
     KnFlowConfig flow;

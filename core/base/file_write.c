@@ -4,6 +4,7 @@
  * failure ends with the temporary removed. Reading and folders are in core/base/file.c. */
 #include "core/base/file.h"
 
+#include "core/base/activity.h"
 #include "core/base/error.h"
 #include "core/base/hash.h"
 #include "core/base/memory.h"
@@ -99,6 +100,7 @@ static int write_fully(int descriptor, const unsigned char *bytes, size_t size)
             errno = written ? errno : ENOSPC;
             return -1;
         }
+        kn_activity_advance();
         bytes += written;
         size -= (size_t)written;
     }

@@ -2,6 +2,7 @@
  * installation, neither of which a caller could act on: both are assertions. */
 #include "core/base/hash.h"
 
+#include "core/base/activity.h"
 #include "core/base/error.h"
 #include "core/base/memory.h"
 
@@ -28,6 +29,7 @@ KnSha256 *kn_sha256_create(void)
 void kn_sha256_update(KnSha256 *stream, const void *bytes, size_t size)
 {
     KN_ASSERT(EVP_DigestUpdate(stream->context, bytes, size) == 1);
+    kn_activity_advance();
 }
 
 void kn_sha256_finish(KnSha256 *stream, unsigned char digest[KN_SHA256_BYTES])

@@ -5,6 +5,7 @@
  * redrawn line apart. */
 #include "core/base/progress.h"
 
+#include "core/base/activity.h"
 #include "core/base/log.h"
 
 #include <math.h>
@@ -133,6 +134,7 @@ static void show(KnProgress *progress, double now)
 void kn_progress_update(KnProgress *progress, int64_t done, const char *extra, ...)
 {
     progress->done = done;
+    kn_activity_advance();
     if (!progress->shown)
         return;
     if (extra) {

@@ -1,6 +1,7 @@
 /* Running a finished graph: one arena, bound leaves, nodes in order. */
 #include "core/graph/executor.h"
 
+#include "core/base/activity.h"
 #include "core/base/error.h"
 
 #include <stdio.h>
@@ -112,6 +113,7 @@ static int run_node(KnExecutor *executor, const KnNode *node)
     for (int k = 0; k < node->output_count; k++)
         call.outputs[k] = kn_executor_data(executor, node->outputs[k]);
     double start = executor->seconds ? now_seconds() : 0;
+    kn_activity_op(node->op->name);
     int code = executor->backend->run(executor->backend, &call);
     if (executor->seconds)
         executor->seconds[node->id] += now_seconds() - start;
@@ -126,6 +128,7 @@ int kn_executor_run(KnExecutor *executor)
             continue;
         KN_TRY(run_node(executor, node));
     }
+    kn_activity_op(NULL);
     executor->prologue_stale = 0;
     executor->runs++;
     return KN_OK;

@@ -135,6 +135,7 @@ static void every_mistake_in_a_file_is_one_sentence(void **state)
         {"train:\n  steps: ~\n", "/c.yaml:2:3: train.steps has no value", KN_EINPUT},
         {"run:\n  seed: 99999999999999999999\n", "run.seed must be an integer of at least 0", KN_EINPUT},
         {"run:\n  seed: 1e300\n", "run.seed must be an integer of at least 0", KN_EINPUT},
+        {"run:\n  watchdog_seconds: -1\n", "run.watchdog_seconds must be a number from 0 to", KN_EINPUT},
         {"run:\n  dir: [a]\n", "run.dir must be a text, not a list", KN_EINPUT},
         {"flow:\n  shift: fast\n", "flow.shift must be a number above 0, at most 1000, not fast", KN_EINPUT},
         {"flow:\n  shift: nan\n", "not nan", KN_EINPUT},
@@ -296,8 +297,9 @@ static void the_hash_follows_what_changes_the_result(void **state)
     static const struct {
         const char *override;
         int same;
-    } rows[] = {{"run.dir=elsewhere", 1}, {"train.threads=2", 1}, {"train.log_every=1", 1}, {"sample.steps=3", 1},
-                {"run.seed=1", 0},        {"model.layers=5", 0},  {"data.shards=[a]", 0},   {"train.precision=f32", 0}};
+    } rows[] = {{"run.dir=elsewhere", 1}, {"train.threads=2", 1}, {"run.watchdog_seconds=5", 1},
+                {"train.log_every=1", 1}, {"sample.steps=3", 1},  {"run.seed=1", 0},
+                {"model.layers=5", 0},    {"data.shards=[a]", 0}, {"train.precision=f32", 0}};
     KnConfig config;
     char plain[65], changed[65];
     kn_config_init(&config);

@@ -3,6 +3,8 @@
  * Without arguments it is the cmocka test, which starts `mpirun -n K itself SCENARIO` and looks at exit code and
  * output; with an argument it is one rank of that scenario. A scenario checks with CHECK, whose failure ends the job.
  */
+#include "comm_cases.h"
+#include "core/base/activity.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -28,12 +30,6 @@
 
 enum { SKIPPED = 77 }; /* what CTest takes for it */
 
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition))                                                                                              \
-            return kn_fail(KN_EFORMAT, "check failed at line %d: %s (%s)", __LINE__, #condition, kn_error_message());  \
-    } while (0)
-
 static double seconds(clockid_t clock)
 {
     struct timespec now;
@@ -49,52 +45,24 @@ static void pause_seconds(double duration)
 
 /* ---- scenarios: each runs on every rank ---- */
 
-/* Values over many magnitudes, so that every order of summation gives other bits. */
-static float value_of(int rank, int64_t index, int salt)
-{
-    uint64_t x = (uint64_t)index * 0x9E3779B97F4A7C15u + (uint64_t)(rank + 1) * 0xD1B54A32D192ED03u + (uint64_t)salt;
-    x ^= x >> 29;
-    x *= 0xBF58476D1CE4E5B9u;
-    x ^= x >> 32;
-    double mantissa = (double)(x & 0xffffff) / 0xffffff - 0.5;
-    return (float)(mantissa * pow(10, (double)(x >> 60) / 2 - 4));
-}
-
-static float expected_sum(int ranks, int64_t index, int salt)
-{
-    float sum = value_of(0, index, salt);
-    for (int rank = 1; rank < ranks; rank++)
-        sum += value_of(rank, index, salt);
-    return sum;
-}
-
 static int check_sums(KnComm *comm, const float *values, int64_t count, int salt)
 {
     for (int64_t i = 0; i < count; i++) {
-        float expected = expected_sum(comm->ranks, i, salt);
+        float expected = expected_sum(all_ranks(), comm->ranks, i, salt, KN_F32);
         CHECK(memcmp(&values[i], &expected, sizeof expected) == 0);
     }
     return KN_OK;
 }
 
-static int scenario_sums(KnComm *comm)
+/* Many pieces for every rank. */
+static int scenario_large_sum(KnComm *comm)
 {
-    static const int64_t counts[] = {0, 1, 2, 3, 1023, 1024, 1025, 4099, 65536, 65537, 300007, 2000003};
-    enum { COUNT = sizeof counts / sizeof *counts };
-    float *buffers[COUNT];
-    KnCommTicket tickets[COUNT];
+    enum { COUNT = 2000003 };
     CHECK(strcmp(comm->table->kind, "mpi") == 0);
-    for (int i = 0; i < COUNT; i++) { /* all under way at the same time */
-        buffers[i] = kn_alloc((size_t)counts[i] * sizeof(float));
-        for (int64_t k = 0; k < counts[i]; k++)
-            buffers[i][k] = value_of(comm->rank, k, i);
-        KN_TRY(comm->table->all_reduce_start(comm, buffers[i], counts[i], KN_F32, "gradients", &tickets[i]));
-    }
-    for (int i = COUNT - 1; i >= 0; i--) { /* waited for in any order */
-        KN_TRY(comm->table->wait(comm, tickets[i]));
-        KN_TRY(check_sums(comm, buffers[i], counts[i], i));
-        free(buffers[i]);
-    }
+    float *values = filled_values(comm->rank, COUNT, 5, KN_F32);
+    KN_TRY(kn_comm_all_reduce(comm, values, COUNT, "gradients"));
+    KN_TRY(check_sums(comm, values, COUNT, 5));
+    free(values);
     return KN_OK;
 }
 
@@ -134,14 +102,14 @@ static int scenario_overlap(KnComm *comm)
     enum { COUNT = 2000000 };
     volatile float *values = kn_alloc(COUNT * sizeof *values);
     for (int64_t i = 0; i < COUNT; i++)
-        values[i] = value_of(comm->rank, i, 1);
+        values[i] = value_of(comm->rank, i, 1, KN_F32);
     KnCommTicket ticket;
     KN_TRY(comm->table->all_reduce_start(comm, (float *)values, COUNT, KN_F32, "gradients", &ticket));
     double start = seconds(CLOCK_MONOTONIC);
     int64_t arrived = 0;
     while (arrived < COUNT && seconds(CLOCK_MONOTONIC) < start + 30)
         for (; arrived < COUNT; arrived++)
-            if (values[arrived] != expected_sum(comm->ranks, arrived, 1))
+            if (values[arrived] != expected_sum(all_ranks(), comm->ranks, arrived, 1, KN_F32))
                 break;
     CHECK(arrived == COUNT);
     KN_TRY(comm->table->wait(comm, ticket));
@@ -179,6 +147,55 @@ static int scenario_other_kind(KnComm *comm)
     char bytes[100] = "";
     return comm->rank == 1 ? comm->table->broadcast(comm, bytes, sizeof bytes, 0, "config")
                            : comm->table->barrier(comm, "config");
+}
+
+/* The first and the last rank are a pair. */
+static int make_pair(KnComm *comm, KnComm **pair)
+{
+    int is_member = comm->rank == 0 || comm->rank == comm->ranks - 1;
+    return comm->table->split(comm, is_member ? 0 : 1 + comm->rank, "pair", pair);
+}
+
+static int scenario_other_name_in_a_group(KnComm *comm)
+{
+    KnComm *pair;
+    KN_TRY(comm->table->barrier(comm, "first"));
+    KN_TRY(make_pair(comm, &pair));
+    return pair->table->barrier(pair, pair->rank == 1 ? "tails" : "heads");
+}
+
+static int scenario_other_cut(KnComm *comm)
+{
+    float all[100] = {0}, mine[100];
+    int64_t offsets[CASE_RANKS_MAX + 1] = {0};
+    KnCommTicket ticket;
+    for (int rank = 0; rank < comm->ranks; rank++)
+        offsets[rank + 1] = rank == comm->ranks - 1 ? 100 : 10 + (comm->rank == 1);
+    KN_TRY(comm->table->reduce_scatter_start(comm, all, mine, offsets, KN_F32, "shards", &ticket));
+    return comm->table->wait(comm, ticket);
+}
+
+static int scenario_other_exchange(KnComm *comm)
+{
+    char send[CASE_RANKS_MAX * 10] = "", receive[CASE_RANKS_MAX * 10 + 1];
+    int64_t out[CASE_RANKS_MAX + 1] = {0}, in[CASE_RANKS_MAX + 1] = {0};
+    KnCommTicket ticket;
+    for (int rank = 0; rank < comm->ranks; rank++) {
+        out[rank + 1] = out[rank] + 10;
+        in[rank + 1] = in[rank] + 10 + (comm->rank == 0 && rank == 1);
+    }
+    KN_TRY(comm->table->all_to_all_start(comm, send, out, receive, in, "heads", &ticket));
+    return comm->table->wait(comm, ticket);
+}
+
+static int scenario_other_message(KnComm *comm)
+{
+    char send[20] = "", receive[20];
+    int to = (comm->rank + 1) % comm->ranks, from = (comm->rank + comm->ranks - 1) % comm->ranks;
+    KnCommTicket ticket;
+    KN_TRY(
+        comm->table->send_receive_start(comm, send, comm->rank == 0 ? 11 : 10, to, receive, 10, from, "keys", &ticket));
+    return comm->table->wait(comm, ticket);
 }
 
 static int scenario_early_end(KnComm *comm)
@@ -302,6 +319,116 @@ static int scenario_checkpoint_fails(KnComm *comm)
     return save_weights(comm, "/proc/no-such-place", weights, rows, 1);
 }
 
+/* ---- ranks that are late, with a limit of two seconds ---- */
+
+#define LIMIT 2.0
+
+static int scenario_frozen(KnComm *comm)
+{
+    kn_comm_set_watchdog(comm, LIMIT);
+    KN_TRY(comm->table->barrier(comm, "first"));
+    if (comm->rank == 1)
+        raise(SIGSTOP);
+    return comm->table->barrier(comm, "step 7");
+}
+
+static int scenario_rank_zero_frozen(KnComm *comm)
+{
+    kn_comm_set_watchdog(comm, LIMIT);
+    if (comm->rank == 0)
+        raise(SIGSTOP);
+    return comm->table->barrier(comm, "step 7");
+}
+
+/* Sums are under way when the rank stops. */
+static int scenario_frozen_while_summing(KnComm *comm)
+{
+    enum { COUNT = 1 << 22, SUMS = 40 };
+    float *values = kn_alloc(COUNT * sizeof *values);
+    kn_comm_set_watchdog(comm, LIMIT);
+    for (int i = 0; i < SUMS; i++) {
+        KnCommTicket ticket;
+        KN_TRY(comm->table->all_reduce_start(comm, values, COUNT, KN_F32, "gradients", &ticket));
+        if (comm->rank == 1 && i == 3) {
+            pause_seconds(0.005);
+            raise(SIGSTOP);
+        }
+        KN_TRY(comm->table->wait(comm, ticket));
+    }
+    free(values);
+    return KN_OK;
+}
+
+/* The link to rank 0 and to the launcher is cut, as far as a single host can play it. */
+static int scenario_first_host_gone(KnComm *comm)
+{
+    kn_comm_set_watchdog(comm, LIMIT);
+    if (comm->rank == 0) {
+        kill(getppid(), SIGSTOP);
+        raise(SIGSTOP);
+    }
+    return comm->table->barrier(comm, "step 7");
+}
+
+static int scenario_killed(KnComm *comm)
+{
+    if (comm->rank == 1)
+        raise(SIGKILL);
+    return comm->table->barrier(comm, "step 7");
+}
+
+static int scenario_stuck(KnComm *comm)
+{
+    kn_comm_set_watchdog(comm, LIMIT);
+    KN_TRY(comm->table->barrier(comm, "first"));
+    kn_activity_set("step 3, pack 1");
+    kn_activity_op("matmul");
+    if (comm->rank == 1)
+        pause_seconds(100);
+    return comm->table->barrier(comm, "step 7");
+}
+
+/* Thrice the limit, but getting on all the time. Who waited is counted. */
+static int scenario_slow(KnComm *comm)
+{
+    kn_comm_set_watchdog(comm, LIMIT);
+    for (int i = 0; i < 30 && comm->rank == 1; i++) {
+        kn_activity_set("step 3, pack %d", i);
+        pause_seconds(0.1 * LIMIT);
+    }
+    KN_TRY(comm->table->barrier(comm, "step 7"));
+    double waited = kn_comm_waited_seconds(comm);
+    if (comm->rank == 1)
+        CHECK(waited < 0.25 * LIMIT);
+    else
+        CHECK(waited > 2.5 * LIMIT && waited < 5 * LIMIT);
+    return KN_OK;
+}
+
+/* Rank 0 waits for rank 1, which waits for the last one: that one is named. */
+static int scenario_chain(KnComm *comm)
+{
+    KnComm *front, *back;
+    kn_comm_set_watchdog(comm, LIMIT);
+    KN_TRY(comm->table->split(comm, comm->rank < 2 ? 0 : comm->rank, "front", &front));
+    KN_TRY(comm->table->split(comm, comm->rank > 0 ? 0 : 1, "back", &back));
+    kn_activity_set("far away");
+    if (comm->rank == comm->ranks - 1)
+        pause_seconds(100);
+    if (comm->rank > 0)
+        KN_TRY(back->table->barrier(back, "second"));
+    return front->table->barrier(front, "first");
+}
+
+static int scenario_circle(KnComm *comm)
+{
+    KnComm *one, *two;
+    kn_comm_set_watchdog(comm, LIMIT);
+    KN_TRY(comm->table->split(comm, 0, "one", &one));
+    KN_TRY(comm->table->split(comm, 0, "two", &two));
+    return comm->rank == 0 ? one->table->barrier(one, "heads") : two->table->barrier(two, "tails");
+}
+
 /* Prints seconds of a 32 MiB sum: waited for at once, hidden behind computing of the same length, and the computing. */
 static int scenario_speed(KnComm *comm)
 {
@@ -353,13 +480,17 @@ static const struct {
     const char *name;
     int (*run)(KnComm *comm);
 } scenarios[] = {
-    {"sums", scenario_sums},
+    {"large_sum", scenario_large_sum},
     {"bytes", scenario_bytes},
     {"overlap", scenario_overlap},
     {"polite", scenario_polite},
     {"other_name", scenario_other_name},
     {"other_size", scenario_other_size},
     {"other_kind", scenario_other_kind},
+    {"other_name_in_a_group", scenario_other_name_in_a_group},
+    {"other_cut", scenario_other_cut},
+    {"other_exchange", scenario_other_exchange},
+    {"other_message", scenario_other_message},
     {"early_end", scenario_early_end},
     {"one_fails", scenario_one_fails},
     {"rank_zero_fails", scenario_rank_zero_fails},
@@ -370,6 +501,15 @@ static const struct {
     {"stop", scenario_stop},
     {"checkpoint", scenario_checkpoint},
     {"checkpoint_fails", scenario_checkpoint_fails},
+    {"frozen", scenario_frozen},
+    {"rank_zero_frozen", scenario_rank_zero_frozen},
+    {"frozen_while_summing", scenario_frozen_while_summing},
+    {"first_host_gone", scenario_first_host_gone},
+    {"killed", scenario_killed},
+    {"stuck", scenario_stuck},
+    {"slow", scenario_slow},
+    {"chain", scenario_chain},
+    {"circle", scenario_circle},
     {"speed", scenario_speed},
     {"large", scenario_large},
 };
@@ -385,6 +525,9 @@ static int run_rank(const char *scenario)
     for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++)
         if (strcmp(scenarios[i].name, scenario) == 0)
             return kn_comm_close(comm, scenarios[i].run(comm)) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+    for (int i = 0; i < COMM_CASE_COUNT; i++)
+        if (strcmp(comm_cases[i].name, scenario) == 0)
+            return kn_comm_close(comm, comm_cases[i].run(comm)) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
     return 2;
 }
 
@@ -451,7 +594,7 @@ static void fails_once(const char *scenario, const char *sentence)
 static void sums_have_the_bits_of_rank_order(void **state)
 {
     (void)state;
-    succeeds_on_2_3_4("sums");
+    succeeds_on_2_3_4("large_sum");
 }
 
 static void gathers_broadcasts_and_texts_arrive(void **state)

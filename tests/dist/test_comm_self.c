@@ -1,8 +1,11 @@
-/* The communicator of one process, choosing it, and the signals that ask for a clean end. */
+/* The communicator of one process, choosing it, and the signals that ask for a clean end; and what every communicator
+ * promises (comm_cases.h), here alone and with threads as ranks. */
+#include "comm_cases.h"
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "dist/comm.h"
 #include "dist/signals.h"
+#include "thread_comm.h"
 
 #include <setjmp.h>
 #include <signal.h>
@@ -69,6 +72,34 @@ static void every_operation_gives_back_its_own(void **state)
     assert_string_equal(text, "words");
     free(text);
     assert_int_equal(kn_comm_close(comm, KN_OK), KN_OK);
+}
+
+static void every_call_keeps_its_promise_alone(void **state)
+{
+    (void)state;
+    KnComm *comm = open_alone();
+    for (int i = 0; i < COMM_CASE_COUNT; i++)
+        if (comm_cases[i].run(comm) < 0)
+            fail_msg("%s: %s", comm_cases[i].name, kn_error_message());
+    assert_int_equal(kn_comm_close(comm, KN_OK), KN_OK);
+}
+
+static int run_case(KnComm *comm, void *argument)
+{
+    const struct CommCase *one = argument;
+    return one->run(comm);
+}
+
+static void every_call_keeps_its_promise_on_threads(void **state)
+{
+    (void)state;
+    static const int counts[] = {2, 3, 5, 8};
+    for (int c = 0; c < 4; c++)
+        for (int i = 0; i < COMM_CASE_COUNT; i++) {
+            struct CommCase one = comm_cases[i];
+            if (thread_ranks_run(counts[c], run_case, &one) < 0)
+                fail_msg("%s on %d ranks: %s", one.name, counts[c], kn_error_message());
+        }
 }
 
 static void a_failure_keeps_its_code_and_sentence(void **state)
@@ -156,6 +187,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_process_is_rank_0_of_1_without_mpi),
         cmocka_unit_test(every_operation_gives_back_its_own),
+        cmocka_unit_test(every_call_keeps_its_promise_alone),
+        cmocka_unit_test(every_call_keeps_its_promise_on_threads),
         cmocka_unit_test(a_failure_keeps_its_code_and_sentence),
         cmocka_unit_test(abort_ends_the_process_with_a_failure),
         cmocka_unit_test(signals_ask_for_a_stop),
