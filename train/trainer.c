@@ -34,6 +34,7 @@ typedef struct Trainer {
     float stats[2];
     double peak_flops; /* of all ranks */
     int64_t skipped;
+    int stop; /* a signal asked any rank to end the run */
 } Trainer;
 
 static double now_seconds(void)
@@ -166,12 +167,27 @@ static float denoised_here(const Trainer *t)
     return kn_mesh_group_rank(&t->state.layout.mesh, KN_GROUP_SEQUENCE) == 0 ? (float)t->batch.denoised_tokens : 0;
 }
 
+/* Before each pack but the first: the end of a step looks for signals too. */
+static int stop_between_packs(Trainer *t, int64_t packs_done)
+{
+    if (packs_done == 0)
+        return KN_OK;
+    KN_TRY(kn_comm_stop_agree(t->comm, &t->stop));
+    if (t->stop)
+        kn_log("step %lld is given up after %lld of %lld packs: a signal asks to stop", (long long)t->state.step + 1,
+               (long long)packs_done * kn_mesh_replicas(&t->state.layout.mesh), (long long)t->config->train.packs);
+    return KN_OK;
+}
+
 static int run_packs(Trainer *t, KnStepMetrics *m)
 {
     int64_t local_packs = packs_here(t), step_tokens = 0;
     t->stats[0] = t->stats[1] = 0;
     for (int64_t i = 0; i < local_packs; i++) {
         const KnBatch *pack = NULL;
+        KN_TRY(stop_between_packs(t, i));
+        if (t->stop)
+            return KN_OK;
         kn_activity_set("step %lld, reading pack %lld", (long long)m->step, (long long)i + 1);
         KN_TRY(kn_loader_next(t->loader, &pack));
         KN_ASSERT(pack->step == t->state.step);
@@ -188,12 +204,15 @@ static int run_packs(Trainer *t, KnStepMetrics *m)
     return KN_OK;
 }
 
+/* A step that a signal stops between two packs has changed nothing that is saved. */
 static int run_step(Trainer *t, KnStepMetrics *m)
 {
     const KnConfig *c = t->config;
     double start = now_seconds();
     *m = (KnStepMetrics){.step = t->state.step + 1};
     KN_TRY(run_packs(t, m));
+    if (t->stop)
+        return KN_OK;
     kn_activity_set("step %lld, update", (long long)m->step);
     KN_TRY(kn_optimizer_step(t->optimizer, t->state.step, c->train.steps, t->state.updates, &m->gradient_norm));
     m->skipped = !isfinite(m->gradient_norm);
@@ -296,23 +315,26 @@ static void show_step(Trainer *t, const KnStepMetrics *m)
 static int train_steps(Trainer *t)
 {
     const KnTrainConfig *c = &t->config->train;
-    int stop = 0;
-    while (t->state.step < c->steps && !stop) {
+    while (t->state.step < c->steps && !t->stop) {
         KnStepMetrics metrics;
         KN_TRY(run_step(t, &metrics));
+        if (t->stop) {
+            KN_TRY(save(t));
+            break;
+        }
         if (t->metrics)
             KN_TRY(kn_metrics_step(t->metrics, &metrics));
         show_step(t, &metrics);
-        KN_TRY(kn_comm_stop_agree(t->comm, &stop));
+        KN_TRY(kn_comm_stop_agree(t->comm, &t->stop));
         int last = t->state.step == c->steps;
         if (t->validation_pass && (is_due(c->validate_every, t->state.step) || last))
             KN_TRY(validate(t));
-        if (is_due(c->checkpoint_every, t->state.step) || last || stop)
+        if (is_due(c->checkpoint_every, t->state.step) || last || t->stop)
             KN_TRY(save(t));
         if (is_due(c->sample_every, t->state.step))
             KN_TRY(draw_samples(t));
     }
-    return stop && t->state.step < c->steps ? KN_TRAIN_STOPPED : KN_TRAIN_DONE;
+    return t->stop && t->state.step < c->steps ? KN_TRAIN_STOPPED : KN_TRAIN_DONE;
 }
 
 static void print_profile(const Trainer *t)
