@@ -10,6 +10,7 @@
 #include "infer/generate.h"
 #include "infer/output.h"
 #include "infer/request_args.h"
+#include "infer/request_list.h"
 #include "infer/sheet.h"
 
 #include <stdio.h>
@@ -217,7 +218,8 @@ static int lay_out_requests(Run *run, const KnRequest *described)
     kn_request_overlay(&base, described);
     kn_request_overlay(&base, &o->request);
     if (o->prompts)
-        return kn_request_read_lines(o->prompts, &base, o->request.out, run->arena, &run->requests, &run->count);
+        return kn_request_read_lines(&(KnRequestSource){o->prompts, o->request.out, &base, run->arena}, &run->requests,
+                                     &run->count);
     take_single(run, &base);
     return KN_OK;
 }
