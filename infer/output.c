@@ -283,7 +283,9 @@ static int is_as_asked(const KnRequest *request, const KnModelFile *file, const 
     const char *difference = strcmp(origin.model_hash, file->hash) ? "model" : kn_request_difference(&made, &asked);
     if (difference)
         return snprintf(why, KN_OUTPUT_WHY_BYTES, "it was made with another %s", difference), 0;
-    if (!origin.hash || kn_output_hash(request->out, request->frames, hash) < 0 || strcmp(hash, origin.hash))
+    if (kn_output_hash(request->out, request->frames, hash) < 0)
+        return snprintf(why, KN_OUTPUT_WHY_BYTES, "the video cannot be read"), 0;
+    if (!origin.hash || strcmp(hash, origin.hash))
         return snprintf(why, KN_OUTPUT_WHY_BYTES, "the video is not the one that was made"), 0;
     return 1;
 }

@@ -85,6 +85,26 @@ int kn_locks_release(KnLocks *locks, int64_t at)
     return control(locks, F_OFD_SETLK, &lock) == 0 ? KN_OK : cannot_lock(locks);
 }
 
+int kn_locks_read_note(KnLocks *locks, char note[KN_LOCKS_NOTE_BYTES])
+{
+    memset(note, 0, KN_LOCKS_NOTE_BYTES);
+    if (pread(locks->descriptor, note, KN_LOCKS_NOTE_BYTES - 1, 0) < 0)
+        return kn_fail(KN_EIO, "cannot read %s: %s", locks->path, strerror(errno));
+    return KN_OK;
+}
+
+/* Padded to one length, so that nothing of a longer one remains. */
+int kn_locks_write_note(KnLocks *locks, const char *note)
+{
+    char padded[KN_LOCKS_NOTE_BYTES] = "";
+    KN_ASSERT(strlen(note) < sizeof padded);
+    memcpy(padded, note, strlen(note));
+    ssize_t written = pwrite(locks->descriptor, padded, sizeof padded, 0);
+    if (written == sizeof padded)
+        return KN_OK;
+    return kn_fail(KN_EIO, "cannot write %s: %s", locks->path, strerror(written < 0 ? errno : ENOSPC));
+}
+
 /* The system names one of the locks in the way, not the first: what lies before and behind it is asked for anew. */
 int kn_locks_count(KnLocks *locks, int64_t first, int64_t count)
 {

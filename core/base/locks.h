@@ -23,6 +23,11 @@ int kn_locks_try(KnLocks *locks, int64_t at);  /* 1: held now; 0: somebody else 
 int kn_locks_wait(KnLocks *locks, int64_t at); /* waits until it is held; KN_EIO */
 int kn_locks_release(KnLocks *locks, int64_t at);
 
+/* A short text in the file itself, for those who hold locks to tell others something; "" at first. KN_EIO. */
+enum { KN_LOCKS_NOTE_BYTES = 128 };
+int kn_locks_read_note(KnLocks *locks, char note[KN_LOCKS_NOTE_BYTES]);
+int kn_locks_write_note(KnLocks *locks, const char *note); /* at most KN_LOCKS_NOTE_BYTES - 1 bytes */
+
 /* How many of the locks from `first` on, `count` of them, others hold. KN_EIO. */
 int kn_locks_count(KnLocks *locks, int64_t first, int64_t count);
 
