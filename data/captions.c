@@ -4,6 +4,7 @@
  * the file it names is the video, or, where it names none, when its path is the end of the video's. */
 #include "data/captions.h"
 
+#include "core/base/csv.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/memory.h"
@@ -117,91 +118,10 @@ static int add_row(KnCaptions *captions, const char *table, int64_t line, const 
 
 /* ---- CSV ---- */
 
-typedef struct Field {
-    char *text;
-    size_t length;
-} Field;
-
-/* Where the parser stands in a table. */
-typedef struct CsvCursor {
-    const char *table, *at, *end;
-    int64_t line;
-    char separator;
-} CsvCursor;
-
-static int parse_quoted(CsvCursor *cursor, KnText *field)
-{
-    int64_t began = cursor->line;
-    cursor->at++;
-    while (cursor->at < cursor->end) {
-        if (*cursor->at == '"') {
-            if (cursor->at + 1 < cursor->end && cursor->at[1] == '"') {
-                kn_text_appendn(field, "\"", 1);
-                cursor->at += 2;
-                continue;
-            }
-            cursor->at++;
-            if (cursor->at < cursor->end && *cursor->at != cursor->separator && *cursor->at != '\n' &&
-                *cursor->at != '\r')
-                return kn_fail(KN_EFORMAT, "%s:%lld: text after a closing quote: write a quote inside one as \"\"",
-                               cursor->table, (long long)cursor->line);
-            return KN_OK;
-        }
-        cursor->line += *cursor->at == '\n';
-        kn_text_appendn(field, cursor->at++, 1);
-    }
-    return kn_fail(KN_EFORMAT, "%s:%lld: a quote is opened and never closed", cursor->table, (long long)began);
-}
-
-static int parse_plain(CsvCursor *cursor, KnText *field)
-{
-    while (cursor->at < cursor->end && *cursor->at != cursor->separator && *cursor->at != '\n' && *cursor->at != '\r') {
-        if (*cursor->at == '"')
-            return kn_fail(KN_EFORMAT, "%s:%lld: a quote inside an unquoted field: put the whole field in quotes",
-                           cursor->table, (long long)cursor->line);
-        kn_text_appendn(field, cursor->at++, 1);
-    }
-    return KN_OK;
-}
-
-/* One record into at most `room` fields (memory of `arena`); the number of fields found may be larger. KN_END at the
- * end. A wholly empty line is a record of one empty field. */
-static int parse_record(CsvCursor *cursor, KnArena *arena, Field *fields, int room, int *count)
-{
-    *count = 0;
-    if (cursor->at >= cursor->end)
-        return KN_END;
-    for (;;) {
-        KnText field = {0};
-        int code =
-            cursor->at < cursor->end && *cursor->at == '"' ? parse_quoted(cursor, &field) : parse_plain(cursor, &field);
-        if (code == KN_OK && *count < room) {
-            char *copy = kn_arena_alloc(arena, field.length + 1);
-            if (field.length > 0)
-                memcpy(copy, field.bytes, field.length);
-            fields[*count] = (Field){copy, field.length};
-        }
-        kn_text_clear(&field);
-        KN_TRY(code);
-        (*count)++;
-        if (cursor->at < cursor->end && *cursor->at == cursor->separator) {
-            cursor->at++;
-            continue;
-        }
-        break;
-    }
-    if (cursor->at < cursor->end && *cursor->at == '\r')
-        cursor->at++;
-    if (cursor->at < cursor->end && *cursor->at == '\n')
-        cursor->at++;
-    cursor->line++;
-    return KN_OK;
-}
-
 enum { MOST_COLUMNS = 256 };
 
 /* The first of the two names among the header's fields; -1 if neither is there. */
-static int find_column(const Field *fields, int count, const char *name, const char *other)
+static int find_column(const KnCsvField *fields, int count, const char *name, const char *other)
 {
     for (int i = 0; i < count; i++)
         if (strcasecmp(fields[i].text, name) == 0 || strcasecmp(fields[i].text, other) == 0)
@@ -211,10 +131,10 @@ static int find_column(const Field *fields, int count, const char *name, const c
 
 static int read_csv(KnCaptions *captions, const char *table, const char *bytes, size_t size)
 {
-    CsvCursor cursor = {table, bytes, bytes + size, 1, kn_ends_with(table, ".tsv") ? '\t' : ','};
-    Field fields[MOST_COLUMNS];
+    KnCsv csv = kn_csv_begin(table, bytes, size);
+    KnCsvField fields[MOST_COLUMNS];
     int columns = 0;
-    int code = parse_record(&cursor, captions->arena, fields, MOST_COLUMNS, &columns);
+    int code = kn_csv_record(&csv, captions->arena, fields, MOST_COLUMNS, &columns);
     if (code == KN_END)
         return kn_fail(KN_EFORMAT, "%s: the file is empty", table);
     KN_TRY(code);
@@ -226,9 +146,9 @@ static int read_csv(KnCaptions *captions, const char *table, const char *bytes, 
         return kn_fail(KN_EFORMAT, "%s:1: the first line must name a column \"%s\"", table,
                        path < 0 ? "path\" or \"video" : "caption\" or \"text");
     for (;;) {
-        int64_t line = cursor.line;
+        int64_t line = csv.line;
         int count = 0;
-        code = parse_record(&cursor, captions->arena, fields, MOST_COLUMNS, &count);
+        code = kn_csv_record(&csv, captions->arena, fields, MOST_COLUMNS, &count);
         if (code == KN_END)
             return KN_OK;
         KN_TRY(code);

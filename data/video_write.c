@@ -357,19 +357,19 @@ static size_t find_number(const char *path, const char **at, int *digits)
     return 0;
 }
 
-static char *png_path(const KnVideoWriter *writer, int64_t number)
+static char *png_path(const char *name, int is_folder, int64_t number)
 {
     const char *at;
     int digits;
-    if (writer->is_folder) {
-        char *name = kn_format("frame-%04lld.png", (long long)number), *path = kn_path_join(writer->path, name);
-        free(name);
+    if (is_folder) {
+        char *frame = kn_format("frame-%04lld.png", (long long)number), *path = kn_path_join(name, frame);
+        free(frame);
         return path;
     }
-    size_t length = find_number(writer->path, &at, &digits);
+    size_t length = find_number(name, &at, &digits);
     if (length == 0)
-        return kn_strdup(writer->path);
-    return kn_format("%.*s%0*lld%s", (int)(at - writer->path), writer->path, digits, (long long)number, at + length);
+        return kn_strdup(name);
+    return kn_format("%.*s%0*lld%s", (int)(at - name), name, digits, (long long)number, at + length);
 }
 
 static int png_open(KnVideoWriter *writer)
@@ -398,7 +398,7 @@ static int png_add(KnVideoWriter *writer)
         code = avcodec_receive_packet(writer->encoder, writer->packet);
     if (code < 0)
         return failed(writer, code);
-    char *path = png_path(writer, writer->count);
+    char *path = png_path(writer->path, writer->is_folder, writer->count);
     code = kn_file_write(path, writer->packet->data, (size_t)writer->packet->size);
     free(path);
     av_packet_unref(writer->packet);
@@ -428,6 +428,16 @@ static const OutputKind *kind_of(const char *path, int *is_folder)
     return NULL;
 }
 
+char *kn_video_frame_path(const char *path, int64_t number)
+{
+    const char *at;
+    int is_folder, digits;
+    const OutputKind *kind = kind_of(path, &is_folder);
+    if (!kind || kind->open != png_open || (!is_folder && find_number(path, &at, &digits) == 0))
+        return NULL;
+    return png_path(path, is_folder, number);
+}
+
 static void release(KnVideoWriter *writer)
 {
     if (writer->container && writer->container->pb)
@@ -452,7 +462,7 @@ void kn_video_writer_abandon(KnVideoWriter *writer)
         unlink(writer->temporary);
     } else {
         for (int64_t i = 0; i < writer->count; i++) {
-            char *path = png_path(writer, i);
+            char *path = png_path(writer->path, writer->is_folder, i);
             unlink(path);
             free(path);
         }

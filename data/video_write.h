@@ -25,6 +25,10 @@ typedef struct KnVideoWriteOptions {
     const char *comment; /* metadata comment, or NULL */
 } KnVideoWriteOptions;
 
+/* The file of frame `number`, counted from 0, where each has one (numbered pictures, a folder); free() it. NULL where
+ * one file holds all frames. */
+char *kn_video_frame_path(const char *path, int64_t number);
+
 /* Returns 0, KN_EINPUT (unknown suffix, impossible size) or KN_EIO. 4:2:0 needs even sizes: odd pictures get their
  * last column or row repeated once. */
 int kn_video_writer_open(KnVideoWriter **writer, const char *path, const KnVideoWriteOptions *options);

@@ -1,15 +1,18 @@
-/* `kinora generate`: prompts to videos. What is asked is laid out in layers (infer/request.h), checked as a whole, and
- * made in passes (infer/generate.h); each finished clip is written at once. */
+/* `kinora generate`: prompts to videos. What is asked is laid out in layers (infer/request.h); one video is made here,
+ * in a pass (infer/generate.h), many are shared among all who work on them (infer/generate_many.h). */
 #include "infer/commands.h"
 
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "core/cpu/backend.h"
 #include "core/cpu/isa.h"
 #include "dist/comm.h"
 #include "infer/generate.h"
+#include "infer/generate_many.h"
 #include "infer/output.h"
 #include "infer/request_args.h"
+#include "infer/request_list.h"
 #include "infer/sheet.h"
 
 #include <stdio.h>
@@ -18,7 +21,7 @@
 #include <time.h>
 
 typedef struct Options {
-    const char *model, *prompts, *from, *sheet;
+    const char *model, *prompts, *template, *variables, *from, *sheet;
     KnRequest request; /* what the command line sets */
     int json;
 } Options;
@@ -41,7 +44,7 @@ static const KnArg rows[] = {
      .offset = REQUEST(out),
      .metavariable = "FILE",
      .meaning = "video.mp4 (.mov, .mkv), video.gif, image.png, frame-%04d.png, or frames/ for PNGs;\n"
-                "with --prompts the folder for the videos"},
+                "with --prompts and --template the folder for the videos"},
     {.name = "prompts",
      .kind = KN_ARG_STRING,
      .offset = offsetof(Options, prompts),
@@ -49,6 +52,18 @@ static const KnArg rows[] = {
      .meaning = "many videos: one JSON object a line with \"prompt\", \"out\" (relative to --out, else to where the\n"
                 "program runs) and any option below by its name, as in {\"prompt\": \"...\", \"out\": \"a.mp4\",\n"
                 "\"seed\": 3, \"width\": 64, \"first_frame\": \"a.png\"}; a line has the last word over the options"},
+    {.name = "template",
+     .kind = KN_ARG_STRING,
+     .offset = offsetof(Options, template),
+     .metavariable = "TEXT",
+     .meaning = "many videos: a prompt with {variables}, filled from each row of --variables; {{ and }} are braces"},
+    {.name = "variables",
+     .kind = KN_ARG_STRING,
+     .offset = offsetof(Options, variables),
+     .metavariable = "FILE.csv",
+     .meaning =
+         "a table whose first line names its columns: variables of the template, options by the names they have\n"
+         "in --prompts (seed, negative, out, first_frame ...), and \"name\" for the file's name"},
     {.name = "from",
      .kind = KN_ARG_STRING,
      .offset = offsetof(Options, from),
@@ -71,7 +86,7 @@ static const KnArg rows[] = {
      .kind = KN_ARG_INT,
      .offset = REQUEST(seed),
      .metavariable = "N",
-     .meaning = "of the noise, 0 by default; video i of --prompts has seed N + i where its line names none",
+     .meaning = "of the noise, 0 by default; of many videos number i has seed N + i where its line names none",
      .low = 0,
      .high = 9007199254740992.0},
     {.name = "first-frame",
@@ -122,7 +137,7 @@ static const KnArg rows[] = {
      .kind = KN_ARG_STRING,
      .offset = offsetof(Options, sheet),
      .metavariable = "FILE.png",
-     .meaning = "contact sheet of all videos; with --prompts sheet.png beside the first by default"},
+     .meaning = "contact sheet of all videos; of many sheet.png in --out by default"},
     {.name = "json",
      .kind = KN_ARG_FLAG,
      .offset = offsetof(Options, json),
@@ -133,15 +148,22 @@ static const KnArgSpec spec = {
     .command = "generate",
     .usage = "--model DIR --prompt TEXT --out FILE [options]\n"
              "--model DIR --prompts FILE.jsonl [--out DIR] [options]\n"
+             "--model DIR --template TEXT --variables FILE.csv --out DIR [options]\n"
              "--from FILE.json [options]",
     .description =
         "Generates videos. Beside each one, NAME.json keeps prompt, seed, all settings and the model's hash:\n"
         "--from makes the same bytes of it, as long as the model there is the same; name another with\n"
-        "--model to see what it makes of the same request.",
+        "--model to see what it makes of the same request.\n\n"
+        "Many videos may be made by several ranks, or by any number of processes that run the same command on a\n"
+        "shared folder: whoever is free takes the next. Videos that stand as asked are skipped, those asked for\n"
+        "otherwise are made again, one that cannot be made does not end the rest; report.jsonl in --out says what\n"
+        "became of each. The bytes of a video do not depend on how many make them.",
     .examples =
         "kinora generate --model runs/first --prompt \"a red circle moves left on a gray background\" --out a.mp4\n"
         "kinora generate --model runs/first --prompt \"...\" --size 64x32 --frames 16 --upscale 8 --out a.gif\n"
         "kinora generate --model runs/first --prompts prompts.jsonl --out videos\n"
+        "mpirun --bind-to none -n 2 kinora generate --model runs/first --prompts prompts.jsonl --out videos\n"
+        "kinora generate --model runs/first --template \"a {color} car in {city}\" --variables cars.csv --out cars\n"
         "kinora generate --from a.json --seed 4 --out b.mp4",
     .args = rows,
     .arg_count = sizeof rows / sizeof rows[0],
@@ -155,18 +177,27 @@ typedef struct Run {
     KnRequest *requests;
     int count;
     const char *sheet_path;
-    KnContactSheet *sheet;
+    KnContactSheet *sheet; /* of one video, as it is made */
+    KnManyResult result;   /* of many */
 } Run;
 
 /* ---- what is asked ---- */
 
+static int is_many(const Options *o)
+{
+    return o->prompts || o->template;
+}
+
 static int check_options(const Options *o)
 {
-    int asked = (o->request.prompt && !o->from) + (o->prompts != NULL) + (o->from != NULL);
+    int asked = (o->request.prompt && !o->from) + (o->prompts != NULL) + (o->template != NULL) + (o->from != NULL);
     if (asked == 0)
-        return kn_fail(KN_EINPUT, "nothing to generate: give --prompt TEXT, --prompts FILE.jsonl or --from FILE.json");
+        return kn_fail(KN_EINPUT, "nothing to generate: give --prompt TEXT, --prompts FILE.jsonl, --template TEXT or "
+                                  "--from FILE.json");
     if (asked > 1)
-        return kn_fail(KN_EINPUT, "--prompt, --prompts and --from exclude each other: give one of them");
+        return kn_fail(KN_EINPUT, "--prompt, --prompts, --template and --from exclude each other: give one of them");
+    if (!o->template != !o->variables)
+        return kn_fail(KN_EINPUT, "--template TEXT and --variables FILE.csv go together: give both");
     if (!o->model && !o->from)
         return kn_fail(KN_EINPUT, "--model is missing: name a run folder, a checkpoint or an exported model");
     return KN_OK;
@@ -216,22 +247,31 @@ static int lay_out_requests(Run *run, const KnRequest *described)
     KN_TRY(kn_generate_defaults(&run->file, &base, run->arena));
     kn_request_overlay(&base, described);
     kn_request_overlay(&base, &o->request);
+    KnRequestSource source = {o->prompts ? o->prompts : o->variables, o->request.out, &base, run->arena};
     if (o->prompts)
-        return kn_request_read_lines(o->prompts, &base, o->request.out, run->arena, &run->requests, &run->count);
+        return kn_request_read_lines(&source, &run->requests, &run->count);
+    if (o->template)
+        return kn_request_read_table(&source, o->template, &run->requests, &run->count);
     take_single(run, &base);
     return KN_OK;
+}
+
+/* Where many videos go: the report, and the contact sheet where nothing else is said. */
+static char *folder_of_many(const Run *run)
+{
+    return run->options->request.out ? kn_strdup(run->options->request.out) : kn_path_folder(run->requests[0].out);
 }
 
 static void choose_sheet(Run *run)
 {
     run->sheet_path = run->options->sheet;
-    if (!run->sheet_path && run->options->prompts) {
-        char *folder = kn_path_folder(run->requests[0].out), *path = kn_path_join(folder, "sheet.png");
+    if (!run->sheet_path && is_many(run->options)) {
+        char *folder = folder_of_many(run), *path = kn_path_join(folder, "sheet.png");
         run->sheet_path = kn_arena_strdup(run->arena, path);
         free(folder);
         free(path);
     }
-    if (run->sheet_path)
+    if (run->sheet_path && !is_many(run->options))
         run->sheet = kn_contact_sheet_create(run->count);
 }
 
@@ -246,14 +286,7 @@ static int take_clip(void *context, int index, const uint8_t *pixels)
     return kn_output_write(request, &run->file, pixels);
 }
 
-static int check_outputs(const Run *run)
-{
-    for (int i = 0; i < run->count; i++)
-        KN_TRY(kn_output_check(&run->requests[i]));
-    return run->sheet_path ? kn_contact_sheet_check(run->sheet_path) : KN_OK;
-}
-
-static int make_all(Run *run)
+static int make_one(Run *run)
 {
     KnGenerateJob job = {.model = &run->file.model,
                          .weights = &run->file.weights,
@@ -264,13 +297,29 @@ static int make_all(Run *run)
                          .take = take_clip,
                          .context = run};
     KN_TRY(kn_generate_check(&job));
-    KN_TRY(check_outputs(run));
+    KN_TRY(kn_output_check(&run->requests[0]));
+    KN_TRY(run->sheet ? kn_contact_sheet_check(run->sheet_path) : KN_OK);
     KN_TRY(kn_generate(&job));
     if (!run->sheet)
         return KN_OK;
     char *subtitle = kn_format("%s, hash %.12s", run->file.path, run->file.hash);
     int code = kn_contact_sheet_write(run->sheet, run->sheet_path, "Generated by kinora " KINORA_VERSION, subtitle);
     free(subtitle);
+    return code;
+}
+
+static int make_many(Run *run, KnComm *comm)
+{
+    char *folder = folder_of_many(run);
+    int code = kn_generate_many(&(KnManyOptions){.file = &run->file,
+                                                 .requests = run->requests,
+                                                 .count = run->count,
+                                                 .arena = run->arena,
+                                                 .folder = folder,
+                                                 .sheet = run->sheet_path,
+                                                 .silent = run->options->json},
+                                comm, &run->result);
+    free(folder);
     return code;
 }
 
@@ -290,6 +339,8 @@ static void print_json(const Run *run, double seconds)
         json_t *video = json_object();
         char *json = kn_output_json_path(run->requests[i].out);
         kn_request_to_json(&run->requests[i], video);
+        if (run->result.statuses)
+            json_object_set_new(video, "status", json_string(kn_report_status_name(run->result.statuses[i])));
         json_object_set_new(video, "json", json_string(json));
         json_array_append_new(videos, video);
         free(json);
@@ -298,7 +349,7 @@ static void print_json(const Run *run, double seconds)
     json_object_set_new(root, "model_hash", json_string(run->file.hash));
     json_object_set_new(root, "seconds", json_real(seconds));
     json_object_set_new(root, "videos", videos);
-    if (run->sheet)
+    if (run->sheet_path)
         json_object_set_new(root, "sheet", json_string(run->sheet_path));
     char *text = json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
     json_decref(root);
@@ -310,8 +361,9 @@ static void print_json(const Run *run, double seconds)
 static void print_names(const Run *run)
 {
     for (int i = 0; i < run->count; i++)
-        printf("%s\n", run->requests[i].out);
-    if (run->sheet)
+        if (!run->result.statuses || run->result.statuses[i] != KN_REPORT_FAILED)
+            printf("%s\n", run->requests[i].out);
+    if (run->sheet_path)
         printf("%s\n", run->sheet_path);
 }
 
@@ -321,8 +373,13 @@ static int generate(Run *run, KnComm *comm)
     KnRequest described;
     KnOutputOrigin origin = {0};
     double start = now_seconds();
-    if (comm->ranks > 1)
-        return kn_fail(KN_EINPUT, "generate works in one process so far: start it without mpirun");
+    if (comm->ranks > 1 && !is_many(o))
+        return kn_fail(KN_EINPUT, "one video is made by one process so far: start it without mpirun, or give many with "
+                                  "--prompts or --template");
+    if (comm->ranks > 1) {
+        int share = kn_cpu_threads() / comm->local_ranks;
+        kn_cpu_set_threads(share > 1 ? share : 1);
+    }
     kn_request_init(&described);
     if (o->from) {
         KN_TRY(kn_output_read(o->from, &described, &origin, run->arena));
@@ -331,7 +388,9 @@ static int generate(Run *run, KnComm *comm)
     KN_TRY(open_model(run, comm, &origin));
     KN_TRY(lay_out_requests(run, &described));
     choose_sheet(run);
-    KN_TRY(make_all(run));
+    KN_TRY(is_many(o) ? make_many(run, comm) : make_one(run));
+    if (comm->rank > 0)
+        return KN_OK;
     if (o->json)
         print_json(run, now_seconds() - start);
     else
@@ -339,9 +398,22 @@ static int generate(Run *run, KnComm *comm)
     return KN_OK;
 }
 
+/* That some requests failed is no reason to break the other ranks off: all end, and the first says so. */
+static int generate_and_close(Run *run, KnComm *comm)
+{
+    int rank = comm->rank;
+    KN_TRY(kn_comm_close(comm, generate(run, comm)));
+    if (run->result.failed == 0 || rank > 0)
+        return KN_OK;
+    return kn_fail(KN_EIO, "%d of %d videos could not be made: %s says why; the same command tries them again",
+                   run->result.failed, run->count, run->result.report);
+}
+
 static void release(Run *run)
 {
     kn_contact_sheet_destroy(run->sheet);
+    free(run->result.statuses);
+    free(run->result.report);
     free(run->requests);
     kn_model_close(&run->file);
     kn_arena_destroy(run->arena);
@@ -361,7 +433,7 @@ int kn_command_generate(int argc, char **argv)
         if (options.json)
             kn_log_set_quiet(1);
         run.arena = kn_arena_create();
-        code = kn_comm_close(comm, generate(&run, comm));
+        code = generate_and_close(&run, comm);
         release(&run);
     }
     kn_args_clear(&spec, &options, NULL);

@@ -1,4 +1,4 @@
-/* Grouping requests into passes. */
+/* Filling passes with requests, and making them. */
 #include "infer/generate.h"
 
 #include "core/base/error.h"
@@ -62,6 +62,11 @@ static int64_t tokens_of(const KnGenerateJob *job, int index)
     return kn_sample_tokens(&job->model->config, frames_of(job, r), r->size.height, r->size.width);
 }
 
+static int64_t pass_tokens_of(const KnGenerateJob *job, int index)
+{
+    return tokens_of(job, index) * (job->requests[index].guidance == 1 ? 1 : 2);
+}
+
 static int check_request(const KnGenerateJob *job, int index)
 {
     KnRequest *r = &job->requests[index];
@@ -70,80 +75,147 @@ static int check_request(const KnGenerateJob *job, int index)
     KN_TRY(kn_request_check(r));
     KN_TRY(evaluations_of(r, &evaluations));
     tokens = tokens_of(job, index);
-    KN_TRY((int)(tokens < 0 ? tokens : KN_OK));
-    KnSampleClip clip = clip_of(job, r);
-    KN_TRY(kn_conditions_load(&job->model->config, r, job->arena, &clip));
+    return tokens < 0 ? (int)tokens : KN_OK;
+}
+
+static int check_pictures(const KnGenerateJob *job, int index)
+{
+    KnSampleClip clip = clip_of(job, &job->requests[index]);
+    KN_TRY(kn_conditions_load(&job->model->config, &job->requests[index], job->arena, &clip));
     kn_conditions_clear(&clip);
     return KN_OK;
 }
 
-int kn_generate_check(const KnGenerateJob *job)
+static int check_each(const KnGenerateJob *job, int (*check)(const KnGenerateJob *job, int index))
 {
-    if (job->model->config.channels != 3)
-        return kn_fail(KN_EINPUT,
-                       "the model works on %lld channels, which are not pixels: latents cannot be turned into videos "
-                       "yet",
-                       (long long)job->model->config.channels);
     for (int i = 0; i < job->count; i++) {
-        int code = check_request(job, i);
+        int code = check(job, i);
         if (code < 0)
             return job->count > 1 && job->requests[i].out ? kn_fail_prefix(code, "%s", job->requests[i].out) : code;
     }
     return KN_OK;
 }
 
-/* ---- one pass ---- */
-
-/* Requests that are denoised together. */
-typedef struct Pass {
-    const KnGenerateJob *job;
-    KnProgress *progress;
-    int *indices;
-    KnSampleClip *clips;
-    int count, finished;         /* finished: clips of earlier passes */
-    int evaluations, steps_done; /* steps_done: evaluations of earlier passes */
-} Pass;
-
-static void show(void *context, int64_t done, int64_t total)
+int kn_generate_check_requests(const KnGenerateJob *job)
 {
-    const Pass *pass = context;
-    if (pass->progress)
-        kn_progress_update(pass->progress, pass->steps_done + done * pass->evaluations / total, "videos %d-%d of %d",
-                           pass->finished + 1, pass->finished + pass->count, pass->job->count);
+    if (job->model->config.channels != 3)
+        return kn_fail(KN_EINPUT,
+                       "the model works on %lld channels, which are not pixels: latents cannot be turned into videos "
+                       "yet",
+                       (long long)job->model->config.channels);
+    return check_each(job, check_request);
 }
 
-static int prepare_clips(Pass *pass)
+int kn_generate_check(const KnGenerateJob *job)
 {
-    const KnGenerateJob *job = pass->job;
-    int64_t dim = kn_model_patch_dim(&job->model->config);
-    for (int i = 0; i < pass->count; i++) {
-        KnSampleClip *clip = &pass->clips[i];
-        void *patches = NULL;
-        *clip = clip_of(job, &job->requests[pass->indices[i]]);
-        KN_TRY(kn_alloc_large(&patches, (size_t)(tokens_of(job, pass->indices[i]) * dim) * sizeof(float),
-                              "a clip's patches"));
-        clip->patches = patches;
-        KN_TRY(kn_conditions_load(&job->model->config, &job->requests[pass->indices[i]], job->arena, clip));
+    KN_TRY(kn_generate_check_requests(job));
+    return check_each(job, check_pictures);
+}
+
+KnRequestCost kn_generate_cost(const KnGenerateJob *job, int index)
+{
+    KnRequestCost cost = {.tokens = tokens_of(job, index), .pass_tokens = pass_tokens_of(job, index)};
+    int evaluations = 0;
+    KN_ASSERT(cost.tokens > 0 && evaluations_of(&job->requests[index], &evaluations) == KN_OK);
+    cost.work = cost.pass_tokens * evaluations;
+    return cost;
+}
+
+/* ---- one pass ---- */
+
+static int same_settings(const KnRequest *a, const KnRequest *b)
+{
+    return !strcmp(a->solver, b->solver) && !strcmp(a->spacing, b->spacing) && !strcmp(a->dtype, b->dtype) &&
+           a->steps == b->steps && a->guidance == b->guidance && a->shift == b->shift;
+}
+
+int kn_pass_has_room(const KnGenerateJob *job, const KnPassRoom *room, int index)
+{
+    if (!room->first)
+        return 1;
+    return same_settings(room->first, &job->requests[index]) && room->taken + pass_tokens_of(job, index) <= room->most;
+}
+
+void kn_pass_take(const KnGenerateJob *job, KnPassRoom *room, int index)
+{
+    if (!room->first)
+        room->first = &job->requests[index];
+    room->taken += pass_tokens_of(job, index);
+}
+
+/* The clips of one pass; those that cannot be prepared are left out. */
+typedef struct Pass {
+    const KnGenerateJob *job;
+    int *indices;
+    KnSampleClip *clips;
+    int count;
+} Pass;
+
+static int fail_request(const KnGenerateJob *job, int index, int code)
+{
+    return job->fail ? job->fail(job->context, index, code) : code;
+}
+
+static void clear_clip(KnSampleClip *clip)
+{
+    kn_free_large(clip->patches);
+    kn_conditions_clear(clip);
+}
+
+static int prepare_clip(const KnGenerateJob *job, int index, KnSampleClip *clip)
+{
+    void *patches = NULL;
+    int64_t values = tokens_of(job, index) * kn_model_patch_dim(&job->model->config);
+    *clip = clip_of(job, &job->requests[index]);
+    KN_TRY(kn_alloc_large(&patches, (size_t)values * sizeof(float), "a clip's patches"));
+    clip->patches = patches;
+    return kn_conditions_load(&job->model->config, &job->requests[index], job->arena, clip);
+}
+
+static int prepare_clips(Pass *pass, const int *indices, int count)
+{
+    for (int i = 0; i < count; i++) {
+        KnSampleClip *clip = &pass->clips[pass->count];
+        int code = prepare_clip(pass->job, indices[i], clip);
+        if (code == KN_OK) {
+            pass->indices[pass->count++] = indices[i];
+        } else {
+            clear_clip(clip);
+            KN_TRY(fail_request(pass->job, indices[i], code));
+        }
     }
     return KN_OK;
+}
+
+static int hand_over_clip(const KnGenerateJob *job, int index, const KnSampleClip *clip)
+{
+    void *pixels = NULL;
+    KN_TRY(kn_alloc_large(&pixels, (size_t)(clip->frames * clip->height * clip->width * 3), "a clip's pixels"));
+    kn_sample_to_pixels(&job->model->config, clip, pixels);
+    int code = job->take(job->context, index, pixels);
+    kn_free_large(pixels);
+    return code;
 }
 
 static int hand_over(const Pass *pass)
 {
-    const KnGenerateJob *job = pass->job;
     for (int i = 0; i < pass->count; i++) {
-        const KnSampleClip *clip = &pass->clips[i];
-        void *pixels = NULL;
-        KN_TRY(kn_alloc_large(&pixels, (size_t)(clip->frames * clip->height * clip->width * 3), "a clip's pixels"));
-        kn_sample_to_pixels(&job->model->config, clip, pixels);
-        int code = job->take(job->context, pass->indices[i], pixels);
-        kn_free_large(pixels);
-        KN_TRY(code);
+        int code = hand_over_clip(pass->job, pass->indices[i], &pass->clips[i]);
+        if (code < 0)
+            KN_TRY(fail_request(pass->job, pass->indices[i], code));
     }
     return KN_OK;
 }
 
-static int run_pass(Pass *pass, KnSampler *sampler)
+/* What stops a whole pass, as a lack of memory does, may spare each clip alone. */
+static int make_each_alone(const Pass *pass, KnSampler *sampler, KnSampleProgress progress, void *context)
+{
+    for (int i = 0; i < pass->count; i++)
+        KN_TRY(kn_generate_pass(pass->job, sampler, &pass->indices[i], 1, progress, context));
+    return KN_OK;
+}
+
+static int sample(const Pass *pass, KnSampler *sampler, KnSampleProgress progress, void *context)
 {
     const KnRequest *r = &pass->job->requests[pass->indices[0]];
     KnSampleSettings settings = {.solver = r->solver,
@@ -152,96 +224,99 @@ static int run_pass(Pass *pass, KnSampler *sampler)
                                  .guidance = r->guidance,
                                  .shift = r->shift,
                                  .dtype = kn_request_dtype(r)};
-    pass->clips = kn_alloc((size_t)pass->count * sizeof *pass->clips);
-    int code = prepare_clips(pass);
+    int code = kn_sampler_run(sampler, &settings, pass->clips, pass->count, progress, context);
     if (code == KN_OK)
-        code = kn_sampler_run(sampler, &settings, pass->clips, pass->count, show, pass);
-    if (code == KN_OK)
-        code = hand_over(pass);
-    for (int i = 0; i < pass->count; i++) {
-        kn_free_large(pass->clips[i].patches);
-        kn_conditions_clear(&pass->clips[i]);
-    }
-    free(pass->clips);
-    pass->clips = NULL;
-    return code;
+        return hand_over(pass);
+    if (!pass->job->fail)
+        return code;
+    return pass->count > 1 ? make_each_alone(pass, sampler, progress, context)
+                           : fail_request(pass->job, pass->indices[0], code);
 }
 
-/* ---- passes ---- */
-
-static int same_settings(const KnRequest *a, const KnRequest *b)
+int kn_generate_pass(const KnGenerateJob *job, KnSampler *sampler, const int *indices, int count,
+                     KnSampleProgress progress, void *context)
 {
-    return !strcmp(a->solver, b->solver) && !strcmp(a->spacing, b->spacing) && !strcmp(a->dtype, b->dtype) &&
-           a->steps == b->steps && a->guidance == b->guidance && a->shift == b->shift;
-}
-
-/* Takes the first request that is left, and those after it of the same settings that fit into its pass. */
-static void fill_pass(Pass *pass, uint8_t *taken)
-{
-    const KnGenerateJob *job = pass->job;
-    const KnRequest *first = NULL;
-    int64_t room = 0;
-    pass->count = 0;
-    for (int i = 0; i < job->count; i++) {
-        const KnRequest *r = &job->requests[i];
-        if (taken[i] || (first && !same_settings(first, r)))
-            continue;
-        int64_t tokens = tokens_of(job, i);
-        if (!first)
-            room = KN_SAMPLE_PASS_TOKENS / (r->guidance == 1 ? 1 : 2);
-        else if (tokens > room)
-            continue;
-        first = first ? first : r;
-        room -= tokens;
-        taken[i] = 1;
-        pass->indices[pass->count++] = i;
-    }
-}
-
-/* How many evaluations all passes make. */
-static int count_steps(const KnGenerateJob *job, int64_t *steps)
-{
-    Pass pass = {.job = job, .indices = kn_alloc((size_t)job->count * sizeof(int))};
-    uint8_t *taken = kn_alloc((size_t)job->count);
-    int code = KN_OK;
-    *steps = 0;
-    for (fill_pass(&pass, taken); code == KN_OK && pass.count > 0; fill_pass(&pass, taken)) {
-        code = evaluations_of(&job->requests[pass.indices[0]], &pass.evaluations);
-        *steps += pass.evaluations;
-    }
-    free(taken);
+    Pass pass = {job, kn_alloc((size_t)count * sizeof(int)), kn_alloc((size_t)count * sizeof(KnSampleClip)), 0};
+    int code = prepare_clips(&pass, indices, count);
+    if (code == KN_OK && pass.count > 0)
+        code = sample(&pass, sampler, progress, context);
+    for (int i = 0; i < pass.count; i++)
+        clear_clip(&pass.clips[i]);
+    free(pass.clips);
     free(pass.indices);
     return code;
 }
 
-static int run_passes(const KnGenerateJob *job, KnSampler *sampler, KnProgress *progress)
+/* ---- all passes ---- */
+
+/* Where a job stands: its passes in order, each with the first request that is left and those that fit beside it. */
+typedef struct Round {
+    const KnGenerateJob *job;
+    KnProgress *progress;
+    uint8_t *taken; /* [job->count] */
+    int *indices;
+    int count, finished;         /* of this pass; of earlier ones */
+    int evaluations, steps_done; /* of this pass; of earlier ones */
+} Round;
+
+static int next_pass(Round *round)
 {
-    Pass pass = {.job = job, .progress = progress, .indices = kn_alloc((size_t)job->count * sizeof(int))};
-    uint8_t *taken = kn_alloc((size_t)job->count);
-    int code = KN_OK;
-    for (fill_pass(&pass, taken); pass.count > 0; fill_pass(&pass, taken)) {
-        KN_TRY_GOTO(code, evaluations_of(&job->requests[pass.indices[0]], &pass.evaluations), done);
-        KN_TRY_GOTO(code, run_pass(&pass, sampler), done);
-        pass.finished += pass.count;
-        pass.steps_done += pass.evaluations;
+    KnPassRoom room = {.most = KN_SAMPLE_PASS_TOKENS};
+    round->finished += round->count;
+    round->steps_done += round->evaluations;
+    round->count = round->evaluations = 0;
+    for (int i = 0; i < round->job->count; i++) {
+        if (round->taken[i] || !kn_pass_has_room(round->job, &room, i))
+            continue;
+        kn_pass_take(round->job, &room, i);
+        round->taken[i] = 1;
+        round->indices[round->count++] = i;
     }
-done:
-    free(taken);
-    free(pass.indices);
-    return code;
+    return round->count == 0 ? KN_END : evaluations_of(room.first, &round->evaluations);
+}
+
+static void show(void *context, int64_t done, int64_t total)
+{
+    const Round *round = context;
+    if (round->progress)
+        kn_progress_update(round->progress, round->steps_done + done * round->evaluations / total, "videos %d-%d of %d",
+                           round->finished + 1, round->finished + round->count, round->job->count);
+}
+
+/* With a sampler makes the passes, without one only counts their evaluations. */
+static int run_passes(const KnGenerateJob *job, KnSampler *sampler, KnProgress *progress, int64_t *steps)
+{
+    Round round = {.job = job,
+                   .progress = progress,
+                   .taken = kn_alloc((size_t)job->count),
+                   .indices = kn_alloc((size_t)job->count * sizeof(int))};
+    int code;
+    while ((code = next_pass(&round)) == KN_OK)
+        if (sampler && (code = kn_generate_pass(job, sampler, round.indices, round.count, show, &round)) < 0)
+            break;
+    *steps = round.steps_done;
+    free(round.taken);
+    free(round.indices);
+    return code == KN_END ? KN_OK : code;
 }
 
 int kn_generate(const KnGenerateJob *job)
 {
     KnSampler *sampler = NULL;
     KnProgress progress;
+<<<<<<< HEAD
     int64_t steps = 0;
     KN_TRY(count_steps(job, &steps));
     KN_TRY(kn_sampler_create(&sampler, job->model, job->weights, NULL));
+=======
+    int64_t steps = 0, done;
+    KN_TRY(run_passes(job, NULL, NULL, &steps));
+    KN_TRY(kn_sampler_create(&sampler, job->model, job->weights));
+>>>>>>> jobs
     if (!job->silent)
         kn_progress_begin(&progress,
                           &(KnProgressOptions){.label = "denoise", .unit = "steps", .total = steps, .interval = 2});
-    int code = run_passes(job, sampler, job->silent ? NULL : &progress);
+    int code = run_passes(job, sampler, job->silent ? NULL : &progress, &done);
     if (!job->silent)
         kn_progress_end(&progress, "%d video%s", job->count, job->count == 1 ? "" : "s");
     kn_sampler_destroy(sampler);

@@ -22,14 +22,43 @@ typedef struct KnGenerateJob {
     int silent;     /* no progress line */
     KnClipTaker take;
     void *context;
+    /* Told of a request that cannot be made, with its sentence recorded; the others go on unless it returns a negative
+     * code. NULL: the first one ends the job. */
+    int (*fail)(void *context, int index, int code);
 } KnGenerateJob;
 
 /* The lowest layer for this model: its run's sample.* keys where it has a configuration, else built-in values. */
 int kn_generate_defaults(const KnModelFile *file, KnRequest *request, KnArena *arena);
 
-/* What can be refused is refused before anything is denoised: KN_EINPUT for sizes that do not fit the patch (with near
- * ones), impossible settings and given pictures; begins with the request's `out` where there are several. */
+/* What the requests and the model alone say is impossible, without opening a file: KN_EINPUT for sizes that do not fit
+ * the patch (with near ones) and values out of range; begins with the request's `out` where there are several. */
+int kn_generate_check_requests(const KnGenerateJob *job);
+
+/* That, and given pictures: all that can be refused before anything is denoised. */
 int kn_generate_check(const KnGenerateJob *job);
 int kn_generate(const KnGenerateJob *job); /* after kn_generate_check */
+
+/* ---- for those who choose themselves what is made when ---- */
+
+/* A pass that is being filled; starts as {.most = ...}, in tokens with guidance's counted twice. */
+typedef struct KnPassRoom {
+    const KnRequest *first;
+    int64_t most, taken;
+} KnPassRoom;
+
+/* Whether the request may join: the first always may, others of the same settings as long as there is room. */
+int kn_pass_has_room(const KnGenerateJob *job, const KnPassRoom *room, int index);
+void kn_pass_take(const KnGenerateJob *job, KnPassRoom *room, int index);
+
+/* Of one request: its tokens, those with guidance's counted twice, and the latter times the model's evaluations. After
+ * kn_generate_check_requests. */
+typedef struct KnRequestCost {
+    int64_t tokens, pass_tokens, work;
+} KnRequestCost;
+KnRequestCost kn_generate_cost(const KnGenerateJob *job, int index);
+
+/* Makes these requests, which fit one pass. A video's bits do not depend on those beside it. */
+int kn_generate_pass(const KnGenerateJob *job, KnSampler *sampler, const int *indices, int count,
+                     KnSampleProgress progress, void *context);
 
 #endif

@@ -3,7 +3,6 @@
 
 #include "core/base/error.h"
 #include "core/base/file.h"
-#include "core/base/hash.h"
 #include "core/base/memory.h"
 #include "data/index.h"
 #include "data/video_read.h"
@@ -57,7 +56,7 @@ static int check_hash(const json_t *made, const char *video, const char *json)
     char hash[KN_SHA256_HEX_BYTES];
     if (!known)
         return KN_OK;
-    KN_TRY(kn_sha256_file(video, hash));
+    KN_TRY(kn_output_hash(video, json_integer_value(json_object_get(made, "frames")), hash));
     if (strcmp(known, hash))
         return kn_fail(KN_EFORMAT, "%s is not the video that %s describes: its SHA-256 is %.12s..., not %.12s...",
                        video, json, hash, known);

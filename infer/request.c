@@ -2,11 +2,10 @@
 #include "infer/request.h"
 
 #include "core/base/error.h"
-#include "core/base/file.h"
 #include "core/base/text.h"
-#include "infer/output.h"
 #include "infer/solver.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -165,6 +164,30 @@ void kn_request_defaults(KnRequest *request, const KnConfig *config, KnArena *ar
         kn_config_clear(&built_in);
 }
 
+static int same_field(const KnRequest *a, const KnRequest *b, const Field *field)
+{
+    if (!is_set(a, field) || !is_set(b, field))
+        return is_set(a, field) == is_set(b, field);
+    switch (field->kind) {
+    case FIELD_INT:
+        return *int_at(a, field) == *int_at(b, field);
+    case FIELD_FLOAT:
+        return *float_at(a, field) == *float_at(b, field);
+    case FIELD_BOOL:
+        return *bool_at(a, field) == *bool_at(b, field);
+    default:
+        return !strcmp(*text_at(a, field), *text_at(b, field));
+    }
+}
+
+const char *kn_request_difference(const KnRequest *a, const KnRequest *b)
+{
+    for (int i = 0; i < FIELDS; i++)
+        if (!same_field(a, b, &fields[i]))
+            return fields[i].name;
+    return NULL;
+}
+
 /* ---- checking ---- */
 
 static int is_choice(const char *choices, const char *word)
@@ -218,6 +241,14 @@ KnDtype kn_request_dtype(const KnRequest *request)
 
 /* ---- JSON ---- */
 
+static const Field *find_field(const char *key)
+{
+    for (int i = 0; i < FIELDS; i++)
+        if (!strcmp(fields[i].name, key))
+            return &fields[i];
+    return NULL;
+}
+
 static int unknown_key(const char *key, const char *place)
 {
     const char *names[FIELDS];
@@ -269,16 +300,43 @@ int kn_request_from_json(KnRequest *request, const json_t *object, const char *c
     int code = KN_OK;
     json_object_foreach((json_t *)(uintptr_t)object, key, value)
     {
-        int i = 0;
-        while (i < FIELDS && strcmp(fields[i].name, key))
-            i++;
-        if (i < FIELDS)
-            code = set_field(request, &fields[i], value, prefix, arena);
+        const Field *field = find_field(key);
+        if (field)
+            code = set_field(request, field, value, prefix, arena);
         else if (!is_listed(ignored, key))
             code = unknown_key(key, prefix);
         if (code < 0)
             break;
     }
+    free(prefix);
+    return code;
+}
+
+/* The text as the JSON value that the field takes; what it cannot be read as stays a text, for set_field to refuse. */
+static json_t *value_of_text(const Field *field, const char *text)
+{
+    char *end;
+    errno = 0;
+    long long whole = strtoll(text, &end, 10);
+    if (field->kind == FIELD_INT && end > text && !*end && !errno)
+        return json_integer(whole);
+    double number = strtod(text, &end);
+    if (field->kind == FIELD_FLOAT && end > text && !*end && isfinite(number))
+        return json_real(number);
+    if (field->kind == FIELD_BOOL && (!strcmp(text, "true") || !strcmp(text, "false")))
+        return json_boolean(!strcmp(text, "true"));
+    return json_string(text);
+}
+
+int kn_request_set_text(KnRequest *request, const char *key, const char *text, const char *place, KnArena *arena)
+{
+    const Field *field = find_field(key);
+    if (!field)
+        return KN_END;
+    char *prefix = kn_format("%s: ", place);
+    json_t *value = value_of_text(field, text);
+    int code = set_field(request, field, value, prefix, arena);
+    json_decref(value);
     free(prefix);
     return code;
 }
@@ -307,123 +365,4 @@ void kn_request_to_json(const KnRequest *request, json_t *object)
         }
         json_object_set_new(object, field->name, value);
     }
-}
-
-/* ---- prompts files ---- */
-
-typedef struct Lines {
-    const char *path, *folder;
-    const KnRequest *base;
-    KnArena *arena;
-    KnRequest *requests;
-    int *numbers; /* the line of each request */
-    int count, capacity, number_capacity;
-} Lines;
-
-/* No line may write what another has written, nor its description: a.mp4 and a.gif would share a.json. */
-static int check_is_alone(const Lines *lines, const char *out, const char *place)
-{
-    char *json = kn_output_json_path(out);
-    int code = KN_OK;
-    for (int i = 0; i < lines->count && code == KN_OK; i++) {
-        const char *other = lines->requests[i].out;
-        char *other_json = kn_output_json_path(other);
-        if (!strcmp(other, out))
-            code = kn_fail(KN_EINPUT, "%s: \"out\" is %s, as in line %d already", place, out, lines->numbers[i]);
-        else if (!strcmp(other_json, json))
-            code = kn_fail(KN_EINPUT, "%s: \"out\" is %s, whose description %s is that of line %d's %s too", place, out,
-                           json, lines->numbers[i], other);
-        free(other_json);
-    }
-    free(json);
-    return code;
-}
-
-static int name_output(const Lines *lines, KnRequest *request, const char *place)
-{
-    if (request->out && !request->out[0])
-        return kn_fail(KN_EINPUT, "%s: \"out\" is empty: leave it away, or name the video", place);
-    if (!request->out) {
-        if (!lines->folder)
-            return kn_fail(KN_EINPUT, "%s: no \"out\" says where the video goes: add it, or give a folder with --out",
-                           place);
-        request->out = kn_arena_format(lines->arena, "%04d.%s", lines->count + 1, request->frames == 1 ? "png" : "mp4");
-    }
-    if (lines->folder) {
-        char *joined = kn_path_join(lines->folder, request->out);
-        request->out = kn_arena_strdup(lines->arena, joined);
-        free(joined);
-    }
-    return check_is_alone(lines, request->out, place);
-}
-
-static int add_line(Lines *lines, const char *text, size_t length, int number)
-{
-    const char *place = kn_arena_format(lines->arena, "%s:%d", lines->path, number);
-    json_error_t error;
-    KnRequest line;
-    json_t *object = json_loadb(text, length, JSON_REJECT_DUPLICATES, &error);
-    if (!json_is_object(object)) {
-        json_decref(object);
-        return kn_fail(KN_EINPUT, "%s: not a JSON object: %s", place, object ? "it is another value" : error.text);
-    }
-    kn_request_init(&line);
-    int code = kn_request_from_json(&line, object, NULL, place, lines->arena);
-    json_decref(object);
-    KN_TRY(code);
-    KnRequest request = *lines->base;
-    request.out = NULL;
-    request.seed += lines->count;
-    kn_request_overlay(&request, &line);
-    if (!request.prompt)
-        return kn_fail(KN_EINPUT, "%s: there is no \"prompt\"", place);
-    KN_TRY(name_output(lines, &request, place));
-    KN_RESERVE(lines->requests, lines->count, lines->capacity);
-    KN_RESERVE(lines->numbers, lines->count, lines->number_capacity);
-    lines->numbers[lines->count] = number;
-    lines->requests[lines->count++] = request;
-    return KN_OK;
-}
-
-static int read_lines(Lines *lines, const char *bytes, size_t size)
-{
-    const char *end = bytes + size;
-    int number = 1;
-    for (const char *line = bytes; line < end; number++) {
-        const char *newline = memchr(line, '\n', (size_t)(end - line));
-        size_t length = newline ? (size_t)(newline - line) : (size_t)(end - line);
-        size_t blank = 0;
-        while (blank < length && strchr(" \t\r", line[blank]) && line[blank])
-            blank++;
-        if (blank < length)
-            KN_TRY(add_line(lines, line, length, number));
-        line += length + 1;
-    }
-    if (lines->count == 0)
-        return kn_fail(KN_EINPUT,
-                       "%s holds no prompts: write one JSON object a line, {\"prompt\": \"...\", \"out\": "
-                       "\"name.mp4\"}",
-                       lines->path);
-    return KN_OK;
-}
-
-int kn_request_read_lines(const char *path, const KnRequest *base, const char *folder, KnArena *arena,
-                          KnRequest **requests, int *count)
-{
-    Lines lines = {.path = path, .folder = folder, .base = base, .arena = arena};
-    char *bytes = NULL;
-    size_t size = 0;
-    *requests = NULL;
-    *count = 0;
-    KN_TRY(kn_file_read(path, &bytes, &size));
-    int code = read_lines(&lines, bytes, size);
-    free(bytes);
-    free(lines.numbers);
-    if (code < 0) {
-        free(lines.requests);
-        return code;
-    }
-    *requests = lines.requests;
-    *count = lines.count;
-    return KN_OK;
 }

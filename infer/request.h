@@ -44,15 +44,15 @@ void kn_request_defaults(KnRequest *request, const KnConfig *config, KnArena *ar
 int kn_request_from_json(KnRequest *request, const json_t *object, const char *const *ignored, const char *place,
                          KnArena *arena);
 
+/* Sets the field of this JSON name from a text, as in a table's cell: "3", "0.5", "true". KN_END where there is no such
+ * field; sentences as of kn_request_from_json. */
+int kn_request_set_text(KnRequest *request, const char *key, const char *text, const char *place, KnArena *arena);
+
 /* Adds every set field to the object. */
 void kn_request_to_json(const KnRequest *request, json_t *object);
 
-/* Reads a prompts file: one JSON object a line, empty lines are passed over. Line i's request is `base` under the
- * line; its seed is the base's plus the number of requests before it, and a name `folder`/0001.mp4 (or .png for one
- * frame) is made up, where the line has none. Relative names are taken from `folder` (NULL: the working directory, and
- * every line needs a name). Refuses two lines with one name. *requests is a heap array. */
-int kn_request_read_lines(const char *path, const KnRequest *base, const char *folder, KnArena *arena,
-                          KnRequest **requests, int *count);
+/* The JSON name of the first field in which two requests differ; NULL where they are the same. */
+const char *kn_request_difference(const KnRequest *a, const KnRequest *b);
 
 /* Checks the ranges of a request whose layers are all in place, and that it has a prompt. */
 int kn_request_check(const KnRequest *request);

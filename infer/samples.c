@@ -55,7 +55,14 @@ int kn_draw_samples(const KnModel *model, const KnParameterValues *weights, cons
         request->seed = config->run_seed + i;
         request->out = name_of(arena, folder, i, request);
     }
-    KnGenerateJob job = {model, weights, samples.requests, count, arena, 1, take_clip, &samples};
+    KnGenerateJob job = {.model = model,
+                         .weights = weights,
+                         .requests = samples.requests,
+                         .count = count,
+                         .arena = arena,
+                         .silent = 1,
+                         .take = take_clip,
+                         .context = &samples};
     int code = kn_make_directories(folder);
     if (code == KN_OK)
         code = kn_generate_check(&job);

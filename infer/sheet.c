@@ -5,8 +5,11 @@
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/memory.h"
+#include "data/video_read.h"
+#include "data/video_write.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 enum { MOST_CELLS = 120, MOST_FRAMES = 8, LARGEST_HEIGHT = 192 };
 
@@ -93,6 +96,52 @@ void kn_contact_sheet_set(KnContactSheet *sheet, int index, const KnRequest *req
         shrink(pixels + (size_t)from * (size_t)width * (size_t)height * 3, width, factor, &image,
                cell->pixels + (size_t)i * bytes);
     }
+}
+
+/* Frames of one file, at the request's own size (a video may be shown larger), from frame `first` on. */
+static int read_frames(const char *path, const KnRequest *request, int64_t first, int64_t count, uint8_t *pixels)
+{
+    size_t bytes = (size_t)request->size.width * (size_t)request->size.height * 3;
+    KnVideo *video = NULL;
+    const uint8_t *rgb = NULL;
+    KN_TRY(kn_video_open(&video, path, &(KnVideoOptions){0}, NULL));
+    int code = kn_video_set_size(video, (int)request->size.width, (int)request->size.height);
+    for (int64_t i = first; code == KN_OK && i < first + count; i++) {
+        code = kn_video_next(video, &rgb, NULL);
+        if (code == KN_OK)
+            memcpy(pixels + (size_t)i * bytes, rgb, bytes);
+    }
+    kn_video_close(video);
+    return code == KN_END ? kn_fail(KN_EFORMAT, "%s has fewer frames than were made", path) : code;
+}
+
+static int read_all_frames(const KnRequest *request, uint8_t *pixels)
+{
+    char *path = kn_video_frame_path(request->out, 0);
+    int code = KN_OK;
+    if (!path)
+        return read_frames(request->out, request, 0, request->frames, pixels);
+    for (int64_t i = 0; i < request->frames && code == KN_OK; i++) {
+        free(path);
+        path = kn_video_frame_path(request->out, i);
+        code = read_frames(path, request, i, 1, pixels);
+    }
+    free(path);
+    return code;
+}
+
+int kn_contact_sheet_read(KnContactSheet *sheet, int index, const KnRequest *request)
+{
+    void *pixels = NULL;
+    if (index >= sheet->count)
+        return KN_OK;
+    KN_TRY(kn_alloc_large(&pixels, (size_t)(request->frames * request->size.width * request->size.height * 3),
+                          "a clip's pixels"));
+    int code = read_all_frames(request, pixels);
+    if (code == KN_OK)
+        kn_contact_sheet_set(sheet, index, request, pixels, request->prompt, 0);
+    kn_free_large(pixels);
+    return code;
 }
 
 int kn_contact_sheet_write(const KnContactSheet *sheet, const char *path, const char *title, const char *subtitle)

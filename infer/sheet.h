@@ -17,6 +17,9 @@ void kn_contact_sheet_destroy(KnContactSheet *sheet); /* NULL is fine */
 void kn_contact_sheet_set(KnContactSheet *sheet, int index, const KnRequest *request, const uint8_t *pixels,
                           const char *caption, int mark);
 
+/* The same from the finished video, with its prompt as caption. KN_EIO or KN_EFORMAT where it cannot be read. */
+int kn_contact_sheet_read(KnContactSheet *sheet, int index, const KnRequest *request);
+
 /* Draws what was set so far, in the order of indices. */
 int kn_contact_sheet_write(const KnContactSheet *sheet, const char *path, const char *title, const char *subtitle);
 

@@ -55,7 +55,8 @@ void kn_file_writer_abort(KnFileWriter *writer); /* removes the temporary; NULL 
 char *kn_temporary_path(const char *path);
 int kn_file_publish(const char *temporary, const char *path);
 int kn_directory_publish(const char *temporary, const char *path);
-int kn_is_temporary_name(const char *name); /* a last path component made by kn_temporary_path */
+int kn_is_temporary_name(const char *name);                 /* a last path component made by kn_temporary_path */
+int kn_is_temporary_of(const char *name, const char *path); /* made by it for this path */
 /* Removes what killed writers left in `folder`; only for a folder in which nobody else is writing. */
 int kn_remove_temporaries(const char *folder);
 

@@ -48,26 +48,46 @@ static int check_target(const char *path)
                    S_ISDIR(status.st_mode) ? "a folder" : "not a regular file");
 }
 
-char *kn_temporary_path(const char *path)
+/* ".tmp-NAME-" and the folder it belongs into, of a path whose final slashes do not count: "checkpoints/step-1/" names
+ * the folder step-1. */
+static char *temporary_prefix(const char *path, char **folder)
 {
     enum { NAME_KEPT = 200 }; /* a file name has at most 255 bytes */
+    size_t length = strlen(path);
+    while (length > 1 && path[length - 1] == '/')
+        length--;
+    char *whole = kn_format("%.*s", (int)length, path);
+    char *prefix = kn_format(TEMPORARY_PREFIX "%.*s-", NAME_KEPT, kn_path_name(whole));
+    *folder = kn_path_folder(whole);
+    free(whole);
+    return prefix;
+}
+
+char *kn_temporary_path(const char *path)
+{
     uint64_t unique = 0;
     if (getrandom(&unique, sizeof unique, GRND_NONBLOCK) != sizeof unique) {
         struct timespec now;
         clock_gettime(CLOCK_REALTIME, &now);
         unique = (uint64_t)now.tv_nsec * 0x9E3779B97F4A7C15u ^ (uint64_t)getpid() << 32;
     }
-    size_t length = strlen(path);
-    while (length > 1 && path[length - 1] == '/') /* "checkpoints/step-1/" names the folder step-1 */
-        length--;
-    char *whole = kn_format("%.*s", (int)length, path), *folder = kn_path_folder(whole);
-    char *name = kn_format(TEMPORARY_PREFIX "%.*s-%012llx", NAME_KEPT, kn_path_name(whole),
-                           (unsigned long long)(unique & 0xffffffffffffu));
+    char *folder, *prefix = temporary_prefix(path, &folder);
+    char *name = kn_format("%s%012llx", prefix, (unsigned long long)(unique & 0xffffffffffffu));
     char *temporary = kn_path_join(folder, name);
-    free(whole);
+    free(prefix);
     free(folder);
     free(name);
     return temporary;
+}
+
+int kn_is_temporary_of(const char *name, const char *path)
+{
+    char *folder, *prefix = temporary_prefix(path, &folder);
+    const char *rest = name + strlen(prefix);
+    int is = kn_starts_with(name, prefix) && strlen(rest) == 12 && strspn(rest, "0123456789abcdef") == 12;
+    free(prefix);
+    free(folder);
+    return is;
 }
 
 int kn_is_temporary_name(const char *name)

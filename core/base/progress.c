@@ -150,6 +150,11 @@ void kn_progress_update(KnProgress *progress, int64_t done, const char *extra, .
     show(progress, now);
 }
 
+void kn_progress_set_total(KnProgress *progress, int64_t total)
+{
+    progress->options.total = total;
+}
+
 void kn_progress_end(KnProgress *progress, const char *extra, ...)
 {
     if (!progress->shown)

@@ -39,6 +39,9 @@ void kn_progress_begin(KnProgress *progress, const KnProgressOptions *options);
 void kn_progress_update(KnProgress *progress, int64_t done, const char *extra, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* For work that turns out to be less or more than was thought. */
+void kn_progress_set_total(KnProgress *progress, int64_t total);
+
 /* Says what was done in which time, and leaves the cursor on a fresh line. With `extra` NULL the last one stays.
  * Calling it again, or after a failure half-way, is fine: it says how far the work came. */
 void kn_progress_end(KnProgress *progress, const char *extra, ...) __attribute__((format(printf, 2, 3)));

@@ -1,6 +1,6 @@
 /* Requests: layers, prompts files with every mistake that one makes in them, and their JSON. */
 #include "base/support.h"
-#include "infer/request.h"
+#include "infer/request_list.h"
 
 #include <math.h>
 
@@ -83,7 +83,8 @@ static void a_line_has_the_last_word(void **state)
                                    "  {\"prompt\": \"two\", \"out\": \"two.gif\", \"seed\": 3, \"steps\": 9}\r\n"
                                    "{\"prompt\": \"three\", \"out\": \"/abs/three.mp4\", \"frames\": 4, \"fps\": 12, "
                                    "\"lossless\": true, \"width\": 16, \"negative\": \"dull\"}");
-    assert_ok(kn_request_read_lines(test_path("p.jsonl"), &base, "videos", arena, &requests, &count));
+    assert_ok(
+        kn_request_read_lines(&(KnRequestSource){test_path("p.jsonl"), "videos", &base, arena}, &requests, &count));
     assert_int_equal(count, 3);
     assert_string_equal(requests[0].out, "videos/0001.mp4");
     assert_int_equal(requests[0].seed, 100);
@@ -139,13 +140,15 @@ static void every_mistake_in_a_line_is_named(void **state)
     int count = 0;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         put_text(test_path("bad.jsonl"), rows[i].text);
-        assert_fails(kn_request_read_lines(test_path("bad.jsonl"), &base, NULL, arena, &requests, &count), KN_EINPUT,
-                     rows[i].part);
+        assert_fails(
+            kn_request_read_lines(&(KnRequestSource){test_path("bad.jsonl"), NULL, &base, arena}, &requests, &count),
+            KN_EINPUT, rows[i].part);
         assert_null(requests);
         assert_non_null(strstr(kn_error_message(), "bad.jsonl"));
     }
-    assert_fails(kn_request_read_lines(test_path("none.jsonl"), &base, NULL, arena, &requests, &count), KN_EIO,
-                 "none.jsonl");
+    assert_fails(
+        kn_request_read_lines(&(KnRequestSource){test_path("none.jsonl"), NULL, &base, arena}, &requests, &count),
+        KN_EIO, "none.jsonl");
     kn_arena_destroy(arena);
 }
 

@@ -1,0 +1,229 @@
+/* The loop of one worker, and what is done once at the end. */
+#include "infer/generate_many.h"
+
+#include "core/base/error.h"
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/base/progress.h"
+#include "infer/claims.h"
+#include "infer/output.h"
+#include "infer/sheet.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+typedef struct Worker {
+    const KnManyOptions *options;
+    KnGenerateJob job;
+    KnClaims *claims;
+    KnSampler *sampler;
+    int64_t *work; /* [count] */
+    /* the pass that is being made */
+    int *indices;
+    int count;
+    int64_t pass_work;
+    double began;
+    /* progress */
+    KnProgress progress;
+    double looked; /* when the report was last read for it */
+} Worker;
+
+static double now_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* ---- progress of the whole job ---- */
+
+/* `mine` is what this worker has done of its pass. */
+static void show_progress(Worker *w, int64_t mine)
+{
+    const KnReport *report = kn_claims_report(w->claims);
+    int64_t total = 0, done = 0;
+    if (w->options->silent || !kn_log_is_shown())
+        return;
+    for (int i = 0; i < w->options->count; i++) {
+        KnReportStatus status = kn_report_status(report, i);
+        total += status == KN_REPORT_SKIPPED ? 0 : w->work[i];
+        done += status == KN_REPORT_MADE || status == KN_REPORT_FAILED ? w->work[i] : 0;
+    }
+    kn_progress_set_total(&w->progress, total);
+    kn_progress_update(&w->progress, done + mine < total ? done + mine : total, "%d of %d videos",
+                       w->options->count - kn_report_count(report, KN_REPORT_OPEN), w->options->count);
+}
+
+/* During a pass. That others' lines cannot be read is told by the next who must read them. */
+static void show_pass(void *context, int64_t done, int64_t total)
+{
+    Worker *w = context;
+    int64_t work = 0;
+    if (now_seconds() - w->looked > 1) {
+        kn_claims_read(w->claims);
+        w->looked = now_seconds();
+    }
+    for (int i = 0; i < w->count; i++)
+        if (kn_report_status(kn_claims_report(w->claims), w->indices[i]) == KN_REPORT_OPEN)
+            work += w->work[w->indices[i]];
+    show_progress(w, (int64_t)((double)work * (double)done / (double)total));
+}
+
+/* ---- one pass ---- */
+
+/* A clip's part of the time since its pass began. */
+static double seconds_of(const Worker *w, int index)
+{
+    return (now_seconds() - w->began) * (double)w->work[index] / (double)w->pass_work;
+}
+
+static int take_clip(void *context, int index, const uint8_t *pixels)
+{
+    Worker *w = context;
+    KN_TRY(kn_output_write(&w->options->requests[index], w->options->file, pixels));
+    return kn_claims_settle(w->claims, index, KN_REPORT_MADE, NULL, seconds_of(w, index));
+}
+
+static int fail_clip(void *context, int index, int code)
+{
+    Worker *w = context;
+    if (kn_report_status(kn_claims_report(w->claims), index) != KN_REPORT_OPEN)
+        return code; /* made, but the report could not be written */
+    char *sentence = kn_strdup(kn_error_message());
+    kn_warn("%s cannot be made: %s", w->options->requests[index].out, sentence);
+    int settled = kn_claims_settle(w->claims, index, KN_REPORT_FAILED, sentence, seconds_of(w, index));
+    free(sentence);
+    return settled;
+}
+
+/* Before anything is denoised: leaves out what cannot be written. */
+static int check_outputs(Worker *w)
+{
+    int kept = 0;
+    for (int i = 0; i < w->count; i++) {
+        int index = w->indices[i], code = kn_output_check(&w->options->requests[index]);
+        if (code == KN_OK)
+            w->indices[kept++] = index;
+        else
+            KN_TRY(fail_clip(w, index, code));
+    }
+    w->count = kept;
+    return KN_OK;
+}
+
+static int make_pass(Worker *w)
+{
+    w->began = now_seconds();
+    w->pass_work = 0;
+    for (int i = 0; i < w->count; i++)
+        w->pass_work += w->work[w->indices[i]];
+    KN_TRY(check_outputs(w));
+    if (w->count == 0)
+        return KN_OK;
+    return kn_generate_pass(&w->job, w->sampler, w->indices, w->count, show_pass, w);
+}
+
+static int work(Worker *w)
+{
+    int code;
+    while ((code = kn_claims_next(w->claims, w->indices, &w->count)) == KN_OK) {
+        if (w->count > 0)
+            KN_TRY(make_pass(w));
+        show_progress(w, 0);
+    }
+    show_progress(w, 0);
+    return code == KN_END ? KN_OK : code;
+}
+
+/* ---- once, at the end ---- */
+
+static int draw_sheet(const Worker *w)
+{
+    const KnManyOptions *o = w->options;
+    KnContactSheet *sheet = kn_contact_sheet_create(o->count);
+    for (int i = 0; i < o->count; i++) {
+        KnReportStatus status = kn_report_status(kn_claims_report(w->claims), i);
+        if ((status == KN_REPORT_MADE || status == KN_REPORT_SKIPPED) &&
+            kn_contact_sheet_read(sheet, i, &o->requests[i]) < 0)
+            kn_warn("%s is not on the contact sheet: %s", o->requests[i].out, kn_error_message());
+    }
+    char *subtitle = kn_format("%s, hash %.12s", o->file->path, o->file->hash);
+    int code = kn_contact_sheet_write(sheet, o->sheet, "Generated by kinora " KINORA_VERSION, subtitle);
+    free(subtitle);
+    kn_contact_sheet_destroy(sheet);
+    return code;
+}
+
+static int finish(const Worker *w, const KnManyResult *result)
+{
+    kn_log("%d videos in %s: %d made, %d skipped, %d failed; %s says more", w->options->count, w->options->folder,
+           result->made, result->skipped, result->failed, result->report);
+    return w->options->sheet && result->made + result->skipped > 0 ? draw_sheet(w) : KN_OK;
+}
+
+static void fill_result(const Worker *w, KnManyResult *result)
+{
+    const KnReport *report = kn_claims_report(w->claims);
+    result->statuses = kn_alloc((size_t)w->options->count * sizeof *result->statuses);
+    for (int i = 0; i < w->options->count; i++)
+        result->statuses[i] = kn_report_status(report, i);
+    result->made = kn_report_count(report, KN_REPORT_MADE);
+    result->skipped = kn_report_count(report, KN_REPORT_SKIPPED);
+    result->failed = kn_report_count(report, KN_REPORT_FAILED);
+    result->report = kn_strdup(kn_report_path(report));
+}
+
+/* Rank 0 goes last, so that what is said at the end is said by the rank that speaks. */
+static int leave(Worker *w, KnComm *comm, KnManyResult *result)
+{
+    int last = 0;
+    if (comm->rank > 0)
+        KN_TRY(kn_claims_leave(w->claims, &last));
+    KN_TRY(comm->table->barrier(comm, "all videos are settled"));
+    if (comm->rank == 0)
+        KN_TRY(kn_claims_leave(w->claims, &last));
+    fill_result(w, result);
+    return last ? finish(w, result) : KN_OK;
+}
+
+/* ---- all of it ---- */
+
+static int run(Worker *w, KnComm *comm, KnManyResult *result)
+{
+    const KnManyOptions *o = w->options;
+    KN_TRY(kn_generate_check_requests(&w->job));
+    KN_TRY(o->sheet ? kn_contact_sheet_check(o->sheet) : KN_OK);
+    KN_TRY(kn_claims_join(&w->claims, o->folder, o->file, &w->job, comm->rank));
+    KN_TRY(comm->table->barrier(comm, "all are at work")); /* so that the first does not take another's share */
+    KN_TRY(kn_sampler_create(&w->sampler, w->job.model, w->job.weights));
+    for (int i = 0; i < o->count; i++)
+        w->work[i] = kn_generate_cost(&w->job, i).work;
+    kn_progress_begin(&w->progress, &(KnProgressOptions){.label = "generate", .unit = "token-steps", .interval = 2});
+    KN_TRY(work(w));
+    if (!o->silent)
+        kn_progress_end(&w->progress, NULL);
+    return leave(w, comm, result);
+}
+
+int kn_generate_many(const KnManyOptions *options, KnComm *comm, KnManyResult *result)
+{
+    Worker w = {.options = options,
+                .job = {.model = &options->file->model,
+                        .weights = &options->file->weights,
+                        .requests = options->requests,
+                        .count = options->count,
+                        .arena = options->arena,
+                        .take = take_clip,
+                        .fail = fail_clip},
+                .work = kn_alloc((size_t)options->count * sizeof(int64_t)),
+                .indices = kn_alloc((size_t)options->count * sizeof(int))};
+    w.job.context = &w;
+    *result = (KnManyResult){0};
+    int code = run(&w, comm, result);
+    kn_sampler_destroy(w.sampler);
+    kn_claims_destroy(w.claims);
+    free(w.work);
+    free(w.indices);
+    return code;
+}
