@@ -304,15 +304,9 @@ int kn_generate(const KnGenerateJob *job)
 {
     KnSampler *sampler = NULL;
     KnProgress progress;
-<<<<<<< HEAD
-    int64_t steps = 0;
-    KN_TRY(count_steps(job, &steps));
-    KN_TRY(kn_sampler_create(&sampler, job->model, job->weights, NULL));
-=======
     int64_t steps = 0, done;
     KN_TRY(run_passes(job, NULL, NULL, &steps));
-    KN_TRY(kn_sampler_create(&sampler, job->model, job->weights));
->>>>>>> jobs
+    KN_TRY(kn_sampler_create(&sampler, job->model, job->weights, job->layout));
     if (!job->silent)
         kn_progress_begin(&progress,
                           &(KnProgressOptions){.label = "denoise", .unit = "steps", .total = steps, .interval = 2});

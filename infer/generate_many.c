@@ -196,7 +196,7 @@ static int run(Worker *w, KnComm *comm, KnManyResult *result)
     KN_TRY(o->sheet ? kn_contact_sheet_check(o->sheet) : KN_OK);
     KN_TRY(kn_claims_join(&w->claims, o->folder, o->file, &w->job, comm->rank));
     KN_TRY(comm->table->barrier(comm, "all are at work")); /* so that the first does not take another's share */
-    KN_TRY(kn_sampler_create(&w->sampler, w->job.model, w->job.weights));
+    KN_TRY(kn_sampler_create(&w->sampler, w->job.model, w->job.weights, NULL));
     for (int i = 0; i < o->count; i++)
         w->work[i] = kn_generate_cost(&w->job, i).work;
     kn_progress_begin(&w->progress, &(KnProgressOptions){.label = "generate", .unit = "token-steps", .interval = 2});

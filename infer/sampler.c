@@ -212,7 +212,7 @@ static int prepare_pass(Group *g)
     void *inputs = NULL, *predicted = NULL; /* after the arena, which is larger and refused at once */
     KN_TRY(kn_alloc_large(&inputs, (size_t)(shape.tokens * dim_of(g)) * sizeof(float), "the clips' noisy patches"));
     s->inputs = inputs;
-    if (s->layout)
+    if (sequence_ranks(s) > 1 || g->branches_here < g->branches)
         KN_TRY(kn_alloc_large(&predicted, (size_t)(g->tokens * g->branches * dim_of(g)) * sizeof(float),
                               "the clips' predicted patches"));
     s->predicted = predicted;

@@ -12,6 +12,7 @@
 #include <string.h>
 
 typedef struct Samples {
+    int writes; /* of the ranks that make them together, one */
     KnRequest *requests;
     KnContactSheet *sheet;
 } Samples;
@@ -37,17 +38,22 @@ static int take_clip(void *context, int index, const uint8_t *pixels)
 {
     const Samples *samples = context;
     const KnRequest *request = &samples->requests[index];
+    if (!samples->writes)
+        return KN_OK;
     kn_contact_sheet_set(samples->sheet, index, request, pixels, request->prompt, 0);
     return kn_output_video(request, pixels, request->prompt);
 }
 
-int kn_draw_samples(const KnModel *model, const KnParameterValues *weights, const KnConfig *config, const char *folder)
+int kn_draw_samples(const KnLayout *layout, const KnParameterValues *weights, const KnConfig *config,
+                    const char *folder)
 {
     int count = config->sample.prompts.count;
     if (count == 0)
         return KN_OK;
     KnArena *arena = kn_arena_create();
-    Samples samples = {kn_arena_alloc(arena, (size_t)count * sizeof(KnRequest)), kn_contact_sheet_create(count)};
+    Samples samples = {.writes = layout->mesh.rank == 0,
+                       .requests = kn_arena_alloc(arena, (size_t)count * sizeof(KnRequest)),
+                       .sheet = kn_contact_sheet_create(count)};
     for (int i = 0; i < count; i++) {
         KnRequest *request = &samples.requests[i];
         kn_request_defaults(request, config, arena);
@@ -55,20 +61,21 @@ int kn_draw_samples(const KnModel *model, const KnParameterValues *weights, cons
         request->seed = config->run_seed + i;
         request->out = name_of(arena, folder, i, request);
     }
-    KnGenerateJob job = {.model = model,
+    KnGenerateJob job = {.model = layout->model,
                          .weights = weights,
+                         .layout = layout,
                          .requests = samples.requests,
                          .count = count,
                          .arena = arena,
                          .silent = 1,
                          .take = take_clip,
                          .context = &samples};
-    int code = kn_make_directories(folder);
+    int code = samples.writes ? kn_make_directories(folder) : KN_OK;
     if (code == KN_OK)
         code = kn_generate_check(&job);
     if (code == KN_OK)
         code = kn_generate(&job);
-    if (code == KN_OK) {
+    if (code == KN_OK && samples.writes) {
         char *path = kn_path_join(folder, "sheet.png");
         code = kn_contact_sheet_write(samples.sheet, path, "Samples during training", folder);
         free(path);

@@ -278,15 +278,13 @@ static int validate(Trainer *t)
 
 static int draw_samples(Trainer *t)
 {
-    if (t->comm->rank != 0 || !t->options->draw_samples)
+    if (!t->options->draw_samples)
         return KN_OK;
     const KnOptimizerState *o = &t->state.optimizer;
     kn_activity_set("step %lld, drawing samples", (long long)t->state.step);
     char *folder = kn_format("%s/samples/step-%08lld", t->config->run_dir, (long long)t->state.step);
-    int code = kn_make_directories(folder);
-    if (code == KN_OK)
-        code =
-            t->options->draw_samples(&t->state.model, o->average.blocks ? &o->average : &o->weights, t->config, folder);
+    int code = t->options->draw_samples(&t->state.layout, o->average.blocks ? &o->average : &o->weights, t->config,
+                                        folder);
     free(folder);
     return code;
 }

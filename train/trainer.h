@@ -6,11 +6,10 @@
 #define KN_TRAIN_TRAINER_H
 
 #include "core/base/config.h"
-#include "core/graph/comm.h"
-#include "core/model/model.h"
+#include "dist/layout.h"
 
-/* Draws the configured prompts with these weights into `folder`; called on rank 0. */
-typedef int (*KnSampleHook)(const KnModel *model, const KnParameterValues *weights, const KnConfig *config,
+/* Draws the configured prompts into `folder`; called on all ranks, each with what it holds of the weights. */
+typedef int (*KnSampleHook)(const KnLayout *layout, const KnParameterValues *weights, const KnConfig *config,
                             const char *folder);
 
 typedef struct KnTrainOptions {

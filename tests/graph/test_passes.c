@@ -90,6 +90,7 @@ static void a_tensor_used_twice_gets_the_sum_of_its_gradients(void **state)
 
 typedef struct Trial {
     KnModel model;
+    KnLayout layout;
     KnParameterValues weights, gradients;
     KnTrainBatch batch;
     KnTrainPass *pass;
@@ -117,6 +118,9 @@ static void create(Trial *t, int recompute, KnDtype dtype)
     assert_int_equal(kn_parameter_values_create(&t->weights, &t->model.parameters, "weights"), KN_OK);
     assert_int_equal(kn_parameter_values_create(&t->gradients, &t->model.parameters, "gradients"), KN_OK);
     kn_parameter_values_init(&t->weights, 7);
+    KnParallelConfig alone = {1, 1, 1, 1, 1, 1, 0};
+    assert_int_equal(kn_layout_create(&t->layout, &t->model, &(KnLayoutOptions){.parallel = &alone, .ranks = 1}),
+                     KN_OK);
     assert_int_equal(kn_train_batch_create(&t->batch, &options), KN_OK);
     kn_stream_add(&t->batch.stream, &(KnStreamClip){.grid = {2, 3, 2}, .sigma = 0.3f, .text_tokens = 4});
     kn_stream_add(&t->batch.stream, &(KnStreamClip){.grid = {1, 4, 4}, .sigma = 0.8f, .text_tokens = 3});
@@ -124,7 +128,7 @@ static void create(Trial *t, int recompute, KnDtype dtype)
     kn_random_normal_fill(kn_random_key(1, KN_RANDOM_TEST, 0, 1), 0, t->batch.target, 28 * 12);
     for (int i = 0; i < 28; i++)
         t->batch.weight[i] = 0.01f;
-    KnTrainPassOptions pass = {.model = &t->model,
+    KnTrainPassOptions pass = {.layout = &t->layout,
                                .shape = options.shape,
                                .dtype = dtype,
                                .backward = 1,
@@ -141,6 +145,7 @@ static void destroy(Trial *t)
     kn_train_batch_destroy(&t->batch);
     kn_parameter_values_clear(&t->weights);
     kn_parameter_values_clear(&t->gradients);
+    kn_layout_destroy(&t->layout);
     kn_model_destroy(&t->model);
 }
 

@@ -411,6 +411,33 @@ static KnTensor *build_all_reduce(OpTrial *t, const int64_t *n)
     return NULL;
 }
 
+static KnTensor *build_exchange(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]);
+    const KnCollective *alone =
+        kn_collective_create(t->graph, (KnCollectiveKind)n[2], 0, 1, 0, "alone", (int64_t[]){0, n[0] * n[1]},
+                             (int64_t[]){0, n[0] * n[1]});
+    return kn_collective(t->graph, alone, x, x->dims, x->shape);
+}
+
+static KnTensor *build_replicate(OpTrial *t, const int64_t *n)
+{
+    const KnCollective *alone = kn_collective_create(t->graph, KN_ALL_REDUCE, 0, 1, 0, "alone", NULL, NULL);
+    return kn_replicate(t->graph, alone, leaf_x(t, n[0], n[1]));
+}
+
+/* Rows n[2] .. n[3] - 1. */
+static KnTensor *build_view(OpTrial *t, const int64_t *n)
+{
+    return kn_view(t->graph, leaf_x(t, n[0], n[1]), n[2] * n[1], 2, (int64_t[]){n[3] - n[2], n[1]});
+}
+
+static KnTensor *build_zeros(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]);
+    return kn_add(t->graph, x, kn_zeros(t->graph, x->dtype, 2, n));
+}
+
 enum {
     ONE = OP_ONE_DTYPE,
     FORWARD = OP_NO_GRADIENT,
@@ -602,7 +629,15 @@ const OpCase op_cases[] = {
     {"ema 5x19", build_ema, {5, 19, 0}, STATE},
     {"ema where the norm is not finite", build_ema, {5, 19, 2}, STATE},
     {"ema 263x259", build_ema, {263, 259, 0}, STATE | OP_LARGE},
-    {"all_reduce of one rank", build_all_reduce, {5, 19}, STATE},
+    {"all_reduce of one rank in place", build_all_reduce, {5, 19}, STATE},
+    {"all_reduce of one rank", build_exchange, {5, 19, KN_ALL_REDUCE}, 0},
+    {"all_reduce of one rank, used alike", build_exchange, {5, 19, KN_ALL_REDUCE_ONCE}, 0},
+    {"reduce_scatter of one rank", build_exchange, {5, 19, KN_REDUCE_SCATTER}, 0},
+    {"all_gather of one rank", build_exchange, {5, 19, KN_ALL_GATHER}, 0},
+    {"all_to_all of one rank", build_exchange, {5, 19, KN_ALL_TO_ALL}, 0},
+    {"replicate 5x19", build_replicate, {5, 19}, 0},
+    {"view of rows", build_view, {7, 5, 2, 6}, FORWARD},
+    {"zeros 5x19", build_zeros, {5, 19}, 0},
 
     /* A rank may own no row of a batch, or no column of a matrix. */
     {"matmul of no rows", build_matmul, {0, 5, 7, 4}, 0},

@@ -460,11 +460,24 @@ static void ema(const KnNode *node, double *const *in, double *const *out)
 }
 
 /* On one rank a sum over ranks is what it was. */
-static void nothing(const KnNode *node, double *const *in, double *const *out)
+/* A group of one rank gets what it sends; in place there is nothing to do. */
+static void exchange_alone(const KnNode *node, double *const *in, double *const *out)
 {
-    (void)node;
+    if (node->output_count)
+        copy(node, in, out);
+}
+
+static void view(const KnNode *node, double *const *in, double *const *out)
+{
+    const KnTensor *part = node->outputs[0];
+    memcpy(out[0], in[0] + part->base_offset / kn_dtype_bytes(part->dtype),
+           (size_t)kn_tensor_elements(part) * sizeof(double));
+}
+
+static void zeros(const KnNode *node, double *const *in, double *const *out)
+{
     (void)in;
-    (void)out;
+    memset(out[0], 0, (size_t)kn_tensor_elements(node->outputs[0]) * sizeof(double));
 }
 
 static const Reference references[KN_OP_COUNT] = {
@@ -502,8 +515,11 @@ static const Reference references[KN_OP_COUNT] = {
     [KN_OP_ADAMW] = adamw,
     [KN_OP_MUON] = muon,
     [KN_OP_EMA] = ema,
-    [KN_OP_ALL_REDUCE_START] = nothing,
-    [KN_OP_ALL_REDUCE_WAIT] = nothing,
+    [KN_OP_COLLECTIVE_START] = exchange_alone,
+    [KN_OP_COLLECTIVE_WAIT] = exchange_alone,
+    [KN_OP_REPLICATE] = copy,
+    [KN_OP_VIEW] = view,
+    [KN_OP_ZEROS] = zeros,
 };
 
 Reference op_reference(KnOpId id)
