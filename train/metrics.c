@@ -4,19 +4,24 @@
 #include "core/base/draw.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
+#include "core/base/log.h"
 #include "core/base/memory.h"
 #include "train/tensorboard.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct KnMetrics {
-    FILE *file;
+    int file; /* descriptor, appending */
     char *path;
+    KnText waiting; /* lines that the disk has not taken yet */
+    int told;       /* that some wait */
     KnTensorboard *board;
 };
 
@@ -43,19 +48,21 @@ static int for_each_line(const char *path, void (*visit)(void *context, const ch
 
 typedef struct Kept {
     int64_t steps;
+    int rollbacks; /* their lines are kept whatever their step */
     KnText text;
 } Kept;
 
 static void keep_line(void *context, const char *line, json_t *object)
 {
     Kept *kept = context;
-    if (json_integer_value(json_object_get(object, "step")) <= kept->steps)
+    if (json_integer_value(json_object_get(object, "step")) <= kept->steps ||
+        (kept->rollbacks && json_object_get(object, "rollback")))
         kn_text_appendf(&kept->text, "%s\n", line);
 }
 
-static int drop_later_lines(const char *path, int64_t steps)
+static int drop_later_lines(const char *path, int64_t steps, int keep_rollbacks)
 {
-    Kept kept = {.steps = steps};
+    Kept kept = {.steps = steps, .rollbacks = keep_rollbacks};
     if (steps > 0 && kn_file_exists(path))
         KN_TRY(for_each_line(path, keep_line, &kept));
     int code = kn_file_write(path, kept.text.bytes ? kept.text.bytes : "", kept.text.length);
@@ -63,16 +70,37 @@ static int drop_later_lines(const char *path, int64_t steps)
     return code;
 }
 
+static int open_file(KnMetrics *metrics)
+{
+    metrics->file = open(metrics->path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    return metrics->file < 0 ? kn_fail(KN_EIO, "cannot write %s: %s", metrics->path, strerror(errno)) : KN_OK;
+}
+
 int kn_metrics_open(KnMetrics **metrics, const char *run_dir, int64_t keep_steps)
 {
     KnMetrics *made = kn_alloc(sizeof *made);
     *metrics = made;
     made->path = kn_path_join(run_dir, "metrics.jsonl");
-    KN_TRY(drop_later_lines(made->path, keep_steps));
-    made->file = fopen(made->path, "a");
-    if (!made->file)
-        return kn_fail(KN_EIO, "cannot write %s: %s", made->path, strerror(errno));
+    made->file = -1;
+    KN_TRY(drop_later_lines(made->path, keep_steps, 0));
+    KN_TRY(open_file(made));
     return kn_tensorboard_open(&made->board, run_dir);
+}
+
+/* Writes what waits, as far as the disk takes it; 0 when nothing waits any more. */
+static int flush_lines(KnMetrics *metrics)
+{
+    KnText *waiting = &metrics->waiting;
+    while (waiting->length) {
+        ssize_t written = write(metrics->file, waiting->bytes, waiting->length);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written <= 0)
+            return -1;
+        waiting->length -= (size_t)written;
+        memmove(waiting->bytes, waiting->bytes + written, waiting->length + 1);
+    }
+    return 0;
 }
 
 /* JSON has no NaN: a value that is not finite becomes null. */
@@ -81,16 +109,29 @@ static json_t *number(double value)
     return isfinite(value) ? json_real(value) : json_null();
 }
 
-static int write_line(KnMetrics *metrics, json_t *object)
+static void write_line(KnMetrics *metrics, json_t *object)
 {
     char *line = json_dumps(object, JSON_COMPACT | JSON_PRESERVE_ORDER);
     json_decref(object);
-    int bad = fprintf(metrics->file, "%s\n", line) < 0 || fflush(metrics->file) != 0;
+    kn_text_appendf(&metrics->waiting, "%s\n", line);
     free(line);
-    return bad ? kn_fail(KN_EIO, "cannot write %s: %s", metrics->path, strerror(errno)) : KN_OK;
+    int wait = flush_lines(metrics) != 0;
+    if (wait && !metrics->told)
+        kn_warn("metrics wait in memory: cannot write %s: %s", metrics->path, strerror(errno));
+    metrics->told = wait;
 }
 
-int kn_metrics_step(KnMetrics *metrics, const KnStepMetrics *s)
+/* Events are for looking at while training: the first that cannot be written is the last. */
+static void add_scalar(KnMetrics *metrics, const char *tag, int64_t step, double value)
+{
+    if (!metrics->board || kn_tensorboard_scalar(metrics->board, tag, step, value) == KN_OK)
+        return;
+    kn_warn("TensorBoard gets no more events: %s", kn_error_message());
+    kn_tensorboard_close(metrics->board);
+    metrics->board = NULL;
+}
+
+void kn_metrics_step(KnMetrics *metrics, const KnStepMetrics *s)
 {
     json_t *object = json_pack("{sI}", "step", (json_int_t)s->step);
     json_object_set_new(object, "loss", number(s->loss));
@@ -102,21 +143,43 @@ int kn_metrics_step(KnMetrics *metrics, const KnStepMetrics *s)
     json_object_set_new(object, "tokens_per_second", number(s->tokens_per_second));
     json_object_set_new(object, "peak_share", number(s->peak_share));
     json_object_set_new(object, "wait_seconds", number(s->wait_seconds));
+    if (s->zscore != 0)
+        json_object_set_new(object, "zscore", number(s->zscore));
+    if (s->fault)
+        json_object_set_new(object, "fault", json_string(s->fault));
     if (s->skipped)
         json_object_set_new(object, "skipped", json_true());
-    KN_TRY(write_line(metrics, object));
-    KN_TRY(kn_tensorboard_scalar(metrics->board, "loss/train", s->step, s->loss));
-    KN_TRY(kn_tensorboard_scalar(metrics->board, "gradient_norm", s->step, s->gradient_norm));
-    KN_TRY(kn_tensorboard_scalar(metrics->board, "learning_rate", s->step, s->learning_rate));
-    return kn_tensorboard_scalar(metrics->board, "tokens_per_second", s->step, s->tokens_per_second);
+    write_line(metrics, object);
+    add_scalar(metrics, "loss/train", s->step, s->loss);
+    add_scalar(metrics, "gradient_norm", s->step, s->gradient_norm);
+    add_scalar(metrics, "learning_rate", s->step, s->learning_rate);
+    add_scalar(metrics, "tokens_per_second", s->step, s->tokens_per_second);
 }
 
-int kn_metrics_validation(KnMetrics *metrics, int64_t step, double loss)
+void kn_metrics_validation(KnMetrics *metrics, int64_t step, double loss)
 {
     json_t *object = json_pack("{sI}", "step", (json_int_t)step);
     json_object_set_new(object, "validation_loss", number(loss));
-    KN_TRY(write_line(metrics, object));
-    return kn_tensorboard_scalar(metrics->board, "loss/validation", step, loss);
+    write_line(metrics, object);
+    add_scalar(metrics, "loss/validation", step, loss);
+}
+
+void kn_metrics_checkpoint(KnMetrics *metrics, int64_t step, double held_seconds, double seconds, int64_t bytes)
+{
+    write_line(metrics, json_pack("{sI s{sf sf sI}}", "step", (json_int_t)step, "checkpoint", "held_seconds",
+                                  held_seconds, "seconds", seconds, "bytes", (json_int_t)bytes));
+}
+
+int kn_metrics_rollback(KnMetrics *metrics, int64_t bad, int64_t to, const char *fault)
+{
+    flush_lines(metrics);
+    close(metrics->file);
+    metrics->file = -1;
+    KN_TRY(drop_later_lines(metrics->path, to, 1));
+    KN_TRY(open_file(metrics));
+    write_line(metrics,
+               json_pack("{sI s{sI ss}}", "step", (json_int_t)bad, "rollback", "to", (json_int_t)to, "fault", fault));
+    return KN_OK;
 }
 
 int kn_metrics_close(KnMetrics *metrics)
@@ -124,12 +187,14 @@ int kn_metrics_close(KnMetrics *metrics)
     int code = KN_OK;
     if (!metrics)
         return KN_OK;
-    if (metrics->file && fclose(metrics->file) != 0)
+    if (metrics->file >= 0 && (flush_lines(metrics) != 0 || close(metrics->file) != 0))
         code = kn_fail(KN_EIO, "cannot write %s: %s", metrics->path, strerror(errno));
-    int board = kn_tensorboard_close(metrics->board);
+    if (kn_tensorboard_close(metrics->board) < 0)
+        kn_warn("TensorBoard has not all events: %s", kn_error_message());
+    kn_text_clear(&metrics->waiting);
     free(metrics->path);
     free(metrics);
-    return code < 0 ? code : board;
+    return code;
 }
 
 typedef struct Points {

@@ -1,7 +1,7 @@
 /* Metrics of a run: metrics.jsonl (one object a step), TensorBoard events and the loss-curve picture.
  *
  * A resumed run keeps the lines up to its checkpoint's step and drops later ones, so that the file reads as if the run
- * had never stopped. */
+ * had never stopped. Lines that a full disk does not take wait in memory until it does. */
 #ifndef KN_TRAIN_METRICS_H
 #define KN_TRAIN_METRICS_H
 
@@ -19,14 +19,21 @@ typedef struct KnStepMetrics {
     double tokens_per_second;
     double peak_share;   /* of the measured matmul peak */
     double wait_seconds; /* for data */
-    int skipped;         /* 1: the gradient was not finite and the step changed nothing */
+    int skipped;         /* 1: the step changed nothing */
+    const char *fault;   /* what went wrong with it, by name; NULL: nothing */
+    double zscore;       /* of the loss, in deviations above its trend; 0: not known yet */
 } KnStepMetrics;
 
 /* Opens RUN/metrics.jsonl, keeping lines of steps <= `keep_steps` (0: a new run), and a new event file. */
 int kn_metrics_open(KnMetrics **metrics, const char *run_dir, int64_t keep_steps);
-int kn_metrics_step(KnMetrics *metrics, const KnStepMetrics *step);
+void kn_metrics_step(KnMetrics *metrics, const KnStepMetrics *step);
 /* A line {"step", "validation_loss"}. */
-int kn_metrics_validation(KnMetrics *metrics, int64_t step, double loss);
+void kn_metrics_validation(KnMetrics *metrics, int64_t step, double loss);
+/* A line {"step", "checkpoint": {"held_seconds", "seconds", "bytes"}}. */
+void kn_metrics_checkpoint(KnMetrics *metrics, int64_t step, double held_seconds, double seconds, int64_t bytes);
+/* Drops the lines of steps after `to`, but for those of other rollbacks, and adds {"step": bad, "rollback": {"to",
+ * "fault"}}. */
+int kn_metrics_rollback(KnMetrics *metrics, int64_t bad, int64_t to, const char *fault);
 int kn_metrics_close(KnMetrics *metrics); /* NULL is fine */
 
 /* Draws RUN/loss.png from RUN/metrics.jsonl; nothing when there are fewer than two steps. */

@@ -176,22 +176,46 @@ static int check_meaning(const KnConfig *c, const KnCheckpoint *checkpoint)
     return code;
 }
 
+static int64_t get_counter(const json_t *json, const char *key, int64_t otherwise)
+{
+    const json_t *found = json_object_get(json, key);
+    return json_is_integer(found) ? json_integer_value(found) : otherwise;
+}
+
+static void load_counters(KnTrainState *state, const KnCheckpointMeta *meta)
+{
+    json_t *json = json_loads(meta->data_json ? meta->data_json : "{}", 0, NULL);
+    const json_t *trend = json_object_get(json, "loss_trend");
+    state->step = meta->step;
+    state->updates = get_counter(json, "updates", meta->step);
+    state->data_step = get_counter(json, "data_step", meta->step);
+    state->trend = (KnLossTrend){.count = get_counter(trend, "count", 0),
+                                 .mean = json_number_value(json_object_get(trend, "mean")),
+                                 .variance = json_number_value(json_object_get(trend, "variance"))};
+    json_decref(json);
+}
+
+/* Doubles with the 17 digits that bring every bit back. */
+static char *counters_to_json(const KnTrainState *state)
+{
+    return kn_format("{\"updates\": %lld, \"data_step\": %lld, \"loss_trend\": {\"count\": %lld, \"mean\": %.17g, "
+                     "\"variance\": %.17g}}",
+                     (long long)state->updates, (long long)state->data_step, (long long)state->trend.count,
+                     state->trend.mean, state->trend.variance);
+}
+
 static int load_state(KnTrainState *state, const KnCheckpoint *checkpoint)
 {
-    const char *data = kn_checkpoint_meta(checkpoint)->data_json;
     TensorList list = list_tensors(state);
     int code = kn_checkpoint_load(checkpoint, list.tensors, list.count);
     free_list(&list);
     KN_TRY(code);
-    json_t *json = json_loads(data ? data : "{}", 0, NULL);
-    const json_t *updates = json_object_get(json, "updates");
-    state->step = kn_checkpoint_meta(checkpoint)->step;
-    state->updates = json_is_integer(updates) ? json_integer_value(updates) : state->step;
-    json_decref(json);
+    load_counters(state, kn_checkpoint_meta(checkpoint));
     return KN_OK;
 }
 
-int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnComm *comm)
+int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnComm *comm, KnCheckpointSaver *saver,
+                        KnCheckpointReport *report)
 {
     TensorList list = list_tensors(state);
     size_t bytes = 0;
@@ -207,14 +231,16 @@ int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnCom
     }
     char *yaml = kn_config_to_yaml(config), *model = kn_model_to_json(&state->model);
     char *mesh = kn_format("{\"data\": %d}", comm->ranks);
-    char *data = kn_format("{\"updates\": %lld}", (long long)state->updates);
+    char *data = counters_to_json(state);
     KnCheckpointSave save = {
         .run_dir = config->run_dir,
         .meta = {.step = state->step, .config = yaml, .model_json = model, .mesh_json = mesh, .data_json = data},
         .tensors = list.tensors,
         .count = list.count,
-        .keep_last = config->train.keep_last};
-    int code = kn_checkpoint_save(comm, &save);
+        .keep_last = config->train.keep_last,
+        .keep_every = config->train.keep_every,
+        .refuse_not_finite = 1};
+    int code = kn_checkpoint_begin(saver, &save, report);
     free(yaml);
     free(model);
     free(mesh);
@@ -255,22 +281,32 @@ static int create_model(KnTrainState *state, const KnConfig *c, KnComm *comm, co
     return KN_OK;
 }
 
-static int open_checkpoint(const KnConfig *c, KnComm *comm, int resume, KnCheckpoint **checkpoint)
+static int open_newest(const KnConfig *c, KnComm *comm, KnCheckpoint **checkpoint)
 {
     char *path = NULL;
-    if (!resume)
-        return KN_OK;
-    int code = kn_checkpoint_newest(comm, c->run_dir, &path);
-    if (code == KN_END) {
-        kn_log("%s has no checkpoint yet: starting at step 0", c->run_dir);
-        return KN_OK;
-    }
-    if (code == KN_OK)
-        code = kn_checkpoint_open(checkpoint, path, KN_CHECK_SIZES);
+    KN_TRY(kn_checkpoint_newest(comm, c->run_dir, &path));
+    int code = kn_checkpoint_open(checkpoint, path, KN_CHECK_SIZES);
     if (code == KN_OK)
         kn_log("resuming from %s", path);
     free(path);
     return code;
+}
+
+static int open_checkpoint(const KnConfig *c, KnComm *comm, int resume, KnCheckpoint **checkpoint)
+{
+    int code = resume ? open_newest(c, comm, checkpoint) : KN_OK;
+    if (code == KN_END)
+        kn_log("%s has no checkpoint yet: starting at step 0", c->run_dir);
+    return code == KN_END ? KN_OK : code;
+}
+
+int kn_train_state_reload(KnTrainState *state, const KnConfig *config, KnComm *comm)
+{
+    KnCheckpoint *checkpoint = NULL;
+    KN_TRY(open_newest(config, comm, &checkpoint));
+    int code = load_state(state, checkpoint);
+    kn_checkpoint_close(checkpoint);
+    return kn_comm_error_agree(comm, code);
 }
 
 int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *comm, int resume)

@@ -6,6 +6,8 @@
 #include "core/graph/comm.h"
 #include "core/model/model.h"
 #include "data/loader.h"
+#include "dist/checkpoint.h"
+#include "train/faults.h"
 #include "train/optimizer.h"
 #include "train/pass.h"
 
@@ -14,8 +16,10 @@ typedef struct KnTrainState {
     KnModel model;
     KnLayout layout;
     KnOptimizerState optimizer;
-    int64_t step;           /* done */
-    int64_t updates;        /* of them not skipped */
+    int64_t step;      /* done */
+    int64_t updates;   /* of them not skipped */
+    int64_t data_step; /* of the data order, next to be taken: ahead of `step` by what rollbacks left out */
+    KnLossTrend trend;
     double pairs_per_token; /* keys that a token of the data set sees on average */
 } KnTrainState;
 
@@ -25,7 +29,11 @@ typedef struct KnTrainState {
 int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *comm, int resume);
 void kn_train_state_destroy(KnTrainState *state);
 
-/* Collective: a checkpoint at the present step. */
-int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnComm *comm);
+/* Collective: begins a checkpoint of the present step (dist/checkpoint.h). */
+int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnComm *comm, KnCheckpointSaver *saver,
+                        KnCheckpointReport *report);
+
+/* Collective: the newest valid checkpoint in the place of the present state. KN_END where there is none. */
+int kn_train_state_reload(KnTrainState *state, const KnConfig *config, KnComm *comm);
 
 #endif

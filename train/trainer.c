@@ -10,8 +10,9 @@
 #include "core/cpu/backend.h"
 #include "core/cpu/matmul.h"
 #include "dist/comm.h"
-#include "dist/signals.h"
+#include "train/faults.h"
 #include "train/metrics.h"
+#include "train/saving.h"
 #include "train/state.h"
 
 #include <math.h>
@@ -30,6 +31,8 @@ typedef struct Trainer {
     KnTrainBatchOptions batch_options;
     KnLoader *loader;
     KnMetrics *metrics;
+    KnSaving *saving;
+    int save_is_due;
     KnProgress progress;
     float stats[2];
     double peak_flops; /* of all ranks */
@@ -109,7 +112,7 @@ static KnLoaderOptions loader_options(const Trainer *t, int validation)
                              .caption_dropout = c->flow.caption_dropout,
                              .packs_per_step = c->train.packs,
                              .seed = (uint64_t)c->run_seed,
-                             .first_step = t->state.step,
+                             .first_step = t->state.data_step,
                              .rank = kn_mesh_replica(&t->state.layout.mesh),
                              .ranks = kn_mesh_replicas(&t->state.layout.mesh),
                              .validation = validation};
@@ -156,7 +159,7 @@ static int set_up(Trainer *t)
     report_plan(t);
     if (t->comm->rank == 0)
         KN_TRY(kn_metrics_open(&t->metrics, c->run_dir, t->state.step));
-    return KN_OK;
+    return kn_saving_create(&t->saving, c, t->comm, t->metrics);
 }
 
 /* --- One step ----------------------------------------------------------------------------------------------------- */
@@ -190,7 +193,7 @@ static int run_packs(Trainer *t, KnStepMetrics *m)
             return KN_OK;
         kn_activity_set("step %lld, reading pack %lld", (long long)m->step, (long long)i + 1);
         KN_TRY(kn_loader_next(t->loader, &pack));
-        KN_ASSERT(pack->step == t->state.step);
+        KN_ASSERT(pack->step == t->state.data_step);
         kn_activity_set("step %lld, pack %lld", (long long)m->step, (long long)i + 1);
         m->wait_seconds += pack->wait_seconds;
         m->clips = pack->step_clips;
@@ -204,27 +207,52 @@ static int run_packs(Trainer *t, KnStepMetrics *m)
     return KN_OK;
 }
 
-/* A step that a signal stops between two packs has changed nothing that is saved. */
-static int run_step(Trainer *t, KnStepMetrics *m)
+static void parameters_changed(Trainer *t)
+{
+    if (t->pass)
+        kn_train_pass_parameters_changed(t->pass);
+    kn_train_pass_parameters_changed(t->last_pass);
+}
+
+/* The update, unless the loss already says that this step is to change nothing. */
+static int update(Trainer *t, KnStepMetrics *m, KnFault *fault)
 {
     const KnConfig *c = t->config;
+    kn_activity_set("step %lld, update", (long long)m->step);
+    *fault = kn_fault_of_loss(&t->state.trend, &c->train, m->loss);
+    m->learning_rate = c->optimizer.lr * kn_learning_rate_factor(&c->optimizer, t->state.step, c->train.steps);
+    if (fault->action == KN_FAULT_WARN) {
+        KN_TRY(kn_optimizer_step(t->optimizer, t->state.step, c->train.steps, t->state.updates, &m->gradient_norm));
+        kn_fault_add_norm(fault, &c->train, m->gradient_norm);
+        parameters_changed(t);
+    } else {
+        m->gradient_norm = NAN;
+        kn_parameter_values_zero(&t->state.optimizer.gradients);
+    }
+    m->zscore = fault->zscore;
+    m->fault = fault->kind ? kn_fault_name(fault->kind) : NULL;
+    m->skipped = fault->action != KN_FAULT_WARN;
+    return KN_OK;
+}
+
+/* A step that a signal stops between two packs has changed nothing that is saved. */
+static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
+{
     double start = now_seconds();
+    *fault = (KnFault){0};
     *m = (KnStepMetrics){.step = t->state.step + 1};
     KN_TRY(run_packs(t, m));
     if (t->stop)
         return KN_OK;
-    kn_activity_set("step %lld, update", (long long)m->step);
-    KN_TRY(kn_optimizer_step(t->optimizer, t->state.step, c->train.steps, t->state.updates, &m->gradient_norm));
-    m->skipped = !isfinite(m->gradient_norm);
-    m->learning_rate = c->optimizer.lr * kn_learning_rate_factor(&c->optimizer, t->state.step, c->train.steps);
-    if (t->pass)
-        kn_train_pass_parameters_changed(t->pass);
-    kn_train_pass_parameters_changed(t->last_pass);
+    KN_TRY(update(t, m, fault));
     t->state.step++;
+    t->state.data_step++;
     t->state.updates += !m->skipped;
     t->skipped += m->skipped;
-    if (m->skipped)
-        kn_warn("step %lld changed nothing: its gradient is not finite", (long long)m->step);
+    if (m->fault)
+        kn_warn("step %lld: its %s%s", (long long)m->step,
+                fault->kind == KN_FAULT_SPIKE ? "loss is far above the trend" : "loss or gradient is not finite",
+                m->skipped ? ", it changed nothing" : "");
     m->seconds = now_seconds() - start;
     m->tokens_per_second = (double)m->tokens / m->seconds;
     m->peak_share = kn_train_pass_flops(t->last_pass) * (double)(packs_here(t) * t->comm->ranks) / m->seconds /
@@ -273,7 +301,8 @@ static int validate(Trainer *t)
         return KN_OK;
     double loss = (double)sums[0] / (double)sums[1];
     kn_log("step %lld: validation loss %.5f", (long long)t->state.step, loss);
-    return kn_metrics_validation(t->metrics, t->state.step, loss);
+    kn_metrics_validation(t->metrics, t->state.step, loss);
+    return KN_OK;
 }
 
 static int draw_samples(Trainer *t)
@@ -289,13 +318,17 @@ static int draw_samples(Trainer *t)
     return code;
 }
 
-static int save(Trainer *t)
+/* 1: the state is that of a checkpoint again. 0 where there is none yet: then the step is merely left out. */
+static int roll_back(Trainer *t, const KnStepMetrics *m)
 {
-    double start = now_seconds();
-    kn_activity_set("step %lld, saving a checkpoint", (long long)t->state.step);
-    KN_TRY(kn_train_state_save(&t->state, t->config, t->comm));
-    kn_log("step %lld: checkpoint saved in %.2f s", (long long)t->state.step, now_seconds() - start);
-    return t->comm->rank == 0 ? kn_metrics_draw(t->config->run_dir) : KN_OK;
+    int code = kn_saving_roll_back(t->saving, &t->state, m->fault);
+    if (code == KN_END)
+        kn_warn("step %lld is left out: there is no checkpoint to go back to yet", (long long)m->step);
+    if (code < 0)
+        return code == KN_END ? 0 : code;
+    t->save_is_due = 0;
+    parameters_changed(t);
+    return 1;
 }
 
 static int is_due(int64_t every, int64_t step)
@@ -310,29 +343,57 @@ static void show_step(Trainer *t, const KnStepMetrics *m)
                            m->gradient_norm, m->tokens_per_second, 100 * m->peak_share);
 }
 
-static int train_steps(Trainer *t)
+/* At the end of the run or at a signal. After a step that was not finite the weights are not to be trusted. */
+static int save_and_wait(Trainer *t, const KnFault *fault)
+{
+    kn_activity_set("step %lld, saving a checkpoint", (long long)t->state.step);
+    if (fault->kind != KN_FAULT_NOT_FINITE)
+        return kn_saving_begin(t->saving, &t->state, 1);
+    KN_TRY(kn_saving_finish(t->saving));
+    return kn_fail(KN_EFORMAT,
+                   "step %lld, the last, was not finite and is not saved: the newest checkpoint in %s is what there is",
+                   (long long)t->state.step, t->config->run_dir);
+}
+
+/* What follows a step that stands. A checkpoint that is due after a bad one waits for the next good one. */
+static int after_step(Trainer *t, const KnFault *fault)
 {
     const KnTrainConfig *c = &t->config->train;
-    while (t->state.step < c->steps && !t->stop) {
-        KnStepMetrics metrics;
-        KN_TRY(run_step(t, &metrics));
-        if (t->stop) {
-            KN_TRY(save(t));
-            break;
-        }
-        if (t->metrics)
-            KN_TRY(kn_metrics_step(t->metrics, &metrics));
-        show_step(t, &metrics);
-        KN_TRY(kn_comm_stop_agree(t->comm, &t->stop));
-        int last = t->state.step == c->steps;
-        if (t->validation_pass && (is_due(c->validate_every, t->state.step) || last))
-            KN_TRY(validate(t));
-        if (is_due(c->checkpoint_every, t->state.step) || last || t->stop)
-            KN_TRY(save(t));
-        if (is_due(c->sample_every, t->state.step))
-            KN_TRY(draw_samples(t));
+    int last = t->state.step == c->steps;
+    if (t->validation_pass && (is_due(c->validate_every, t->state.step) || last))
+        KN_TRY(validate(t));
+    t->save_is_due |= is_due(c->checkpoint_every, t->state.step);
+    if (last || t->stop) {
+        KN_TRY(save_and_wait(t, fault));
+    } else if (t->save_is_due && fault->action == KN_FAULT_WARN) {
+        KN_TRY(kn_saving_begin(t->saving, &t->state, 0));
+        t->save_is_due = 0;
     }
-    return t->stop && t->state.step < c->steps ? KN_TRAIN_STOPPED : KN_TRAIN_DONE;
+    return is_due(c->sample_every, t->state.step) ? draw_samples(t) : KN_OK;
+}
+
+static int train_step(Trainer *t)
+{
+    KnStepMetrics metrics;
+    KnFault fault;
+    KN_TRY(run_step(t, &metrics, &fault));
+    if (t->stop)
+        return save_and_wait(t, &fault);
+    if (t->metrics)
+        kn_metrics_step(t->metrics, &metrics);
+    show_step(t, &metrics);
+    KN_TRY(kn_saving_agree(t->saving, &t->stop));
+    int rolled_back = fault.action == KN_FAULT_ROLLBACK ? roll_back(t, &metrics) : 0;
+    KN_TRY(rolled_back);
+    return rolled_back ? KN_OK : after_step(t, &fault);
+}
+
+static int train_steps(Trainer *t)
+{
+    int64_t steps = t->config->train.steps;
+    while (t->state.step < steps && !t->stop)
+        KN_TRY(train_step(t));
+    return t->stop && t->state.step < steps ? KN_TRAIN_STOPPED : KN_TRAIN_DONE;
 }
 
 static void print_profile(const Trainer *t)
@@ -356,8 +417,9 @@ int kn_train(const KnTrainOptions *options, KnComm *comm)
         kn_progress_end(&t.progress, NULL);
         print_profile(&t);
         if (t.skipped)
-            kn_warn("%lld steps were skipped since their gradient was not finite", (long long)t.skipped);
+            kn_warn("%lld steps changed nothing, since their loss or gradient was bad", (long long)t.skipped);
     }
+    kn_saving_destroy(t.saving);
     int closed = kn_metrics_close(t.metrics);
     kn_loader_close(t.loader);
     kn_train_batch_destroy(&t.batch);

@@ -16,6 +16,7 @@ typedef enum KnPrecision { KN_PRECISION_F32, KN_PRECISION_BF16 } KnPrecision;
 typedef enum KnPrediction { KN_PREDICT_VELOCITY, KN_PREDICT_SAMPLE } KnPrediction;
 typedef enum KnSigmaDistribution { KN_SIGMA_LOGIT_NORMAL, KN_SIGMA_UNIFORM } KnSigmaDistribution;
 typedef enum KnSchedule { KN_SCHEDULE_CONSTANT, KN_SCHEDULE_COSINE, KN_SCHEDULE_LINEAR } KnSchedule;
+typedef enum KnFaultAction { KN_FAULT_SKIP, KN_FAULT_ROLLBACK, KN_FAULT_WARN } KnFaultAction;
 typedef enum KnTextKind { KN_TEXT_TRAINED, KN_TEXT_NONE } KnTextKind;
 
 /* The transformer's shape: also what a diffusers config.json states. */
@@ -87,11 +88,15 @@ typedef struct KnTrainConfig {
     int64_t packs; /* train.packs: packs in one global step, over all ranks and accumulation */
     int64_t checkpoint_every;
     int64_t keep_last;      /* train.keep_last: newest checkpoints kept; 0 = all */
+    int64_t keep_every;     /* train.keep_every: checkpoints of multiples of so many steps stay for ever; 0 = none */
     KnPrecision precision;  /* train.precision: f32 | bf16 */
     int64_t threads;        /* train.threads: per rank; 0 = all cores shared among this host's ranks */
     int64_t log_every;      /* train.log_every: a terminal line every so many steps */
     int64_t validate_every; /* train.validate_every: 0 = never */
     int64_t sample_every;   /* train.sample_every: clips drawn during training; 0 = never */
+    KnFaultAction on_nonfinite; /* train.on_nonfinite: skip | rollback */
+    double spike_zscore;        /* train.spike_zscore: deviations above its trend that make a loss a spike; 0 = off */
+    KnFaultAction on_spike;     /* train.on_spike: skip | rollback | warn */
 } KnTrainConfig;
 
 typedef struct KnSampleConfig {

@@ -126,6 +126,8 @@ const KnConfigRow kn_config_rows[] = {
      "steps between checkpoints, besides the last; 0 = only the last", .high = 1e12, .no_result = 1},
     {"train.keep_last", KN_CONFIG_INT, AT(train.keep_last), "3", "newest checkpoints kept; 0 = all", .high = 1e12,
      .no_result = 1},
+    {"train.keep_every", KN_CONFIG_INT, AT(train.keep_every), "0",
+     "checkpoints of multiples of so many steps stay for ever; 0 = none", .high = 1e12, .no_result = 1},
     {"train.precision", KN_CONFIG_CHOICE, AT(train.precision), "bf16", "of activations and weight copies",
      .choices = "f32|bf16"},
     {"train.threads", KN_CONFIG_INT, AT(train.threads), "0",
@@ -136,6 +138,14 @@ const KnConfigRow kn_config_rows[] = {
      .high = 1e12, .no_result = 1},
     {"train.sample_every", KN_CONFIG_INT, AT(train.sample_every), "0",
      "steps between sample clips of sample.prompts; 0 = never", .high = 1e12, .no_result = 1},
+
+    {"train.on_nonfinite", KN_CONFIG_CHOICE, AT(train.on_nonfinite), "skip",
+     "where loss or gradient is not finite: leave that step out, or go back to the newest checkpoint",
+     .choices = "skip|rollback"},
+    {"train.spike_zscore", KN_CONFIG_FLOAT, AT(train.spike_zscore), "0",
+     "deviations above its trend from which a loss is a spike; 0 = never", .high = 1e6},
+    {"train.on_spike", KN_CONFIG_CHOICE, AT(train.on_spike), "warn", "what to do with the step of a spike",
+     .choices = "skip|rollback|warn"},
 
     {"sample.solver", KN_CONFIG_STRING, AT(sample.solver), "euler", "how noise becomes a video",
      .choices = "euler|heun|unipc", .no_result = 1},

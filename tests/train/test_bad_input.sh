@@ -95,7 +95,7 @@ fi
 if [ "$(id -u)" = 0 ] && mkdir full && mount -t tmpfs -o size=3m tmpfs full 2>/dev/null; then
     trap 'umount "$work/full"; rm -rf "$work"' EXIT
     code=0
-    "$kinora" train small.yaml --set run.dir=full/run --set train.steps=400 --set train.checkpoint_every=2 \
+    "$kinora" train small.yaml --set run.dir=full/run --set train.steps=40 --set train.checkpoint_every=2 \
         >full.log 2>&1 || code=$?
     [ $code -ne 0 ] && [ $code -lt 100 ] || fail "a full disk ended with $code: $(tail -n 3 full.log)"
     grep -qi "space" full.log || fail "a full disk is not named: $(tail -n 3 full.log)"
