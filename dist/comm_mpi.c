@@ -310,19 +310,18 @@ static void engine_destroy(KnMpiEngine *engine)
     free(engine);
 }
 
-/* All calls of a group are complete, so the thread does not know it any more; after a failure MPI may still write into
- * its memory. */
+/* The thread does not know a group any more whose calls are complete. Where some are not, the program has failed, and
+ * MPI may still write into memory of the group. */
 static void mpi_destroy(KnComm *base)
 {
     KnMpiComm *comm = (KnMpiComm *)base;
     KnMpiEngine *engine = comm->engine;
     pthread_mutex_lock(&engine->mutex);
-    int failed = engine->code < 0;
-    KN_ASSERT(failed || comm->completed == comm->next_ticket);
+    int in_use = engine->code < 0 || comm->completed < comm->next_ticket;
     pthread_mutex_unlock(&engine->mutex);
     if (comm == engine->world)
         engine_destroy(engine);
-    else if (!failed)
+    else if (!in_use)
         comm_free(comm);
 }
 

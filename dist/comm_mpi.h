@@ -162,7 +162,7 @@ struct KnMpiEngine {
     KnMpiOutgoing *outgoing;
     double give_up_deadline;
     KnMpiWatched *watched; /* [ranks of the world] */
-    double next_watch, last_watch;
+    double next_watch, last_watch, watch_limit;
     int64_t activity_count;
     double activity_changed;
 };

@@ -21,12 +21,14 @@
 #include <string.h>
 
 #define WATCH_SECONDS 0.05
+#define ABSENCE_SECONDS 1.0 /* the thread never naps so long */
 
 /* Shares of the limit. */
 #define ASK_AFTER 0.5      /* a call has waited */
-#define ASK_AGAIN 0.125    /* after an answer */
+#define ASK_AGAIN 0.0625   /* after an answer */
 #define SILENT_AFTER 0.375 /* a question */
-#define WAITING_LONGER 1.25
+#define STANDS_STILL 0.9   /* less than the limit by the age of an answer */
+#define WAITING_STILL 1.25 /* of a program that waits itself: the rank next to the culprit comes first */
 
 enum { NAMED_RANKS = 4 };
 
@@ -60,14 +62,14 @@ static int is_silent(const KnMpiWatched *watched, double limit, double now)
 
 int kn_mpi_watch_first_is_silent(const KnMpiEngine *engine)
 {
-    return engine->limit > 0 && is_silent(&engine->watched[0], engine->limit, kn_mpi_now());
+    return is_silent(&engine->watched[0], engine->watch_limit, kn_mpi_now());
 }
 
 static int is_given_up(const KnMpiWatched *watched, double limit, double now)
 {
     if (watched->asked > 0 || watched->answered == 0)
         return is_silent(watched, limit, now);
-    return watched->answer.unchanged_seconds >= (watched->answer.waits ? WAITING_LONGER * limit : limit);
+    return watched->answer.unchanged_seconds >= limit * (watched->answer.waits ? WAITING_STILL : STANDS_STILL);
 }
 
 /* ---- questions and answers ---- */
@@ -126,11 +128,10 @@ static void describe_computing(KnMpiEngine *engine, KnMpiNote *note, double now)
     note->unchanged_seconds = now - engine->activity_changed;
     pthread_mutex_lock(&engine->mutex);
     const char *started = engine->last_started, *completed = engine->last_completed;
-    snprintf(note->text, sizeof note->text, "is %s%s, unchanged for %.0f s, has last started %s and completed %s",
-             activity[0] ? "at " : "elsewhere", activity, note->unchanged_seconds, started[0] ? started : "no call",
-             strcmp(started, completed) == 0 ? "it"
-             : completed[0]                  ? completed
-                                             : "none");
+    int under_way = strcmp(started, completed) != 0;
+    snprintf(note->text, sizeof note->text, "is %s%s for %.0f s, after %s%s%s%s", activity[0] ? "at " : "elsewhere",
+             activity, note->unchanged_seconds, completed[0] ? completed : "no call", under_way ? " and with " : "",
+             under_way ? started : "", under_way ? " under way" : "");
     pthread_mutex_unlock(&engine->mutex);
 }
 
@@ -168,6 +169,21 @@ static void name_late(const KnMpiEngine *engine, KnText *text, int world_rank, d
         kn_text_appendf(text, "does not answer: its process is stopped or gone, or the link to its host is down");
     else
         kn_text_appendf(text, "%s", watched->answered > 0 ? watched->answer.text : "has not answered yet");
+}
+
+static int waits_itself(const KnMpiWatched *watched, double limit, double now)
+{
+    return watched->answer.waits && !is_silent(watched, limit, now);
+}
+
+/* Those late ranks that do not wait themselves. */
+static int find_culprits(const KnMpiEngine *engine, const int *late, int count, int *culprits, double limit, double now)
+{
+    int found = 0;
+    for (int i = 0; i < count; i++)
+        if (!waits_itself(&engine->watched[late[i]], limit, now))
+            culprits[found++] = late[i];
+    return found;
 }
 
 static char *describe_late(const KnMpiEngine *engine, const KnMpiCall *call, const int *late, int count, double limit,
@@ -208,22 +224,26 @@ static int is_speaker(const KnMpiEngine *engine, const KnMpiCall *call, const in
     return comm->members[first] == engine->world->base.rank;
 }
 
+/* Warnings about ranks that wait themselves are left to those next to the culprit; in a circle there is nobody else to
+ * name at the end. */
 static void judge(KnMpiEngine *engine, KnMpiCall *call, const int *late, int count, double limit, double now)
 {
-    int given_up = 0;
+    int given_up = 0, *culprits = kn_alloc((size_t)count * sizeof *culprits);
+    int found = find_culprits(engine, late, count, culprits, limit, now);
     for (int i = 0; i < count; i++)
         given_up |= is_given_up(&engine->watched[late[i]], limit, now);
-    int warn = now - call->warned >= limit && is_speaker(engine, call, late, count);
-    if (!given_up && !warn)
-        return;
-    char *sentence = describe_late(engine, call, late, count, limit, now);
-    if (given_up) {
-        give_up(engine, sentence);
-    } else {
-        kn_warn("%s", sentence);
-        call->warned = now;
+    int warn = found && now - call->warned >= limit && is_speaker(engine, call, late, count);
+    if (given_up || warn) {
+        char *sentence = describe_late(engine, call, found ? culprits : late, found ? found : count, limit, now);
+        if (given_up) {
+            give_up(engine, sentence);
+        } else {
+            kn_warn("%s", sentence);
+            call->warned = now;
+        }
+        free(sentence);
     }
-    free(sentence);
+    free(culprits);
 }
 
 static void watch_call(KnMpiEngine *engine, KnMpiCall *call, double limit, double now)
@@ -239,14 +259,21 @@ static void watch_call(KnMpiEngine *engine, KnMpiCall *call, double limit, doubl
     free(late);
 }
 
-/* After this process itself was stopped for a while, answers may lie unread. */
-static void forgive_own_absence(KnMpiEngine *engine, double limit, double now)
+/* Time in which this process itself was stopped (Ctrl-Z, a debugger, a suspended machine) counts for nobody. */
+static void forgive_own_absence(KnMpiEngine *engine, double now)
 {
-    int was_absent = now - engine->last_watch > ASK_AGAIN * limit + 2 * WATCH_SECONDS;
-    for (int rank = 0; was_absent && rank < engine->world->base.ranks; rank++)
-        if (engine->watched[rank].asked > 0)
-            engine->watched[rank].asked = now;
+    double absent = engine->last_watch > 0 ? now - engine->last_watch : 0;
     engine->last_watch = now;
+    if (absent < ABSENCE_SECONDS)
+        return;
+    engine->activity_changed += absent;
+    for (KnMpiComm *comm = engine->active; comm; comm = comm->next_active) {
+        comm->calls->since += absent;
+        comm->calls->progress += absent;
+    }
+    for (int rank = 0; rank < engine->world->base.ranks; rank++)
+        if (engine->watched[rank].asked > 0)
+            engine->watched[rank].asked += absent;
 }
 
 void kn_mpi_watch(KnMpiEngine *engine)
@@ -255,6 +282,7 @@ void kn_mpi_watch(KnMpiEngine *engine)
     if (now < engine->next_watch)
         return;
     engine->next_watch = now + WATCH_SECONDS;
+    forgive_own_absence(engine, now);
     int64_t activity = kn_activity_count();
     if (activity != engine->activity_count)
         engine->activity_changed = now;
@@ -264,7 +292,7 @@ void kn_mpi_watch(KnMpiEngine *engine)
     pthread_mutex_unlock(&engine->mutex);
     if (limit <= 0)
         return;
-    forgive_own_absence(engine, limit, now);
+    engine->watch_limit = limit;
     for (KnMpiComm *comm = engine->active; comm; comm = comm->next_active)
         watch_call(engine, comm->calls, limit, now);
 }

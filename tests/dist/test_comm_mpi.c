@@ -1,47 +1,12 @@
-/* The communicator over MPI, by running this program under mpirun with 2, 3 and 4 ranks.
- *
- * Without arguments it is the cmocka test, which starts `mpirun -n K itself SCENARIO` and looks at exit code and
- * output; with an argument it is one rank of that scenario. A scenario checks with CHECK, whose failure ends the job.
- */
+/* The communicator over MPI: what ranks can do together, and what they say when they cannot, by `mpirun -n K` of this
+ * program (mpirun.h) with 2, 3, 4 and 8 ranks. */
 #include "comm_cases.h"
-#include "core/base/activity.h"
-#include "core/base/error.h"
 #include "core/base/file.h"
-#include "core/base/log.h"
-#include "core/base/memory.h"
 #include "dist/checkpoint.h"
-#include "dist/comm.h"
 #include "dist/signals.h"
+#include "mpirun.h"
 
-#include <math.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
-
-#include <cmocka.h>
-
-enum { SKIPPED = 77 }; /* what CTest takes for it */
-
-static double seconds(clockid_t clock)
-{
-    struct timespec now;
-    clock_gettime(clock, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static void pause_seconds(double duration)
-{
-    struct timespec pause = {(time_t)duration, (long)((duration - floor(duration)) * 1e9)};
-    nanosleep(&pause, NULL);
-}
 
 /* ---- scenarios: each runs on every rank ---- */
 
@@ -319,114 +284,12 @@ static int scenario_checkpoint_fails(KnComm *comm)
     return save_weights(comm, "/proc/no-such-place", weights, rows, 1);
 }
 
-/* ---- ranks that are late, with a limit of two seconds ---- */
-
-#define LIMIT 2.0
-
-static int scenario_frozen(KnComm *comm)
+static int scenario_promises(KnComm *comm)
 {
-    kn_comm_set_watchdog(comm, LIMIT);
-    KN_TRY(comm->table->barrier(comm, "first"));
-    if (comm->rank == 1)
-        raise(SIGSTOP);
-    return comm->table->barrier(comm, "step 7");
-}
-
-static int scenario_rank_zero_frozen(KnComm *comm)
-{
-    kn_comm_set_watchdog(comm, LIMIT);
-    if (comm->rank == 0)
-        raise(SIGSTOP);
-    return comm->table->barrier(comm, "step 7");
-}
-
-/* Sums are under way when the rank stops. */
-static int scenario_frozen_while_summing(KnComm *comm)
-{
-    enum { COUNT = 1 << 22, SUMS = 40 };
-    float *values = kn_alloc(COUNT * sizeof *values);
-    kn_comm_set_watchdog(comm, LIMIT);
-    for (int i = 0; i < SUMS; i++) {
-        KnCommTicket ticket;
-        KN_TRY(comm->table->all_reduce_start(comm, values, COUNT, KN_F32, "gradients", &ticket));
-        if (comm->rank == 1 && i == 3) {
-            pause_seconds(0.005);
-            raise(SIGSTOP);
-        }
-        KN_TRY(comm->table->wait(comm, ticket));
-    }
-    free(values);
+    for (int i = 0; i < COMM_CASE_COUNT; i++)
+        if (comm_cases[i].run(comm) < 0)
+            return kn_fail_prefix(KN_EFORMAT, "%s", comm_cases[i].name);
     return KN_OK;
-}
-
-/* The link to rank 0 and to the launcher is cut, as far as a single host can play it. */
-static int scenario_first_host_gone(KnComm *comm)
-{
-    kn_comm_set_watchdog(comm, LIMIT);
-    if (comm->rank == 0) {
-        kill(getppid(), SIGSTOP);
-        raise(SIGSTOP);
-    }
-    return comm->table->barrier(comm, "step 7");
-}
-
-static int scenario_killed(KnComm *comm)
-{
-    if (comm->rank == 1)
-        raise(SIGKILL);
-    return comm->table->barrier(comm, "step 7");
-}
-
-static int scenario_stuck(KnComm *comm)
-{
-    kn_comm_set_watchdog(comm, LIMIT);
-    KN_TRY(comm->table->barrier(comm, "first"));
-    kn_activity_set("step 3, pack 1");
-    kn_activity_op("matmul");
-    if (comm->rank == 1)
-        pause_seconds(100);
-    return comm->table->barrier(comm, "step 7");
-}
-
-/* Thrice the limit, but getting on all the time. Who waited is counted. */
-static int scenario_slow(KnComm *comm)
-{
-    kn_comm_set_watchdog(comm, LIMIT);
-    for (int i = 0; i < 30 && comm->rank == 1; i++) {
-        kn_activity_set("step 3, pack %d", i);
-        pause_seconds(0.1 * LIMIT);
-    }
-    KN_TRY(comm->table->barrier(comm, "step 7"));
-    double waited = kn_comm_waited_seconds(comm);
-    if (comm->rank == 1)
-        CHECK(waited < 0.25 * LIMIT);
-    else
-        CHECK(waited > 2.5 * LIMIT && waited < 5 * LIMIT);
-    return KN_OK;
-}
-
-/* Rank 0 waits for rank 1, which waits for the last one: that one is named. */
-static int scenario_chain(KnComm *comm)
-{
-    KnComm *front, *back;
-    kn_comm_set_watchdog(comm, LIMIT);
-    KN_TRY(comm->table->split(comm, comm->rank < 2 ? 0 : comm->rank, "front", &front));
-    KN_TRY(comm->table->split(comm, comm->rank > 0 ? 0 : 1, "back", &back));
-    kn_activity_set("far away");
-    if (comm->rank == comm->ranks - 1)
-        pause_seconds(100);
-    if (comm->rank > 0)
-        KN_TRY(back->table->barrier(back, "second"));
-    return front->table->barrier(front, "first");
-}
-
-static int scenario_circle(KnComm *comm)
-{
-    KnComm *one, *two;
-    kn_comm_set_watchdog(comm, LIMIT);
-    KN_TRY(comm->table->split(comm, 0, "one", &one));
-    KN_TRY(comm->table->split(comm, 0, "two", &two));
-    return comm->rank == 0 ? one->table->barrier(one, "heads") : two->table->barrier(two, "tails");
 }
 
 /* Prints seconds of a 32 MiB sum: waited for at once, hidden behind computing of the same length, and the computing. */
@@ -476,10 +339,8 @@ static int scenario_large(KnComm *comm)
     return KN_OK;
 }
 
-static const struct {
-    const char *name;
-    int (*run)(KnComm *comm);
-} scenarios[] = {
+static const Scenario scenarios[] = {
+    {"promises", scenario_promises},
     {"large_sum", scenario_large_sum},
     {"bytes", scenario_bytes},
     {"overlap", scenario_overlap},
@@ -501,118 +362,54 @@ static const struct {
     {"stop", scenario_stop},
     {"checkpoint", scenario_checkpoint},
     {"checkpoint_fails", scenario_checkpoint_fails},
-    {"frozen", scenario_frozen},
-    {"rank_zero_frozen", scenario_rank_zero_frozen},
-    {"frozen_while_summing", scenario_frozen_while_summing},
-    {"first_host_gone", scenario_first_host_gone},
-    {"killed", scenario_killed},
-    {"stuck", scenario_stuck},
-    {"slow", scenario_slow},
-    {"chain", scenario_chain},
-    {"circle", scenario_circle},
     {"speed", scenario_speed},
     {"large", scenario_large},
 };
 
-static int run_rank(const char *scenario)
-{
-    KnComm *comm;
-    int code = kn_comm_open(&comm);
-    if (code < 0) {
-        kn_log_error("%s", kn_error_message());
-        return EXIT_FAILURE;
-    }
-    for (size_t i = 0; i < sizeof scenarios / sizeof *scenarios; i++)
-        if (strcmp(scenarios[i].name, scenario) == 0)
-            return kn_comm_close(comm, scenarios[i].run(comm)) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
-    for (int i = 0; i < COMM_CASE_COUNT; i++)
-        if (strcmp(comm_cases[i].name, scenario) == 0)
-            return kn_comm_close(comm, comm_cases[i].run(comm)) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
-    return 2;
-}
-
 /* ---- the test around them ---- */
 
-static char program[4096];
-static char output[1 << 16];
-
-/* Runs `prefix program SCENARIO`; its exit code, its output in `output`. */
-static int run_command(const char *prefix, const char *scenario)
+static void succeeds(const char *scenario)
 {
-    char *command = kn_format("timeout -k 5 60 %s %s %s 2>&1", prefix, program, scenario);
-    FILE *pipe = popen(command, "r");
-    assert_non_null(pipe);
-    size_t length = fread(output, 1, sizeof output - 1, pipe);
-    output[length] = '\0';
-    int status = pclose(pipe);
-    free(command);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+    for (int ranks = 2; ranks <= 4; ranks++)
+        succeeds_on(ranks, scenario);
 }
 
-static int run_scenario(int ranks, const char *scenario)
-{
-    char *prefix = kn_format("mpirun --oversubscribe --bind-to none -n %d", ranks);
-    int code = run_command(prefix, scenario);
-    free(prefix);
-    return code;
-}
-
-static int occurrences(const char *words)
-{
-    int count = 0;
-    for (const char *at = output; (at = strstr(at, words)); at += strlen(words))
-        count++;
-    return count;
-}
-
-static void succeeds_on_2_3_4(const char *scenario)
-{
-    for (int ranks = 2; ranks <= 4; ranks++) {
-        int code = run_scenario(ranks, scenario);
-        if (code != 0)
-            print_error("%s on %d ranks:\n%s\n", scenario, ranks, output);
-        assert_int_equal(code, 0);
-    }
-}
-
-/* The job ends within seconds, with a non-zero code and the sentence once. */
 static void fails_once(const char *scenario, const char *sentence)
 {
-    for (int ranks = 2; ranks <= 4; ranks++) {
-        double start = seconds(CLOCK_MONOTONIC);
-        int code = run_scenario(ranks, scenario);
-        double lasted = seconds(CLOCK_MONOTONIC) - start;
-        if (code == 0 || code >= 124 || occurrences(sentence) != 1 || lasted > 20)
-            print_error("%s on %d ranks, code %d, %.1f s:\n%s\n", scenario, ranks, code, lasted, output);
-        assert_int_not_equal(code, 0);
-        assert_true(code < 124); /* timeout's and signals' codes */
-        assert_int_equal(occurrences(sentence), 1);
-        assert_true(lasted < 60);
-    }
+    fails_on(2, scenario, sentence, 1, 60);
+    fails_on(4, scenario, sentence, 1, 60);
+}
+
+static void every_call_keeps_its_promise(void **state)
+{
+    static const int ranks[] = {2, 3, 4, 8};
+    (void)state;
+    for (int i = 0; i < 4; i++)
+        succeeds_on(ranks[i], "promises");
 }
 
 static void sums_have_the_bits_of_rank_order(void **state)
 {
     (void)state;
-    succeeds_on_2_3_4("large_sum");
+    succeeds("large_sum");
 }
 
 static void gathers_broadcasts_and_texts_arrive(void **state)
 {
     (void)state;
-    succeeds_on_2_3_4("bytes");
+    succeeds("bytes");
 }
 
 static void a_sum_completes_while_the_main_thread_computes(void **state)
 {
     (void)state;
-    succeeds_on_2_3_4("overlap");
+    succeeds("overlap");
 }
 
 static void waiting_leaves_the_core_to_others(void **state)
 {
     (void)state;
-    succeeds_on_2_3_4("polite");
+    succeeds("polite");
 }
 
 static void different_calls_are_named_and_end_the_job(void **state)
@@ -623,6 +420,16 @@ static void different_calls_are_named_and_end_the_job(void **state)
     fails_once("other_size",
                "is all_reduce 'weight' of 799996 bytes, call 1 of rank 1 is all_reduce 'weight' of 800000");
     fails_once("other_kind", "call 1 of rank 0 is barrier 'config' of 0 bytes, call 1 of rank 1 is broadcast 'config'");
+    fails_on(2, "other_name_in_a_group",
+             "rank 0 and rank 1 have parted ways in pair: call 1 of rank 0 is barrier 'heads' of 0 bytes, call 1 of "
+             "rank 1 is barrier 'tails' of 0 bytes",
+             1, 60);
+    fails_on(3, "other_name_in_a_group", "rank 0 and rank 2 have parted ways in pair: call 1 of rank 0", 1, 60);
+    fails_on(3, "other_cut", "call 1 of rank 1 is reduce_scatter 'shards' of 400 bytes, cut otherwise", 1, 60);
+    fails_on(3, "other_exchange",
+             "rank 1 sends 10 bytes to rank 0, which expects 11 from it in call 1, all_to_all 'heads'", 1, 60);
+    fails_on(3, "other_message",
+             "rank 0 sends 11 bytes to rank 1, which expects 10 from it in call 1, send_receive 'keys'", 1, 60);
     fails_once("early_end", "call 1 of rank 0 is barrier 'step 7' of 0 bytes, call 1 of rank 1 is barrier 'end of the");
 }
 
@@ -639,13 +446,13 @@ static void a_failing_rank_ends_all_with_its_sentence_once(void **state)
 static void ranks_agree_on_errors_and_stay_usable(void **state)
 {
     (void)state;
-    succeeds_on_2_3_4("agreement");
+    succeeds("agreement");
 }
 
 static void a_signal_to_one_rank_stops_all(void **state)
 {
     (void)state;
-    succeeds_on_2_3_4("stop");
+    succeeds("stop");
 }
 
 static void checkpoints_are_saved_by_all_and_found_by_all(void **state)
@@ -654,7 +461,7 @@ static void checkpoints_are_saved_by_all_and_found_by_all(void **state)
     char run_dir[] = "/tmp/kinora-mpi-XXXXXX";
     assert_non_null(mkdtemp(run_dir));
     setenv(CHECKPOINT_RUN, run_dir, 1);
-    succeeds_on_2_3_4("checkpoint");
+    succeeds("checkpoint");
     assert_int_equal(kn_remove_tree(run_dir), KN_OK);
     fails_once("checkpoint_fails", "error: rank 0: cannot");
 }
@@ -668,19 +475,10 @@ static void unconnected_processes_are_refused(void **state)
     assert_int_equal(occurrences("use mpirun or srun --mpi=pmix"), 1);
 }
 
-int main(int argc, char **argv)
+static int run_all(void)
 {
-    if (argc == 2)
-        return run_rank(argv[1]);
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    if (length < 0 || system("command -v mpirun >/dev/null") != 0) {
-        printf("mpirun is not installed: skipped\n");
-        return SKIPPED;
-    }
-    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
-    setenv("ASAN_OPTIONS", "detect_leaks=0", 1); /* Open MPI's own */
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_call_keeps_its_promise),
         cmocka_unit_test(sums_have_the_bits_of_rank_order),
         cmocka_unit_test(gathers_broadcasts_and_texts_arrive),
         cmocka_unit_test(a_sum_completes_while_the_main_thread_computes),
@@ -693,4 +491,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(unconnected_processes_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    return mpirun_main(argc, argv, scenarios, sizeof scenarios / sizeof *scenarios, run_all);
 }
