@@ -115,7 +115,7 @@ static void half_a_line_is_cut_off(void **state)
     KnReport *report = begin_anew(), *other = open_report();
     add(report, 0, KN_REPORT_MADE, NULL, 1);
     FILE *file = fopen(kn_report_path(report), "a");
-    fputs("{\"request\":2,\"name\":\"1.mp4\",\"status\":\"ma", file);
+    fprintf(file, "{\"request\":2,\"status\":\"made\",\"prompt\":\"%0500d", 0);
     assert_int_equal(fclose(file), 0);
     assert_ok(kn_report_join(other, 0));
     assert_int_equal(kn_report_status(other, 1), KN_REPORT_OPEN);
@@ -144,14 +144,16 @@ static void a_new_job_tries_failures_again_and_remembers_who_made_the_rest(void 
     assert_ok(kn_report_join(other, start));
     assert_int_equal(kn_report_count(other, KN_REPORT_OPEN), COUNT);
     add(other, 0, KN_REPORT_SKIPPED, NULL, 0);
-    add(other, 1, KN_REPORT_MADE, NULL, 2);
-    add(other, 2, KN_REPORT_SKIPPED, NULL, 0);
+    add(other, 1, KN_REPORT_SKIPPED, NULL, 0);
+    add(other, 2, KN_REPORT_MADE, NULL, 2);
     assert_ok(kn_report_finish(other));
-    json_t *line = line_of(other, 0), *none = line_of(other, COUNT);
+    json_t *line = line_of(other, 0), *failed = line_of(other, 1), *none = line_of(other, COUNT);
     assert_text(line, "status", "skipped");
     assert_true(json_real_value(json_object_get(line, "seconds")) == 3.25);
+    assert_true(json_real_value(json_object_get(failed, "seconds")) == 0); /* not that of failing */
     assert_null(none);
     json_decref(line);
+    json_decref(failed);
     kn_report_destroy(report);
     kn_report_destroy(other);
 }
