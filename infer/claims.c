@@ -200,16 +200,14 @@ static int claim(KnClaims *claims, int index)
     return left;
 }
 
-/* A full pass, or less where the processes at work could not all fill one: nobody shall stand idle beside another's
- * many small clips. */
-static int64_t share_of_rest(KnClaims *claims)
+/* What is enough for one of all workers: nobody shall stand idle beside another's many small clips. */
+static int64_t share_of_rest(const KnClaims *claims, int workers)
 {
-    int64_t rest = 0, workers = 1 + count_others(claims);
+    int64_t rest = 0;
     for (int i = 0; i < claims->job->count; i++)
         if (kn_report_status(claims->report, i) == KN_REPORT_OPEN)
             rest += claims->costs[i].pass_tokens;
-    int64_t share = workers > 0 ? (rest + workers - 1) / workers : rest;
-    return share < KN_SAMPLE_PASS_TOKENS ? share : KN_SAMPLE_PASS_TOKENS;
+    return (rest + workers - 1) / workers;
 }
 
 static void sleep_longer_each_time(KnClaims *claims)
@@ -224,7 +222,9 @@ int kn_claims_next(KnClaims *claims, int *indices, int *count)
 {
     *count = 0;
     KN_TRY(kn_report_read(claims->report));
-    KnPassRoom room = {.most = share_of_rest(claims)};
+    int others = count_others(claims);
+    KN_TRY(others);
+    KnPassRoom room = {.enough = share_of_rest(claims, 1 + others)};
     for (int i = 0; i < claims->job->count; i++) {
         if (kn_report_status(claims->report, i) != KN_REPORT_OPEN || !kn_pass_has_room(claims->job, &room, i))
             continue;

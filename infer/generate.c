@@ -133,7 +133,8 @@ int kn_pass_has_room(const KnGenerateJob *job, const KnPassRoom *room, int index
 {
     if (!room->first)
         return 1;
-    return same_settings(room->first, &job->requests[index]) && room->taken + pass_tokens_of(job, index) <= room->most;
+    return same_settings(room->first, &job->requests[index]) && room->taken < room->enough &&
+           room->taken + pass_tokens_of(job, index) <= KN_SAMPLE_PASS_TOKENS;
 }
 
 void kn_pass_take(const KnGenerateJob *job, KnPassRoom *room, int index)
@@ -261,7 +262,7 @@ typedef struct Round {
 
 static int next_pass(Round *round)
 {
-    KnPassRoom room = {.most = KN_SAMPLE_PASS_TOKENS};
+    KnPassRoom room = {.enough = KN_SAMPLE_PASS_TOKENS};
     round->finished += round->count;
     round->steps_done += round->evaluations;
     round->count = round->evaluations = 0;

@@ -42,13 +42,14 @@ int kn_generate(const KnGenerateJob *job); /* after kn_generate_check */
 
 /* ---- for those who choose themselves what is made when ---- */
 
-/* A pass that is being filled; starts as {.most = ...}, in tokens with guidance's counted twice. */
+/* A pass that is being filled; starts as {.enough = ...}. In tokens, with guidance's counted twice. */
 typedef struct KnPassRoom {
     const KnRequest *first;
-    int64_t most, taken;
+    int64_t enough, taken;
 } KnPassRoom;
 
-/* Whether the request may join: the first always may, others of the same settings as long as there is room. */
+/* Whether the request may join: the first always may, others of the same settings until there is enough, where a pass
+ * (KN_SAMPLE_PASS_TOKENS) has room for them. */
 int kn_pass_has_room(const KnGenerateJob *job, const KnPassRoom *room, int index);
 void kn_pass_take(const KnGenerateJob *job, KnPassRoom *room, int index);
 

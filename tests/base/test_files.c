@@ -280,6 +280,11 @@ static void temporaries_have_their_own_names(void **state)
     assert_string_not_equal(a, b);
     assert_true(kn_is_temporary_name(kn_path_name(a)));
     assert_false(kn_is_temporary_name("y.h5"));
+    assert_true(kn_is_temporary_of(kn_path_name(a), "x/y.h5"));
+    assert_true(kn_is_temporary_of(kn_path_name(c), "elsewhere/y/"));
+    assert_false(kn_is_temporary_of(kn_path_name(a), "x/y"));
+    assert_false(kn_is_temporary_of(".tmp-y.h5-0123456789abc", "x/y.h5"));
+    assert_false(kn_is_temporary_of("y.h5", "x/y.h5"));
     free(a);
     free(b);
     free(c);

@@ -70,6 +70,23 @@ static void a_killed_process_holds_nothing(void **state)
     close(pipe_ends[1]);
 }
 
+static void a_note_is_read_by_others(void **state)
+{
+    (void)state;
+    KnLocks *a, *b;
+    char note[KN_LOCKS_NOTE_BYTES];
+    assert_ok(kn_locks_open(&a, test_path("noted")));
+    assert_ok(kn_locks_open(&b, test_path("noted")));
+    assert_ok(kn_locks_read_note(b, note));
+    assert_string_equal(note, "");
+    assert_ok(kn_locks_write_note(a, "a long note"));
+    assert_ok(kn_locks_write_note(a, "short"));
+    assert_ok(kn_locks_read_note(b, note));
+    assert_string_equal(note, "short");
+    kn_locks_close(a);
+    kn_locks_close(b);
+}
+
 static void a_file_that_cannot_be_opened_is_named(void **state)
 {
     (void)state;
@@ -84,6 +101,7 @@ int main(void)
         cmocka_unit_test(one_of_two_holds_a_lock),
         cmocka_unit_test(the_locks_of_all_others_are_counted),
         cmocka_unit_test(a_killed_process_holds_nothing),
+        cmocka_unit_test(a_note_is_read_by_others),
         cmocka_unit_test(a_file_that_cannot_be_opened_is_named),
     };
     return cmocka_run_group_tests(tests, make_test_folder, remove_test_folder);

@@ -121,6 +121,18 @@ static void an_unknown_total_shows_neither_share_nor_eta(void **state)
     assert_non_null(strstr(text, "train  60 steps in "));
 }
 
+static void a_total_that_turns_out_smaller_counts(void **state)
+{
+    (void)state;
+    KnProgress progress;
+    catch_into(temporary_file());
+    kn_progress_begin(&progress, &(KnProgressOptions){.label = "train", .unit = "steps", .total = 8});
+    kn_progress_set_total(&progress, 3);
+    kn_progress_update(&progress, 3, NULL);
+    kn_progress_end(&progress, NULL);
+    assert_non_null(strstr(text_caught(), "train  3 steps in "));
+}
+
 static void quiet_programs_and_other_ranks_are_silent(void **state)
 {
     (void)state;
@@ -204,6 +216,7 @@ int main(void)
         cmocka_unit_test(short_work_leaves_its_summary_alone),
         cmocka_unit_test(work_that_stops_half_way_says_how_far_it_came),
         cmocka_unit_test(an_unknown_total_shows_neither_share_nor_eta),
+        cmocka_unit_test(a_total_that_turns_out_smaller_counts),
         cmocka_unit_test(quiet_programs_and_other_ranks_are_silent),
         cmocka_unit_test(a_resumed_run_counts_only_its_own_work_in_the_rate),
         cmocka_unit_test(a_terminal_gets_one_redrawn_line_and_log_lines_above_it),

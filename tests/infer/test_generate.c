@@ -6,6 +6,7 @@
 #include "data/video_read.h"
 #include "data/video_write.h"
 #include "infer/commands.h"
+#include "infer/inspect.h"
 #include "infer/tiny_model.h"
 
 #include <jansson.h>
@@ -290,6 +291,22 @@ static void the_suffix_chooses_the_kind_of_file(void **state)
     assert_true(kn_file_exists(test_path("pictures.json")));
 }
 
+static void a_folder_holds_the_frames_of_its_video_alone(void **state)
+{
+    (void)state;
+    json_t *found;
+    assert_ok(GENERATE("--prompt", PROMPT, "--out", test_path("whole/")));
+    put_text(test_path("whole/note.txt"), "mine");
+    assert_ok(GENERATE("--prompt", PROMPT, "--frames", "4", "--out", test_path("whole/")));
+    assert_true(kn_file_exists(test_path("whole/frame-0003.png")));
+    assert_false(kn_file_exists(test_path("whole/frame-0004.png")));
+    assert_true(kn_file_exists(test_path("whole/note.txt")));
+    assert_ok(kn_inspect_video_json(test_path("whole.json"), 1, &found));
+    json_decref(found);
+    put_text(test_path("whole/frame-0003.png"), "another picture");
+    assert_fails(kn_inspect_video_json(test_path("whole.json"), 1, &found), KN_EFORMAT, "is not the video that");
+}
+
 /* ---- what is refused ---- */
 
 static void what_cannot_be_made_is_refused_first(void **state)
@@ -306,6 +323,9 @@ static void what_cannot_be_made_is_refused_first(void **state)
         const char *part, *options[8];
     } rows[] = {
         {KN_EINPUT, "nothing to generate", {NULL}},
+        {KN_EINPUT, "go together: give both", {"--template", "a {color} car"}},
+        {KN_EINPUT, "go together: give both", {"--prompts", "bad.jsonl", "--variables", "x.csv"}},
+        {KN_EINPUT, "exclude each other", {"--prompt", "x", "--template", "y", "--variables", "x.csv"}},
         {KN_EINPUT, "exclude each other", {"--prompt", "x", "--prompts", "y.jsonl"}},
         {KN_EINPUT, "nothing says where the video goes", {"--prompt", "x"}},
         {KN_EINPUT,
@@ -377,6 +397,7 @@ int main(void)
         cmocka_unit_test(an_extended_video_goes_on_from_its_last_frames),
         cmocka_unit_test(one_frame_is_an_image),
         cmocka_unit_test(the_suffix_chooses_the_kind_of_file),
+        cmocka_unit_test(a_folder_holds_the_frames_of_its_video_alone),
         cmocka_unit_test(what_cannot_be_made_is_refused_first),
     };
     return cmocka_run_group_tests(tests, set_up, remove_test_folder);
