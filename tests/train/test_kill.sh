@@ -15,24 +15,25 @@ train whole "${setting[@]}"
 newest_reported() { sed -n 's/.*step \([0-9]*\): checkpoint of .* saved.*/\1/p' killed.log | sort -n | tail -1; }
 
 : >killed.log
-killed=0 damaged=0 lost=0 ended=0
+killed=0 damaged=0 lost=0
 while [ $killed -lt "$kills" ]; do
     "$kinora" train small.yaml --set run.dir=killed "${setting[@]}" --resume >>killed.log 2>&1 &
     pid=$!
     # The first moments are start-up; most of a life is steps and saves.
     sleep "0.$(printf %03d $((RANDOM % 700 + 100)))"
     if kill -9 $pid 2>/dev/null; then killed=$((killed + 1)); fi
-    wait $pid 2>/dev/null && ended=1
+    code=0
+    wait $pid 2>/dev/null || code=$?
+    [ $code = 0 ] || [ $code = 137 ] || fail "a life ended with $code"
     reported=$(newest_reported)
     if [ -n "$reported" ]; then
         "$kinora" checkpoint verify killed >verify.log 2>&1 || damaged=$((damaged + 1))
         [ -d "killed/checkpoints/step-$(printf %08d "$reported")" ] || lost=$((lost + 1))
     fi
-    if [ $ended = 1 ]; then # another life from the beginning
+    if [ $code = 0 ]; then # another life from the beginning
         [ "$(tensors whole $last)" = "$(tensors killed $last)" ] || fail "after $killed kills the run ends elsewhere"
         rm -rf killed
         : >killed.log
-        ended=0
     fi
 done
 train killed "${setting[@]}" --resume
