@@ -11,6 +11,7 @@
 #include "core/cpu/backend.h"
 #include "core/cpu/isa.h"
 #include "data/commands.h"
+#include "dist/commands.h"
 #include "infer/commands.h"
 #include "train/commands.h"
 
@@ -35,6 +36,7 @@ static const KnCommand commands[] = {
     {"import", "take over the transformer of a diffusers model", kn_command_import},
     {"export", "write a model as a folder that diffusers loads", kn_command_export},
     {"inspect", "explain a shard, data set, checkpoint, run, model, safetensors file or video", kn_command_inspect},
+    {"checkpoint", "verify, list, consolidate or prune the checkpoints of a run", kn_command_checkpoint},
     {"forward", "one pass of a model on given tensors, to compare with other implementations", kn_command_forward},
     {"bench", "time training or denoising steps on this machine", kn_command_bench},
     {"config", "explain every configuration key, or print what a file resolves to", kn_command_config},

@@ -23,6 +23,7 @@
 #define KN_DIST_CHECKPOINT_H
 
 #include "core/base/safetensors.h"
+#include "core/base/text.h"
 #include "core/graph/comm.h"
 
 #include <stddef.h>
@@ -115,6 +116,7 @@ const char *kn_checkpoint_path(const KnCheckpoint *checkpoint);
 const KnCheckpointMeta *kn_checkpoint_meta(const KnCheckpoint *checkpoint);
 const char *kn_checkpoint_tool(const KnCheckpoint *checkpoint); /* "kinora 0.1.0" */
 int kn_checkpoint_ranks(const KnCheckpoint *checkpoint);        /* that wrote it */
+int64_t kn_checkpoint_bytes(const KnCheckpoint *checkpoint);    /* of its rank files */
 int kn_checkpoint_count(const KnCheckpoint *checkpoint);
 /* Name, type and whole shape, as the whole box; data is NULL. `find` gives NULL when there is none of that name. */
 const KnCheckpointTensor *kn_checkpoint_at(const KnCheckpoint *checkpoint, int index);
@@ -133,6 +135,10 @@ int kn_checkpoint_newest(KnComm *comm, const char *run_dir, char **path);
 /* For people or programs: metadata, files and tensors of one checkpoint. free(*text). With KN_CHECK_HASHES the text
  * says that they hold; a damaged checkpoint is an error. */
 int kn_checkpoint_describe(const char *path, KnCheckpointCheck check, int as_json, char **text);
+
+/* Reads every byte of a checkpoint and adds a sentence for each damage to the list: for each file, or for the manifest
+ * where that leaves no more to be known. */
+void kn_checkpoint_verify(const char *path, KnStringList *damages);
 
 /* Does `path` look like a checkpoint folder (has a manifest)? */
 int kn_is_checkpoint(const char *path);

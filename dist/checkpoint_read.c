@@ -133,6 +133,29 @@ void kn_checkpoint_close(KnCheckpoint *checkpoint)
     free(checkpoint);
 }
 
+void kn_checkpoint_verify(const char *path, KnStringList *damages)
+{
+    KnManifest manifest;
+    KnCheckpoint *checkpoint;
+    int before = damages->count;
+    if (kn_manifest_read(&manifest, path) < 0) {
+        kn_string_list_add(damages, kn_error_message());
+        return;
+    }
+    for (int i = 0; i < manifest.file_count; i++) {
+        char *file = kn_path_join(path, manifest.files[i].name);
+        if (check_file(&manifest.files[i], file, 1) < 0)
+            kn_string_list_add(damages, kn_error_message());
+        free(file);
+    }
+    kn_manifest_clear(&manifest);
+    if (damages->count > before)
+        return;
+    if (open_sharing(&checkpoint, path, no_hashes) < 0 || check_slices(checkpoint, all_hashes) < 0)
+        kn_string_list_add(damages, kn_error_message());
+    kn_checkpoint_close(checkpoint);
+}
+
 int kn_is_checkpoint(const char *path)
 {
     char *manifest = kn_path_join(path, KN_MANIFEST_NAME);
@@ -161,6 +184,14 @@ const char *kn_checkpoint_tool(const KnCheckpoint *checkpoint)
 int kn_checkpoint_ranks(const KnCheckpoint *checkpoint)
 {
     return checkpoint->manifest.file_count;
+}
+
+int64_t kn_checkpoint_bytes(const KnCheckpoint *checkpoint)
+{
+    int64_t total = 0;
+    for (int i = 0; i < checkpoint->manifest.file_count; i++)
+        total += checkpoint->manifest.files[i].bytes;
+    return total;
 }
 
 int kn_checkpoint_count(const KnCheckpoint *checkpoint)
@@ -291,14 +322,6 @@ int kn_checkpoint_newest(KnComm *comm, const char *run_dir, char **path)
 
 /* ---- describing ---- */
 
-static int64_t total_bytes(const KnManifest *manifest)
-{
-    int64_t total = 0;
-    for (int i = 0; i < manifest->file_count; i++)
-        total += manifest->files[i].bytes;
-    return total;
-}
-
 static char *describe_json(const KnCheckpoint *checkpoint, int verified)
 {
     const KnManifest *manifest = &checkpoint->manifest;
@@ -308,7 +331,7 @@ static char *describe_json(const KnCheckpoint *checkpoint, int verified)
     json_object_set_new(root, "step", json_integer(manifest->meta.step));
     json_object_set_new(root, "tool", json_string(manifest->tool));
     json_object_set_new(root, "ranks", json_integer(manifest->file_count));
-    json_object_set_new(root, "bytes", json_integer(total_bytes(manifest)));
+    json_object_set_new(root, "bytes", json_integer(kn_checkpoint_bytes(checkpoint)));
     json_object_set_new(root, "verified", json_boolean(verified));
     json_object_set_new(root, "model", json_loads(manifest->meta.model_json, JSON_DECODE_ANY, NULL));
     json_object_set_new(root, "mesh", json_loads(manifest->meta.mesh_json, JSON_DECODE_ANY, NULL));

@@ -633,7 +633,7 @@ static void leftovers_go_with_the_next_save(void **state)
     free(run);
 }
 
-static void only_the_last_are_kept(void **state)
+static void only_the_last_and_multiples_are_kept(void **state)
 {
     (void)state;
     char *run = new_run();
@@ -644,6 +644,11 @@ static void only_the_last_are_kept(void **state)
     what.step = 4; /* the run was taken up again from 3; 5 is of its former life */
     assert_int_equal(thread_ranks_run(2, save_on_rank, &what), KN_OK);
     assert_entries(run, "step-00000003 step-00000004 step-00000005");
+    what.keep_last = 1;
+    what.keep_every = 3;
+    for (what.step = 6; what.step <= 8; what.step++)
+        assert_int_equal(thread_ranks_run(2, save_on_rank, &what), KN_OK);
+    assert_entries(run, "step-00000003 step-00000006 step-00000008");
     free(run);
 }
 
@@ -762,7 +767,7 @@ int main(void)
         cmocka_unit_test(a_lying_manifest_is_refused),
         cmocka_unit_test(the_newest_valid_one_is_found),
         cmocka_unit_test(leftovers_go_with_the_next_save),
-        cmocka_unit_test(only_the_last_are_kept),
+        cmocka_unit_test(only_the_last_and_multiples_are_kept),
         cmocka_unit_test(a_step_saved_again_replaces_the_older),
         cmocka_unit_test(an_unwritable_run_is_a_sentence),
         cmocka_unit_test(a_full_disk_leaves_the_former_checkpoint),
