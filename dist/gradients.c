@@ -105,7 +105,8 @@ static void make_leaves(Pass *p)
     for (int i = 0; p->zero->stage < 2 && i < p->wanted.count; i++) {
         const KnTensor *leaf = p->wanted.leaves[i];
         snprintf(name, sizeof name, "gradient.%s", leaf->name);
-        p->plan->sums[p->wanted.parameters[i]] = kn_leaf(p->graph, KN_ROLE_STATE, KN_F32, leaf->dims, leaf->shape, name);
+        p->plan->sums[p->wanted.parameters[i]] =
+            kn_leaf(p->graph, KN_ROLE_STATE, KN_F32, leaf->dims, leaf->shape, name);
     }
     int whole = p->zero->stage < 2;
     for (int b = 0; (p->options->reduce || !whole) && b < set->block_count; b++) {

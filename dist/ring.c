@@ -61,8 +61,8 @@ static void expand_forward(Ring *r, KnTensor *results[2])
             next_k = pass_on(r, k, rows_of(r, owner_at(r, step + 1)), "ring k");
             next_v = pass_on(r, v, rows_of(r, owner_at(r, step + 1)), "ring v");
         }
-        KnTensor *part = kn_attention_partial(r->graph, r->q, k, v, spans_at(r, step), r->attributes->heads,
-                                              r->attributes->scale);
+        KnTensor *part =
+            kn_attention_partial(r->graph, r->q, k, v, spans_at(r, step), r->attributes->heads, r->attributes->scale);
         expect_pairs(r, part);
         KnTensor *part_lse = part->producer->outputs[1];
         out = out ? kn_attention_merge(r->graph, out, lse, part, part_lse) : part;

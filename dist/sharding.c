@@ -18,12 +18,12 @@ typedef struct Pass {
     const KnSharding *sharding;
     const KnMesh *mesh;
     KnGraph *graph;
-    int count;                /* tensors that the arrays have room for */
-    unsigned char *rows;      /* RowKind, by tensor id */
-    unsigned char *columns;   /* 1: columns cut over the tensor group */
-    KnTensor **replaced;      /* by tensor id: what stands in its place from now on */
-    KnTensor **replicated;    /* by tensor id: its kn_replicate */
-    KnTensor **windows[2];    /* by span leaf id: cut to this rank's queries; [1]: queries and keys of text */
+    int count;              /* tensors that the arrays have room for */
+    unsigned char *rows;    /* RowKind, by tensor id */
+    unsigned char *columns; /* 1: columns cut over the tensor group */
+    KnTensor **replaced;    /* by tensor id: what stands in its place from now on */
+    KnTensor **replicated;  /* by tensor id: its kn_replicate */
+    KnTensor **windows[2];  /* by span leaf id: cut to this rank's queries; [1]: queries and keys of text */
 } Pass;
 
 static int axis_size(const Pass *p, KnAxis axis)
@@ -163,7 +163,8 @@ static KnCollective *over_tensor(Pass *p, KnCollectiveKind kind, const char *nam
 static KnSplit split_of_leaf(const Pass *p, const KnTensor *leaf)
 {
     const KnModel *model = p->sharding->model;
-    const KnParameter *whole = leaf->role == KN_ROLE_PARAMETER ? kn_parameter_find(&model->parameters, leaf->name) : NULL;
+    const KnParameter *whole =
+        leaf->role == KN_ROLE_PARAMETER ? kn_parameter_find(&model->parameters, leaf->name) : NULL;
     if (!whole)
         return (KnSplit){.axis = -1};
     return kn_parameter_split(&model->config, whole, axis_rank(p, KN_AXIS_TENSOR), axis_size(p, KN_AXIS_TENSOR));
@@ -215,8 +216,8 @@ static void sum_parts(Pass *p, KnNode *node, const KnSplit *split)
     m->k = split->count;
     node->inputs[2] = NULL;
     kn_graph_put_node(p->graph, node);
-    KnTensor *sum = kn_collective(p->graph, over_tensor(p, KN_ALL_REDUCE_ONCE, "tensor forward"), part, part->dims,
-                                  part->shape);
+    KnTensor *sum =
+        kn_collective(p->graph, over_tensor(p, KN_ALL_REDUCE_ONCE, "tensor forward"), part, part->dims, part->shape);
     marked(p, sum, part);
     replace(p, part, bias ? kn_add_row(p->graph, sum, bias) : sum);
 }
@@ -241,8 +242,8 @@ static int place_tensor_norm(Pass *p, KnNode *node)
         return 0;
     const KnNormAttributes *norm = (const KnNormAttributes *)node->attributes;
     KnTensor *squares = kn_row_squares(p->graph, x);
-    squares = kn_collective(p->graph, over_tensor(p, KN_ALL_REDUCE, "tensor norm"), squares, squares->dims,
-                            squares->shape);
+    squares =
+        kn_collective(p->graph, over_tensor(p, KN_ALL_REDUCE, "tensor norm"), squares, squares->dims, squares->shape);
     replace(p, node->outputs[0],
             kn_rms_norm_split(p->graph, x, node->inputs[1], squares, p->sharding->model->config.hidden, norm->eps));
     p->columns[p->replaced[node->outputs[0]->id]->id] = 1;
@@ -316,15 +317,14 @@ static KnTensor *to_heads(Pass *p, const HeadExchange *e, KnTensor *x, const cha
     KnCollective *c = kn_collective_create(p->graph, KN_ALL_TO_ALL, KN_GROUP_ULYSSES, e->ranks, e->rank, name,
                                            e->by_columns, e->by_rows);
     KnTensor *grouped = kn_group_columns(p->graph, x, e->columns, e->ranks);
-    return kn_collective(
-        p->graph, c, grouped, 2,
-        (int64_t[]){e->rows[e->ranks] - e->rows[0], e->columns[e->rank + 1] - e->columns[e->rank]});
+    return kn_collective(p->graph, c, grouped, 2,
+                         (int64_t[]){e->rows[e->ranks] - e->rows[0], e->columns[e->rank + 1] - e->columns[e->rank]});
 }
 
 static KnTensor *to_rows(Pass *p, const HeadExchange *e, KnTensor *x)
 {
-    KnCollective *c = kn_collective_create(p->graph, KN_ALL_TO_ALL, KN_GROUP_ULYSSES, e->ranks, e->rank,
-                                           "ulysses out", e->by_rows, e->by_columns);
+    KnCollective *c = kn_collective_create(p->graph, KN_ALL_TO_ALL, KN_GROUP_ULYSSES, e->ranks, e->rank, "ulysses out",
+                                           e->by_rows, e->by_columns);
     KnTensor *grouped = kn_collective(p->graph, c, x, 1, &e->by_columns[e->ranks]);
     return kn_ungroup_columns(p->graph, grouped, e->rows[e->rank + 1] - e->rows[e->rank], e->columns, e->ranks);
 }

@@ -12,9 +12,9 @@ static const struct {
     int axis;
     Unit unit;
 } rows[] = {
-    {".to_q.weight", 0, UNIT_HEADS},     {".to_q.bias", 0, UNIT_HEADS},       {".to_k.weight", 0, UNIT_HEADS},
-    {".to_k.bias", 0, UNIT_HEADS},       {".to_v.weight", 0, UNIT_HEADS},     {".to_v.bias", 0, UNIT_HEADS},
-    {".norm_q.weight", 0, UNIT_HEADS},   {".norm_k.weight", 0, UNIT_HEADS},   {".to_out.0.weight", 1, UNIT_HEADS},
+    {".to_q.weight", 0, UNIT_HEADS},         {".to_q.bias", 0, UNIT_HEADS},         {".to_k.weight", 0, UNIT_HEADS},
+    {".to_k.bias", 0, UNIT_HEADS},           {".to_v.weight", 0, UNIT_HEADS},       {".to_v.bias", 0, UNIT_HEADS},
+    {".norm_q.weight", 0, UNIT_HEADS},       {".norm_k.weight", 0, UNIT_HEADS},     {".to_out.0.weight", 1, UNIT_HEADS},
     {".ffn.net.0.proj.weight", 0, UNIT_FFN}, {".ffn.net.0.proj.bias", 0, UNIT_FFN}, {".ffn.net.2.weight", 1, UNIT_FFN},
 };
 

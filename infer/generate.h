@@ -18,7 +18,7 @@ typedef struct KnGenerateJob {
     const KnParameterValues *weights; /* whole, or what this rank of `layout` holds */
     const KnLayout *layout;           /* ranks that make every clip together: all call with equal jobs, and each takes
                                          every clip; NULL = this process alone */
-    KnRequest *requests; /* checked and complete; what their files turn out to be is filled in */
+    KnRequest *requests;              /* checked and complete; what their files turn out to be is filled in */
     int count;
     KnArena *arena; /* of what is filled in */
     int silent;     /* no progress line */

@@ -129,9 +129,9 @@ typedef struct Group {
     const KnSampleSettings *settings;
     const KnSampleClip *clips;
     int64_t count, tokens;
-    int branches;        /* 2 with guidance: prompt and negative */
+    int branches;                    /* 2 with guidance: prompt and negative */
     int first_branch, branches_here; /* of them in this rank's stream: clip after clip, each with these branches */
-    float *x, *velocity; /* [tokens, patch_dim] */
+    float *x, *velocity;             /* [tokens, patch_dim] */
 } Group;
 
 static int64_t clip_tokens(const Group *g, int64_t index)

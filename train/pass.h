@@ -14,7 +14,7 @@ typedef struct KnTrainPass KnTrainPass;
 
 typedef struct KnTrainPassOptions {
     const KnLayout *layout;
-    KnStreamShape shape;  /* of the whole pack */
+    KnStreamShape shape; /* of the whole pack */
     KnDtype dtype;
     int backward; /* 0: loss alone */
     int reduce;   /* the step's last pass: sum gradients and the loss over ranks while the backward runs */

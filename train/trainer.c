@@ -262,8 +262,8 @@ static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
 
 /* --- Now and then ------------------------------------------------------------------------------------------------- */
 
-/* Every rank takes part in as many passes as any other, since they may exchange weights and tokens: where packs have run
- * out, with an empty one. */
+/* Every rank takes part in as many passes as any other, since they may exchange weights and tokens: where packs have
+ * run out, with an empty one. */
 static int run_validation_packs(Trainer *t, KnLoader *loader, float sums[2])
 {
     const KnMesh *mesh = &t->state.layout.mesh;
@@ -312,8 +312,8 @@ static int draw_samples(Trainer *t)
     const KnOptimizerState *o = &t->state.optimizer;
     kn_activity_set("step %lld, drawing samples", (long long)t->state.step);
     char *folder = kn_format("%s/samples/step-%08lld", t->config->run_dir, (long long)t->state.step);
-    int code = t->options->draw_samples(&t->state.layout, o->average.blocks ? &o->average : &o->weights, t->config,
-                                        folder);
+    int code =
+        t->options->draw_samples(&t->state.layout, o->average.blocks ? &o->average : &o->weights, t->config, folder);
     free(folder);
     return code;
 }

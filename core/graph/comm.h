@@ -32,8 +32,8 @@ typedef struct KnCommTable {
     /* In place; f32 or bf16, summed in float32 and rounded once. */
     int (*all_reduce_start)(KnComm *comm, void *values, int64_t count, KnDtype dtype, const char *name,
                             KnCommTicket *ticket);
-    /* `offsets` [ranks + 1] cut `all` among the ranks, in elements: each gets the sum of its part into `mine`, which may
-     * be its own part of `all`. The rest of `all` is scratch afterwards. */
+    /* `offsets` [ranks + 1] cut `all` among the ranks, in elements: each gets the sum of its part into `mine`, which
+     * may be its own part of `all`. The rest of `all` is scratch afterwards. */
     int (*reduce_scatter_start)(KnComm *comm, void *all, void *mine, const int64_t *offsets, KnDtype dtype,
                                 const char *name, KnCommTicket *ticket);
     /* `offsets` [ranks + 1] cut `all` among the ranks, in bytes: everybody's part arrives everywhere. `mine` may be its

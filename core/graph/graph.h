@@ -50,9 +50,9 @@ typedef struct KnTensor {
     KnRole role;
     int dims; /* 0 is a scalar */
     int64_t shape[KN_MAX_DIMS];
-    const char *name; /* parameters: the exact name of the published layout; else may be "" */
-    KnNode *producer; /* NULL for leaves */
-    int block;        /* parameters: which block buffer it lives in (the unit of sharding and saving) */
+    const char *name;      /* parameters: the exact name of the published layout; else may be "" */
+    KnNode *producer;      /* NULL for leaves */
+    int block;             /* parameters: which block buffer it lives in (the unit of sharding and saving) */
     struct KnTensor *base; /* NULL, or the tensor in whose memory this one lies ... */
     size_t base_offset;    /* ... so many bytes from its start */
 } KnTensor;

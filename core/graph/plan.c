@@ -1,8 +1,9 @@
 /* The memory plan: offsets for every intermediate in one arena, by liveness.
  *
- * A value lives from its node to its last use, or the last use of a view of it. Values of the prologue that later nodes use live for ever, since they
- * are computed once per parameter change. Placement is greedy by size: the largest first, each at the lowest offset
- * where nothing alive at the same time lies (Pisarchyk and Lee, 2020, "greedy by size for offset calculation"). */
+ * A value lives from its node to its last use, or the last use of a view of it. Values of the prologue that later nodes
+ * use live for ever, since they are computed once per parameter change. Placement is greedy by size: the largest first,
+ * each at the lowest offset where nothing alive at the same time lies (Pisarchyk and Lee, 2020, "greedy by size for
+ * offset calculation"). */
 #include "core/base/error.h"
 #include "core/graph/executor.h"
 

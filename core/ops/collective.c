@@ -121,8 +121,8 @@ static void wait_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *g
 KnTensor *kn_replicate(KnGraph *graph, const KnCollective *sum, KnTensor *x)
 {
     KN_ASSERT(sum->kind == KN_ALL_REDUCE);
-    KnTensor *same = kn_node_simple(graph, &kn_op_replicate, &sum, sizeof(KnCollective *), &x, 1, x->dtype, x->dims,
-                                    x->shape);
+    KnTensor *same =
+        kn_node_simple(graph, &kn_op_replicate, &sum, sizeof(KnCollective *), &x, 1, x->dtype, x->dims, x->shape);
     same->base = x;
     return same;
 }

@@ -120,8 +120,8 @@ typedef struct KnRing {
 typedef struct KnAttentionAttributes {
     int64_t heads;
     float scale;
-    int partial;  /* results in f32; the backward is given the log-sum-exp of more keys than it sees */
-    double pairs; /* query-key pairs that the spans are expected to hold: for the cost rule alone */
+    int partial;        /* results in f32; the backward is given the log-sum-exp of more keys than it sees */
+    double pairs;       /* query-key pairs that the spans are expected to hold: for the cost rule alone */
     const KnRing *ring; /* NULL, or the rest of the keys is with other ranks: a pass takes such a node apart */
 } KnAttentionAttributes;
 

@@ -49,7 +49,9 @@ static int create_rank(Rank *r, const Trial *trial, KnComm *comm)
     const World *w = trial->world;
     *r = (Rank){0};
     KN_TRY(kn_layout_create(&r->layout, &w->model,
-                            &(KnLayoutOptions){.parallel = &trial->parallel, .training = 1, .world = comm,
+                            &(KnLayoutOptions){.parallel = &trial->parallel,
+                                               .training = 1,
+                                               .world = comm,
                                                .whole_matrices = kn_optimizer_whole_matrices(&w->optimizer)}));
     KN_TRY(kn_optimizer_state_create(&r->state, &r->layout.zero, &w->optimizer));
     kn_layout_init(&r->layout, &r->state.weights, 7);
@@ -261,7 +263,9 @@ static void try_layout(World *w, const KnParallelConfig *p, int recompute, int *
     print_message("%d ranks: data %d shard %d ring %d ulysses %d tensor %d, zero %d%s: %.1e (%s), weights %.1e %s\n",
                   ranks, (int)p->data, (int)p->shard, (int)p->ring, (int)p->ulysses, (int)p->tensor, (int)p->zero,
                   recompute ? ", recompute" : "", (double)trial.worst, trial.worst_name, (double)trial.worst_weight,
-                  code < 0 ? kn_error_message() : good ? "" : "TOO FAR");
+                  code < 0 ? kn_error_message()
+                  : good   ? ""
+                           : "TOO FAR");
 }
 
 /* All ordered products of five factors. */
@@ -273,8 +277,12 @@ static int list_layouts(int ranks, KnParallelConfig *list)
             for (int r = 1; r * z * d <= ranks; r++)
                 for (int u = 1; u * r * z * d <= ranks; u++)
                     if (ranks % (d * z * r * u) == 0)
-                        list[count++] = (KnParallelConfig){
-                            .data = d, .shard = z, .ring = r, .ulysses = u, .tensor = ranks / (d * z * r * u), .cfg = 1};
+                        list[count++] = (KnParallelConfig){.data = d,
+                                                           .shard = z,
+                                                           .ring = r,
+                                                           .ulysses = u,
+                                                           .tensor = ranks / (d * z * r * u),
+                                                           .cfg = 1};
     return count;
 }
 

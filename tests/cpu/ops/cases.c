@@ -391,9 +391,8 @@ static KnTensor *build_all_reduce(OpTrial *t, const int64_t *n)
 static KnTensor *build_exchange(OpTrial *t, const int64_t *n)
 {
     KnTensor *x = leaf_x(t, n[0], n[1]);
-    const KnCollective *alone =
-        kn_collective_create(t->graph, (KnCollectiveKind)n[2], 0, 1, 0, "alone", (int64_t[]){0, n[0] * n[1]},
-                             (int64_t[]){0, n[0] * n[1]});
+    const KnCollective *alone = kn_collective_create(t->graph, (KnCollectiveKind)n[2], 0, 1, 0, "alone",
+                                                     (int64_t[]){0, n[0] * n[1]}, (int64_t[]){0, n[0] * n[1]});
     return kn_collective(t->graph, alone, x, x->dims, x->shape);
 }
 
