@@ -1,5 +1,6 @@
 /* The shard reader. Opening checks the seal, then HDF5's view of the file against every invariant of the tables; from
  * then on the tables are in memory and only patches are read. The HDF5 handle is opened when first needed. */
+#include "core/base/activity.h"
 #include "core/base/error.h"
 #include "core/base/hash.h"
 #include "core/base/memory.h"
@@ -220,6 +221,7 @@ static int read_all(KnShard *shard)
 
 int kn_shard_open(KnShard **out, const char *path)
 {
+    kn_activity_advance();
     *out = NULL;
     int64_t bytes = 0;
     KN_TRY(kn_shard_seal_check(path, &bytes));
@@ -326,6 +328,7 @@ static int read_rows(KnShard *shard, int64_t clip, void *patches)
 
 int kn_shard_read_clip(KnShard *shard, int64_t clip, void *patches)
 {
+    kn_activity_advance();
     KN_ASSERT(clip >= 0 && clip < shard->clip_count);
     kn_h5_lock();
     int code = read_rows(shard, clip, patches);

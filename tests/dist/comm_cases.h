@@ -267,6 +267,22 @@ static int case_partners_alone(KnComm *comm)
     return comm->table->barrier(comm, "all");
 }
 
+static int case_broadcast(KnComm *comm)
+{
+    static const int64_t counts[] = {0, 1, 15, 1000, 1500001};
+    for (int i = 0; i < 5; i++) {
+        int root = i % comm->ranks;
+        uint32_t *words = kn_alloc((size_t)counts[i] * sizeof *words);
+        for (int64_t k = 0; k < counts[i] && comm->rank == root; k++)
+            words[k] = (uint32_t)k * 2654435761u + (uint32_t)i;
+        KN_TRY(comm->table->broadcast(comm, words, (size_t)counts[i] * sizeof *words, root, "weights"));
+        for (int64_t k = 0; k < counts[i]; k++)
+            CHECK(words[k] == (uint32_t)k * 2654435761u + (uint32_t)i);
+        free(words);
+    }
+    return KN_OK;
+}
+
 /* ---- groups ---- */
 
 typedef struct CaseGroup {
@@ -288,39 +304,50 @@ static int make_group(KnComm *comm, CaseGroup *group, const int *colors, const c
     return KN_OK;
 }
 
-/* Rows and columns of a grid two ranks wide. On each group a sum and an exchange are under way at once, started first
- * on the rows by some ranks and first on the columns by others. */
+static int check_group_sum(const CaseGroup *group, void *values, int64_t count, int salt)
+{
+    for (int64_t k = 0; k < count; k++)
+        CHECK(has_value(values, k, KN_F32, expected_sum(group->members, group->comm->ranks, k, salt, KN_F32)));
+    free(values);
+    return KN_OK;
+}
+
+/* Rows and columns of a grid two ranks wide, and twice all ranks. On each group a sum and an exchange are under way at
+ * once, and ranks start them in different orders. */
 static int case_groups(KnComm *comm)
 {
-    enum { COUNT = 20003, TURNS = 3 };
-    CaseGroup groups[2];
-    int rows[CASE_RANKS_MAX], columns[CASE_RANKS_MAX];
-    for (int rank = 0; rank < comm->ranks; rank++)
-        rows[rank] = rank / 2, columns[rank] = 1000 - rank % 2;
-    KN_TRY(make_group(comm, &groups[0], rows, "rows"));
-    KN_TRY(make_group(comm, &groups[1], columns, "columns"));
+    enum { COUNT = 20003, TURNS = 3, GROUPS = 4 };
+    static const char *const names[GROUPS] = {"rows", "columns", "twin", "other twin"};
+    CaseGroup groups[GROUPS];
+    int colors[CASE_RANKS_MAX];
+    for (int g = 0; g < GROUPS; g++) {
+        for (int rank = 0; rank < comm->ranks; rank++)
+            colors[rank] = g == 0 ? rank / 2 : g == 1 ? 1000 - rank % 2 : -7;
+        KN_TRY(make_group(comm, &groups[g], colors, names[g]));
+    }
     for (int turn = 0; turn < TURNS; turn++) {
-        void *sums[2];
-        int all[2][CASE_RANKS_MAX];
-        KnCommTicket tickets[2];
-        for (int i = 0; i < 2; i++) {
-            int g = (i + comm->rank + turn) % 2;
+        void *sums[GROUPS];
+        int all[GROUPS][CASE_RANKS_MAX];
+        KnCommTicket sum_tickets[GROUPS], who_tickets[GROUPS];
+        int64_t offsets[CASE_RANKS_MAX + 1];
+        for (int rank = 0; rank <= comm->ranks; rank++)
+            offsets[rank] = rank * (int64_t)sizeof(int);
+        for (int i = 0; i < GROUPS; i++) {
+            int g = (i + comm->rank + turn) % GROUPS;
+            KnComm *group = groups[g].comm;
             sums[g] = filled_values(comm->rank, COUNT, g, KN_F32);
-            KN_TRY(groups[g].comm->table->all_reduce_start(groups[g].comm, sums[g], COUNT, KN_F32, "sum", &tickets[g]));
+            KN_TRY(group->table->all_reduce_start(group, sums[g], COUNT, KN_F32, "sum", &sum_tickets[g]));
+            KN_TRY(group->table->all_gather_start(group, &comm->rank, all[g], offsets, "who", &who_tickets[g]));
         }
-        for (int g = 0; g < 2; g++)
-            KN_TRY(groups[g].comm->table->all_gather(groups[g].comm, &comm->rank, all[g], sizeof(int), "who"));
         KN_TRY(comm->table->barrier(comm, "all"));
-        for (int g = 0; g < 2; g++) {
-            int ranks = groups[g].comm->ranks;
-            KN_TRY(groups[g].comm->table->wait(groups[g].comm, tickets[g]));
-            CHECK(memcmp(all[g], groups[g].members, (size_t)ranks * sizeof(int)) == 0);
-            for (int64_t k = 0; k < COUNT; k++)
-                CHECK(has_value(sums[g], k, KN_F32, expected_sum(groups[g].members, ranks, k, g, KN_F32)));
-            free(sums[g]);
+        for (int g = 0; g < GROUPS; g++) {
+            KN_TRY(groups[g].comm->table->wait(groups[g].comm, who_tickets[g]));
+            CHECK(memcmp(all[g], groups[g].members, (size_t)groups[g].comm->ranks * sizeof(int)) == 0);
+            KN_TRY(groups[g].comm->table->wait(groups[g].comm, sum_tickets[g]));
+            KN_TRY(check_group_sum(&groups[g], sums[g], COUNT, g));
         }
     }
-    for (int g = 0; g < 2; g++)
+    for (int g = 0; g < GROUPS; g++)
         groups[g].comm->table->destroy(groups[g].comm);
     return KN_OK;
 }
@@ -355,6 +382,7 @@ static const struct CommCase {
     {"all_to_all", case_all_to_all},
     {"send_receive", case_send_receive},
     {"partners_alone", case_partners_alone},
+    {"broadcast", case_broadcast},
     {"groups", case_groups},
     {"groups_of_groups", case_groups_of_groups},
 };
