@@ -12,7 +12,7 @@ enum { COUNT = 9, FRAME_BYTES = 16 * 12 * 3, FRAMES = 2 };
 static KnModelFile model;
 
 typedef struct Job {
-    char folder[300], names[COUNT][320];
+    const char *folder;
     KnRequest requests[COUNT];
     KnGenerateJob job;
 } Job;
@@ -21,12 +21,11 @@ typedef struct Job {
 static Job *make_job(KnArena *arena, const char *folder)
 {
     Job *job = kn_arena_alloc(arena, sizeof *job);
-    snprintf(job->folder, sizeof job->folder, "%s", test_path(folder));
+    job->folder = kn_arena_strdup(arena, test_path(folder));
     for (int i = 0; i < COUNT; i++) {
         KnRequest *request = &job->requests[i];
         kn_request_defaults(request, NULL, arena);
-        snprintf(job->names[i], sizeof job->names[i], "%s/%d.mp4", job->folder, i);
-        request->out = job->names[i];
+        request->out = kn_arena_format(arena, "%s/%d.mp4", job->folder, i);
         request->prompt = "x";
         request->size = (KnArgSize){16, 12};
         request->frames = FRAMES;
