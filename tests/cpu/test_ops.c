@@ -67,6 +67,21 @@ static void wild_indices_are_refused(void **state)
     kn_graph_destroy(graph);
 }
 
+/* Cut to a window, a wild span would look like a tame one. */
+static void wild_spans_are_refused(void **state)
+{
+    static const int32_t spans[2][4] = {{0, 3, 0, 3}, {3, 2, -1, 4}};
+    int32_t out[2][4];
+    KnGraph *graph = kn_graph_create();
+    KnTensor *table = kn_leaf(graph, KN_ROLE_INPUT, KN_I32, 2, (int64_t[]){2, 4}, "spans");
+    KnTensor *result = kn_span_window(graph, table, 0, 5, 0, 5);
+    KnCall call = {.node = result->producer, .inputs = {(void *)spans}, .outputs = {out}};
+    (void)state;
+    assert_int_equal(kn_cpu_backend()->run(kn_cpu_backend(), &call), KN_EINPUT);
+    assert_non_null(strstr(kn_error_message(), "span 1 (3, 2, -1, 4)"));
+    kn_graph_destroy(graph);
+}
+
 /* To the bit, which the bounds of the table cannot see: ties go to even, NaN stays NaN, infinities stay. */
 static void casts_round_to_nearest_even(void **state)
 {
@@ -105,10 +120,11 @@ int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "--speed"))
         return measure(argc > 2 ? atoi(argv[2]) : 1, argc > 3 ? argv[3] : "");
-    struct CMUnitTest *tests = calloc((size_t)op_case_count + 3, sizeof *tests);
+    struct CMUnitTest *tests = calloc((size_t)op_case_count + 4, sizeof *tests);
     int count = 0, failures = 0;
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(every_op_is_covered);
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(wild_indices_are_refused);
+    tests[count++] = (struct CMUnitTest)cmocka_unit_test(wild_spans_are_refused);
     tests[count++] = (struct CMUnitTest)cmocka_unit_test(casts_round_to_nearest_even);
     for (int i = 0; i < op_case_count; i++)
         if (!(op_cases[i].flags & OP_SPEED))

@@ -34,8 +34,7 @@ static void find_shares(const Merge *m, int64_t head, int64_t first, int64_t cou
         KnV a = kn_v_read(m->lse_a + start, at, lanes, 0), b = kn_v_read(m->lse_b + start, at, lanes, 0);
         KnV top = kn_v_max(a, b);
         KnVi nothing = top == kn_v_set(-INFINITY);
-        KnV from = kn_v_select(nothing, (KnV){0}, top);
-        KnV of_a = weight_of(a, from), of_b = weight_of(b, from), total = of_a + of_b;
+        KnV of_a = weight_of(a, top), of_b = weight_of(b, top), total = of_a + of_b;
         KnV share = 1.0f / kn_v_select(nothing, kn_v_set(1), total);
         kn_v_write(m->lse + start, at, top + kn_v_log(total), lanes, 0);
         kn_v_write(share_a, at, of_a * share, lanes, 0);
