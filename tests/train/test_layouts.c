@@ -9,6 +9,7 @@
 #include "train/optimizer.h"
 #include "train/pass.h"
 
+#include <float.h>
 #include <math.h>
 
 enum { PACKS = 24, TOKENS = 61, CLIPS = 3, TEXT = 17, DIM = 12 };
@@ -104,9 +105,14 @@ static void destroy_rank(Rank *r)
 
 /* --- Comparing ---------------------------------------------------------------------------------------------------- */
 
+/* 0 where the bits are the same; not a number is infinitely far. */
 static float difference(float a, float b)
 {
-    return fabsf(a - b) / fmaxf(fabsf(b), 1e-30f);
+    if (memcmp(&a, &b, sizeof a) == 0)
+        return 0;
+    if (!isfinite(a))
+        return INFINITY;
+    return a == b ? FLT_MIN : fabsf(a - b) / fmaxf(fabsf(b), 1e-30f);
 }
 
 /* Of what this rank holds of a parameter, against the whole: the largest difference over the largest value. */
@@ -123,7 +129,8 @@ static float compare(const Rank *r, const KnParameterValues *values, const KnPar
         for (int64_t i = 0; i < box.count[1] * rest; i++) {
             float got = box.data[row * box.count[1] * rest + i];
             float want = all[((box.start[0] + row) * width + box.start[1]) * rest + i];
-            worst = fmaxf(worst, isfinite(got) ? fabsf(got - want) / largest : INFINITY);
+            float bits = difference(got, want);
+            worst = fmaxf(worst, bits > 0 && isfinite(bits) ? fmaxf(fabsf(got - want) / largest, FLT_MIN) : bits);
         }
     return worst;
 }
