@@ -151,7 +151,7 @@ static int set_up(Trainer *t)
     report_plan(t);
     if (t->comm->rank == 0)
         KN_TRY(kn_metrics_open(&t->metrics, c->run_dir, t->state.step));
-    return kn_saving_create(&t->saving, c, t->comm, t->metrics);
+    return kn_saving_create(&t->saving, c, t->comm, t->metrics, &t->state);
 }
 
 /* --- One step ----------------------------------------------------------------------------------------------------- */
