@@ -214,7 +214,7 @@ static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
     t->state.data_step++;
     t->state.updates += !m->skipped;
     t->skipped += m->skipped;
-    if (m->fault)
+    if (m->fault && t->comm->rank == 0)
         kn_warn("step %lld: its %s%s", (long long)m->step,
                 fault->kind == KN_FAULT_SPIKE ? "loss is far above the trend" : "loss or gradient is not finite",
                 m->skipped ? ", it changed nothing" : "");
