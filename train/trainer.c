@@ -175,7 +175,7 @@ static int set_up(Trainer *t)
     report_plan(t);
     if (t->comm->rank == 0)
         KN_TRY(kn_metrics_open(&t->metrics, c->run_dir, t->state.step));
-    return kn_saving_create(&t->saving, c, t->comm, t->metrics);
+    return kn_saving_create(&t->saving, c, t->comm, t->metrics, &t->state);
 }
 
 /* --- One step ----------------------------------------------------------------------------------------------------- */
@@ -296,7 +296,7 @@ static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
     t->state.data_step++;
     t->state.updates += !m->skipped;
     t->skipped += m->skipped;
-    if (m->fault)
+    if (m->fault && t->comm->rank == 0)
         kn_warn("step %lld: its %s%s", (long long)m->step,
                 fault->kind == KN_FAULT_SPIKE ? "loss is far above the trend" : "loss or gradient is not finite",
                 m->skipped ? ", it changed nothing" : "");
