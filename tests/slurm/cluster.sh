@@ -60,6 +60,7 @@ start_slurm() {
     start_network
     start_munge "$folder" || fail "munged did not start: $(tail -n 3 "$folder/munged.out")"
     configure_slurm "$folder" >"$SLURM_CONF"
+    echo 'CgroupPlugin=cgroup/v1' >"$folder/cgroup.conf" # does without where there are none; v2 does not
     slurmctld -D >"$folder/slurmctld.out" 2>&1 &
     for node in node1 node2; do
         mkdir "$folder/spool-$node" "$folder/tmp-$node"
