@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Sourced first by tests that need a machine of their own: enter_machine runs the test again in new namespaces. Its
 # network is empty, so that addresses and ports are free; its processes end with the test; its mounts are nobody
 # else's. It needs root.

@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Sourced first by the tests of this folder: a real Slurm of two pretended nodes, munged, slurmctld and two slurmd of the
 # distribution, in a machine of its own. A node is a name: Open MPI names shared memory by it.
 source "$(dirname "${BASH_SOURCE[0]}")/../machine.sh"
