@@ -29,6 +29,14 @@ for host in near on_far; do
     $host sh -c 'echo 3 >/proc/sys/net/ipv4/tcp_retries2'
     address=10.78.0.2
 done
+# Nobody listens on the port, but the host's kernel says so. A link that has just come up takes a moment to reach it.
+answers() { # near|on_far ADDRESS
+    grep -q refused <<<"$($1 env LC_ALL=C bash -c ": <>/dev/tcp/$2/9" 2>&1)"
+}
+await_link() {
+    wait_for 20 answers near 10.78.0.2 && wait_for 20 answers on_far 10.78.0.1 || fail "the hosts do not reach each other"
+}
+await_link
 
 # What mpirun starts in place of ssh.
 cat >agent <<AGENT
@@ -66,6 +74,7 @@ grep -q "error: rank 0 has waited .* for rank 1 on host host2, which does not an
 [ ! -e cut/checkpoints/step-00000060 ] || fail "the link was cut too late"
 
 ip link set link0 up
+await_link
 launch host1,host2 cut --resume
 same_as_one cut
 echo "two hosts: all promises hold"
