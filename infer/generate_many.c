@@ -1,6 +1,7 @@
 /* The loop of one worker, and what is done once at the end. */
 #include "infer/generate_many.h"
 
+#include "core/base/activity.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -160,12 +161,19 @@ static int next_pass(Worker *w)
     return word[0];
 }
 
+static int make_pass(Worker *w)
+{
+    kn_activity_set("making %s and %d others", w->options->requests[w->indices[0]].out, w->count - 1);
+    return kn_generate_pass(&w->job, w->sampler, w->indices, w->count, show_pass, w);
+}
+
 static int work(Worker *w)
 {
     int code;
     while ((code = next_pass(w)) == KN_OK) {
         if (w->count > 0)
-            KN_TRY(kn_generate_pass(&w->job, w->sampler, w->indices, w->count, show_pass, w));
+            KN_TRY(make_pass(w));
+        kn_activity_set("looking for videos to make");
         show_progress(w, 0);
     }
     show_progress(w, 0);
