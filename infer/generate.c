@@ -158,9 +158,15 @@ typedef struct Pass {
     int count;
 } Pass;
 
+/* Ranks that have lost each other make nothing more. */
+static int goes_on(const KnGenerateJob *job, int code)
+{
+    return job->fail && code != KN_EPEER;
+}
+
 static int fail_request(const KnGenerateJob *job, int index, int code)
 {
-    return job->fail ? job->fail(job->context, index, code) : code;
+    return goes_on(job, code) ? job->fail(job->context, index, code) : code;
 }
 
 /* One rank's failure is everybody's. */
@@ -263,7 +269,7 @@ static int sample(const Pass *pass, KnSampler *sampler, KnSampleProgress progres
     int code = kn_sampler_run(sampler, &settings, pass->clips, pass->count, progress, context);
     if (code == KN_OK)
         return hand_over(pass);
-    if (!pass->job->fail)
+    if (!goes_on(pass->job, code))
         return code;
     return pass->count > 1 ? make_each_alone(pass, sampler, progress, context)
                            : fail_request(pass->job, pass->indices[0], code);

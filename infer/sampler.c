@@ -393,15 +393,14 @@ static void copy_out(const Group *g, const float *from)
     }
 }
 
-/* --- Waves: one group for each replica, side by side ----------------------------------------------------------------
- */
+/* --- Waves: one group for each replica, side by side -------------------------------------------------------------- */
 
 typedef struct Wave {
-    Group all;       /* every clip of it */
-    int64_t *cuts;   /* [replicas + 1]: which tokens of it each replica makes */
-    Group mine;      /* this rank's group */
-    int is_idle;     /* there are not enough clips: this rank has none */
-    int is_stand_in; /* nor has this one, but others need its part of the weights: it makes another's once more */
+    Group all;      /* every clip of it */
+    int64_t *cuts;  /* [replicas + 1]: which tokens of it each replica makes */
+    float *patches; /* of all its clips, where there are several replicas */
+    Group mine;     /* this rank's group */
+    int works;      /* 0: there are fewer clips than replicas, and none for this rank */
 } Wave;
 
 static int replicas_of(const KnSampler *s)
@@ -449,9 +448,9 @@ static void plan_wave(const Group *all, int64_t first, Wave *wave)
         if (r == me)
             wave->mine = g;
     }
-    wave->is_idle = wave->mine.count == 0;
-    wave->is_stand_in = wave->is_idle && weights_are_cut(s);
-    if (wave->is_stand_in) {
+    wave->works = wave->mine.count > 0;
+    if (!wave->works && weights_are_cut(s)) { /* others need this rank's weights: it makes another's clip once more */
+        wave->works = 1;
         wave->mine = wave->all;
         wave->mine.count = 1;
         wave->mine.tokens = clip_tokens(&wave->mine, 0);
@@ -459,7 +458,7 @@ static void plan_wave(const Group *all, int64_t first, Wave *wave)
 }
 
 /* Everybody's patches to everybody: of each replica the first rank of its sequence gives them. */
-static int share_patches(const Wave *wave, float *patches)
+static int share_patches(const Wave *wave)
 {
     const KnLayout *layout = wave->all.sampler->layout;
     KnComm *comm = layout->comms.groups[KN_GROUP_SUM];
@@ -467,25 +466,32 @@ static int share_patches(const Wave *wave, float *patches)
     int64_t *cuts = kn_alloc((size_t)(comm->ranks + 1) * sizeof *cuts);
     for (int rank = 0; rank < comm->ranks; rank++)
         cuts[rank + 1] = wave->cuts[rank / sequence + 1];
-    int code = gather(comm, wave->mine.x, patches, cuts, dim_of(&wave->all), "patches of all clips");
+    int code = gather(comm, wave->mine.x, wave->patches, cuts, dim_of(&wave->all), "patches of all clips");
     free(cuts);
     return code;
 }
 
-static int finish_wave(const Wave *wave)
+static int create_wave(Wave *wave, KnSolver **solver)
 {
     void *patches = NULL;
-    if (replicas_of(wave->all.sampler) == 1) {
-        copy_out(&wave->mine, wave->mine.x);
-        return KN_OK;
-    }
-    KN_TRY(kn_alloc_large(&patches, (size_t)(wave->all.tokens * dim_of(&wave->all)) * sizeof(float),
-                          "the patches of all clips"));
-    int code = share_patches(wave, patches);
-    if (code == KN_OK)
-        copy_out(&wave->all, patches);
-    kn_free_large(patches);
-    return code;
+    if (wave->works)
+        KN_TRY(create_group(&wave->mine, solver));
+    if (replicas_of(wave->all.sampler) > 1)
+        KN_TRY(kn_alloc_large(&patches, (size_t)(wave->all.tokens * dim_of(&wave->all)) * sizeof(float),
+                              "the patches of all clips"));
+    wave->patches = patches;
+    return KN_OK;
+}
+
+static int denoise_wave(Wave *wave, KnSolver *solver, Tally *tally)
+{
+    tally->wave = wave->all.tokens;
+    if (wave->works)
+        KN_TRY(denoise(&wave->mine, solver, tally));
+    if (wave->patches)
+        KN_TRY(share_patches(wave));
+    copy_out(&wave->all, wave->patches ? wave->patches : wave->mine.x);
+    return KN_OK;
 }
 
 /* What one rank alone may lack is found out, and agreed on, before ranks wait for each other. */
@@ -493,17 +499,15 @@ static int run_wave(Wave *wave, Tally *tally)
 {
     const KnLayout *layout = wave->all.sampler->layout;
     KnSolver *solver = NULL;
-    int works = !wave->is_idle || wave->is_stand_in;
-    int code = works ? create_group(&wave->mine, &solver) : KN_OK;
+    int code = create_wave(wave, &solver);
     if (layout && layout->comms.world)
         code = kn_comm_error_agree(layout->comms.world, code);
-    tally->wave = wave->all.tokens;
-    if (code == KN_OK && works)
-        code = denoise(&wave->mine, solver, tally);
     if (code == KN_OK)
-        code = finish_wave(wave);
+        code = denoise_wave(wave, solver, tally);
     kn_solver_destroy(solver);
     kn_free_large(wave->mine.x);
+    kn_free_large(wave->patches);
+    wave->patches = NULL;
     return code;
 }
 

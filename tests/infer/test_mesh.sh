@@ -92,15 +92,17 @@ done <<'LAYOUTS'
 4 1 ring=2,ulysses=2
 LAYOUTS
 
-# Only the second rank of a group misses the picture; all leave it out.
-mkdir here there
+# Two ranks of a group in folders of their own. The second one misses the picture: both leave it out. They write in turns.
+mkdir -p here/half there/half
 cp first.png here
-printf '%s\n' '{"prompt": "x", "first_frame": "first.png"}' '{"prompt": "y"}' >picture.jsonl
-expect_exit 1 env ASAN_OPTIONS=detect_leaks=0 "${launch[@]}" \
-    -n 1 --wdir "$work/here" "$kinora" generate --model "$work/run" --mesh ulysses=2 --prompts "$work/picture.jsonl" --out "$work/half" : \
-    -n 1 --wdir "$work/there" "$kinora" generate --model "$work/run" --mesh ulysses=2 --prompts "$work/picture.jsonl" --out "$work/half"
-expect 1 '"status":"failed","reason":"rank 1: .*first.png: No such file' half/report.jsonl
-expect 1 '"status":"made"' half/report.jsonl
+printf '%s\n' '{"prompt": "x", "first_frame": "first.png"}' '{"prompt": "a"}' '{"prompt": "b"}' '{"prompt": "c"}' >picture.jsonl
+share=("$kinora" generate --model "$work/run" --mesh ulysses=2 --prompts "$work/picture.jsonl" --out half)
+expect_exit 1 env ASAN_OPTIONS=detect_leaks=0 "${launch[@]}" -n 1 --wdir "$work/here" "${share[@]}" : \
+    -n 1 --wdir "$work/there" "${share[@]}"
+expect 1 '"status":"failed","reason":"rank 1: .*first.png: No such file' here/half/report.jsonl
+expect 3 '"status":"made"' here/half/report.jsonl
+[ "$(echo here/half/*.mp4 there/half/*.mp4)" = "here/half/0002.mp4 here/half/0004.mp4 there/half/0003.mp4" ] ||
+    fail "two ranks wrote $(echo ./*here/half/*.mp4)"
 
 # ---- eval ----
 
