@@ -31,7 +31,7 @@ static const KnCommand commands[] = {
     {"synth", "write captioned clips of a procedural world as video files", kn_command_synth},
     {"prep", "turn video files and folders into shards, alone or under mpirun", kn_command_prep},
     {"train", "train the model that a configuration describes, alone or under mpirun", train},
-    {"generate", "make videos of prompts and of given frames, many alone or under mpirun", kn_command_generate},
+    {"generate", "make videos of prompts and of given frames, alone or under mpirun", kn_command_generate},
     {"eval", "generate captions of a world with ground truth and measure what came out", kn_command_eval},
     {"import", "take over the transformer of a diffusers model", kn_command_import},
     {"export", "write a model as a folder that diffusers loads", kn_command_export},

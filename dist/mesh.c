@@ -4,8 +4,10 @@
 #include "core/base/error.h"
 #include "core/base/text.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static const char *const axis_names[KN_AXIS_COUNT] = {
     [KN_AXIS_DATA] = "data", [KN_AXIS_SHARD] = "shard",     [KN_AXIS_CFG] = "cfg",
@@ -36,6 +38,67 @@ const char *kn_axis_name(KnAxis axis)
 const char *kn_group_name(KnGroup group)
 {
     return groups[group].name;
+}
+
+/* --- From text ---------------------------------------------------------------------------------------------------- */
+
+static const struct {
+    const char *name;
+    size_t offset;
+    long long low, high;
+} settings[] = {
+    {"data", offsetof(KnParallelConfig, data), 1, 1 << 20},
+    {"shard", offsetof(KnParallelConfig, shard), 1, 1 << 20},
+    {"cfg", offsetof(KnParallelConfig, cfg), 1, 2},
+    {"ring", offsetof(KnParallelConfig, ring), 1, 1 << 16},
+    {"ulysses", offsetof(KnParallelConfig, ulysses), 1, 256},
+    {"tensor", offsetof(KnParallelConfig, tensor), 1, 1 << 16},
+    {"zero", offsetof(KnParallelConfig, zero), 0, 3},
+};
+enum { SETTING_COUNT = sizeof settings / sizeof *settings };
+
+static int fail_unknown(const char *name)
+{
+    const char *names[SETTING_COUNT];
+    for (int i = 0; i < SETTING_COUNT; i++)
+        names[i] = settings[i].name;
+    const char *nearest = kn_nearest(name, names, SETTING_COUNT);
+    if (nearest)
+        return kn_fail(KN_EINPUT, "a mesh has no axis \"%s\"; did you mean %s?", name, nearest);
+    return kn_fail(KN_EINPUT,
+                   "a mesh has no axis \"%s\": it is made of data, shard, cfg, ring, ulysses, tensor and zero", name);
+}
+
+static int parse_setting(char *word, KnParallelConfig *parallel)
+{
+    char *value = strchr(word, '='), *end = NULL;
+    if (!value || value == word)
+        return kn_fail(KN_EINPUT, "\"%s\" is no part of a mesh: write AXIS=N, as in ulysses=2,cfg=2", word);
+    *value++ = '\0';
+    for (int i = 0; i < SETTING_COUNT; i++) {
+        if (strcmp(word, settings[i].name) != 0)
+            continue;
+        long long number = strtoll(value, &end, 10);
+        if (end == value || *end || number < settings[i].low || number > settings[i].high)
+            return kn_fail(KN_EINPUT, "%s=%s: %s is a number from %lld to %lld", word, value, word, settings[i].low,
+                           settings[i].high);
+        memcpy((char *)parallel + settings[i].offset, &(int64_t){number}, sizeof(int64_t));
+        return KN_OK;
+    }
+    return fail_unknown(word);
+}
+
+int kn_mesh_parse(const char *text, KnParallelConfig *parallel)
+{
+    while (1) {
+        size_t length = strcspn(text, ",");
+        char *word = kn_format("%.*s", (int)length, text);
+        int code = parse_setting(word, parallel);
+        free(word);
+        if (code < 0 || !text[length])
+            return code;
+        text += length + 1;
+    }
 }
 
 /* --- Creating ----------------------------------------------------------------------------------------------------- */

@@ -44,6 +44,9 @@ typedef struct KnMesh {
     int rank, ranks;
 } KnMesh;
 
+/* "data=2,ulysses=4,zero=3": sets what it names and leaves the rest. KN_EINPUT names the word that is wrong. */
+int kn_mesh_parse(const char *text, KnParallelConfig *parallel);
+
 /* Resolves `auto` against the number of ranks. KN_EINPUT with the sentence that says which number to change. */
 int kn_mesh_create(KnMesh *mesh, const KnParallelConfig *config, int rank, int ranks);
 

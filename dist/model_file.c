@@ -14,43 +14,68 @@ static const char text_folder[] = "text_encoder";
 static const char run_config[] = "kinora.yaml"; /* of the run that made an exported model */
 static const char text_prefix[] = "text_encoder.";
 
-/* --- Checkpoint rows ---------------------------------------------------------------------------------------------- */
-
-void kn_model_checkpoint_tensors(const KnParameterValues *values, const char *prefix, KnArena *arena,
-                                 KnCheckpointTensor **tensors, int *count)
-{
-    const KnParameterSet *set = values->set;
-    *tensors = kn_realloc(*tensors, (size_t)(*count + set->count) * sizeof **tensors);
-    for (int i = 0; i < set->count; i++) {
-        const KnParameter *parameter = &set->list[i];
-        KnCheckpointTensor *tensor = &(*tensors)[(*count)++];
-        *tensor = (KnCheckpointTensor){.name = kn_arena_format(arena, "%s%s", prefix, parameter->name),
-                                       .type = KN_SAFETENSORS_F32,
-                                       .dims = parameter->dims,
-                                       .data = kn_parameter_data(values, parameter)};
-        memcpy(tensor->shape, parameter->shape, (size_t)parameter->dims * sizeof *tensor->shape);
-        kn_checkpoint_whole(tensor);
-    }
-}
-
 /* --- Opening ------------------------------------------------------------------------------------------------------ */
 
-static void hash_weights(KnModelFile *file)
+/* Where the weights go: all of them, or into this rank's place in a layout. */
+typedef struct Place {
+    const KnLayoutOptions *options; /* NULL: all */
+    KnLayout *layout;
+    float *whole; /* with a layout, the parameter that is being read */
+} Place;
+
+static int create_weights(KnModelFile *file, Place *place)
 {
-    unsigned char digest[KN_SHA256_BYTES];
     const KnParameterSet *set = &file->model.parameters;
+    int64_t largest = 0;
+    if (!place->options)
+        return kn_parameter_values_create(&file->weights, set, "the model's weights");
+    KN_TRY(kn_layout_create(place->layout, &file->model, place->options));
+    for (int i = 0; i < set->count; i++)
+        largest = set->list[i].elements > largest ? set->list[i].elements : largest;
+    void *whole = NULL;
+    KN_TRY(kn_alloc_large(&whole, (size_t)largest * sizeof(float), "one parameter of the model"));
+    place->whole = whole;
+    return kn_zero_values(&place->layout->zero, 3, &file->weights, "this rank's part of the model's weights");
+}
+
+/* What this rank holds of the parameter that was read. */
+static void keep_part(KnModelFile *file, const Place *place, const KnParameter *parameter)
+{
+    const KnParameterSet *part = &place->layout->part; /* in another order, since shapes are others */
+    int index = (int)(kn_parameter_find(part, parameter->name) - part->list);
+    KnBox box = kn_layout_box(place->layout, &file->weights, index);
+    int64_t width = parameter->dims > 1 ? parameter->shape[1] : 1;
+    int64_t rest = parameter->elements / (parameter->shape[0] * width), run = box.count[1] * rest;
+    for (int64_t r = 0; r < box.count[0]; r++)
+        memcpy(box.data + r * run, place->whole + ((box.start[0] + r) * width + box.start[1]) * rest,
+               (size_t)run * sizeof(float));
+}
+
+/* A file's way of reading one whole parameter. */
+typedef int ReadParameter(const void *source, const KnParameter *parameter, float *out);
+
+static int fill_weights(KnModelFile *file, const Place *place, ReadParameter *read, const void *source)
+{
+    const KnParameterSet *set = &file->model.parameters;
+    unsigned char digest[KN_SHA256_BYTES];
     KnSha256 *stream = kn_sha256_create();
-    for (int i = 0; i < set->count; i++) {
+    int code = KN_OK;
+    for (int i = 0; i < set->count && code == KN_OK; i++) {
         const KnParameter *parameter = &set->list[i];
+        float *out = place->options ? place->whole : kn_parameter_data(&file->weights, parameter);
+        if ((code = read(source, parameter, out)) < 0)
+            break;
         kn_sha256_update(stream, parameter->name, strlen(parameter->name) + 1);
-        kn_sha256_update(stream, kn_parameter_data(&file->weights, parameter),
-                         (size_t)parameter->elements * sizeof(float));
+        kn_sha256_update(stream, out, (size_t)parameter->elements * sizeof(float));
+        if (place->options)
+            keep_part(file, place, parameter);
     }
     kn_sha256_finish(stream, digest);
     kn_hex(digest, sizeof digest, file->hash);
+    return code;
 }
 
-static int create_model(KnModelFile *file, const char *json, const char *name, KnTokenizer *tokenizer)
+static int create_model(KnModelFile *file, Place *place, const char *json, const char *name, KnTokenizer *tokenizer)
 {
     KnModelConfig config;
     KnTextConfig text;
@@ -69,7 +94,7 @@ static int create_model(KnModelFile *file, const char *json, const char *name, K
     code = kn_model_create(&file->model, &config, &text, prediction, tokenizer);
     if (code < 0)
         return kn_fail_prefix(code, "%s", name);
-    return kn_parameter_values_create(&file->weights, &file->model.parameters, "the model's weights");
+    return create_weights(file, place);
 }
 
 static int checkpoint_tokenizer(const KnCheckpoint *checkpoint, KnTokenizer **tokenizer)
@@ -87,37 +112,48 @@ static int checkpoint_tokenizer(const KnCheckpoint *checkpoint, KnTokenizer **to
     return code;
 }
 
-static int fill_from_checkpoint(KnModelFile *file, const KnCheckpoint *checkpoint)
+typedef struct CheckpointSource {
+    const KnCheckpoint *checkpoint;
+    const char *prefix;
+} CheckpointSource;
+
+static int read_from_checkpoint(const void *context, const KnParameter *parameter, float *out)
+{
+    const CheckpointSource *source = context;
+    char *name = kn_format("%s%s", source->prefix, parameter->name);
+    KnCheckpointTensor tensor = {.name = name, .type = KN_SAFETENSORS_F32, .dims = parameter->dims, .data = out};
+    memcpy(tensor.shape, parameter->shape, (size_t)parameter->dims * sizeof *tensor.shape);
+    kn_checkpoint_whole(&tensor);
+    int code = kn_checkpoint_load(source->checkpoint, &tensor, 1);
+    free(name);
+    return code;
+}
+
+static int fill_from_checkpoint(KnModelFile *file, Place *place, const KnCheckpoint *checkpoint)
 {
     const KnCheckpointMeta *meta = kn_checkpoint_meta(checkpoint);
     KnTokenizer *tokenizer = NULL;
     char first[256];
     KN_TRY(checkpoint_tokenizer(checkpoint, &tokenizer));
-    KN_TRY(create_model(file, meta->model_json, kn_checkpoint_path(checkpoint), tokenizer));
+    KN_TRY(create_model(file, place, meta->model_json, kn_checkpoint_path(checkpoint), tokenizer));
     file->config_yaml = meta->config ? kn_strdup(meta->config) : NULL;
     file->step = meta->step;
     snprintf(first, sizeof first, "%s%s", KN_CHECKPOINT_AVERAGE, file->model.parameters.list[0].name);
-    const char *prefix = kn_checkpoint_find(checkpoint, first) ? KN_CHECKPOINT_AVERAGE : KN_CHECKPOINT_WEIGHTS;
-    KnArena *arena = kn_arena_create();
-    KnCheckpointTensor *tensors = NULL;
-    int count = 0;
-    kn_model_checkpoint_tensors(&file->weights, prefix, arena, &tensors, &count);
-    int code = kn_checkpoint_load(checkpoint, tensors, count);
-    free(tensors);
-    kn_arena_destroy(arena);
-    return code;
+    CheckpointSource source = {checkpoint,
+                               kn_checkpoint_find(checkpoint, first) ? KN_CHECKPOINT_AVERAGE : KN_CHECKPOINT_WEIGHTS};
+    return fill_weights(file, place, read_from_checkpoint, &source);
 }
 
-static int open_checkpoint(KnModelFile *file, const char *path)
+static int open_checkpoint(KnModelFile *file, Place *place, const char *path)
 {
     KnCheckpoint *checkpoint = NULL;
     KN_TRY(kn_checkpoint_open(&checkpoint, path, KN_CHECK_HASHES));
-    int code = fill_from_checkpoint(file, checkpoint);
+    int code = fill_from_checkpoint(file, place, checkpoint);
     kn_checkpoint_close(checkpoint);
     return code;
 }
 
-static int open_run(KnModelFile *file, KnComm *comm, const char *path)
+static int open_run(KnModelFile *file, Place *place, KnComm *comm, const char *path)
 {
     char *newest = NULL;
     int code = kn_checkpoint_newest(comm, path, &newest);
@@ -126,14 +162,22 @@ static int open_run(KnModelFile *file, KnComm *comm, const char *path)
     if (code == KN_OK) {
         free(file->path);
         file->path = newest;
-        code = open_checkpoint(file, newest);
+        code = open_checkpoint(file, place, newest);
     }
     return code;
 }
 
+typedef struct FolderSource {
+    const KnSafetensorsSet *transformer, *text;
+} FolderSource;
+
 /* Every parameter is taken from the set that its name belongs to, each with the published shape. */
-static int read_parameter(const KnSafetensorsSet *set, const char *name, const KnParameter *parameter, float *out)
+static int read_from_folder(const void *context, const KnParameter *parameter, float *out)
 {
+    const FolderSource *source = context;
+    int is_text = !strncmp(parameter->name, text_prefix, sizeof text_prefix - 1);
+    const KnSafetensorsSet *set = is_text ? source->text : source->transformer;
+    const char *name = parameter->name + (is_text ? sizeof text_prefix - 1 : 0);
     const KnSafetensor *found = kn_safetensors_find(set, name);
     if (found && (found->dims != parameter->dims ||
                   memcmp(found->shape, parameter->shape, (size_t)parameter->dims * sizeof *found->shape))) {
@@ -160,19 +204,6 @@ static int refuse_extra(const KnModelFile *file, const KnSafetensorsSet *set, co
     return KN_OK;
 }
 
-static int read_weights(KnModelFile *file, const KnSafetensorsSet *transformer, const KnSafetensorsSet *text)
-{
-    const KnParameterSet *set = &file->model.parameters;
-    for (int i = 0; i < set->count; i++) {
-        const KnParameter *parameter = &set->list[i];
-        float *out = kn_parameter_data(&file->weights, parameter);
-        int is_text = !strncmp(parameter->name, text_prefix, sizeof text_prefix - 1);
-        const char *name = parameter->name + (is_text ? sizeof text_prefix - 1 : 0);
-        KN_TRY(read_parameter(is_text ? text : transformer, name, parameter, out));
-    }
-    return KN_OK;
-}
-
 static int folder_tokenizer(const char *folder, KnTokenizer **tokenizer)
 {
     char *path = kn_format("%s/%s/spiece.model", folder, text_folder);
@@ -182,7 +213,7 @@ static int folder_tokenizer(const char *folder, KnTokenizer **tokenizer)
     return code;
 }
 
-static int open_sets(KnModelFile *file, const char *folder)
+static int open_sets(KnModelFile *file, const Place *place, const char *folder)
 {
     KnSafetensorsSet *transformer = NULL, *text = NULL;
     char *text_path = kn_path_join(folder, text_folder), *whole = kn_path_join(folder, weights_name);
@@ -190,7 +221,7 @@ static int open_sets(KnModelFile *file, const char *folder)
     if (code == KN_OK && file->model.text.kind == KN_TEXT_TRAINED)
         code = kn_safetensors_open(&text, text_path);
     if (code == KN_OK)
-        code = read_weights(file, transformer, text);
+        code = fill_weights(file, place, read_from_folder, &(FolderSource){transformer, text});
     if (code == KN_OK)
         code = refuse_extra(file, transformer, "");
     if (code == KN_OK)
@@ -211,7 +242,7 @@ static int read_run_config(KnModelFile *file, const char *folder)
     return code;
 }
 
-static int open_folder(KnModelFile *file, const char *folder, const char *config_path)
+static int open_folder(KnModelFile *file, Place *place, const char *folder, const char *config_path)
 {
     char *json = NULL;
     size_t size = 0;
@@ -219,14 +250,14 @@ static int open_folder(KnModelFile *file, const char *folder, const char *config
     KN_TRY(kn_file_read(config_path, &json, &size));
     int code = folder_tokenizer(folder, &tokenizer);
     if (code == KN_OK)
-        code = create_model(file, json, config_path, tokenizer);
+        code = create_model(file, place, json, config_path, tokenizer);
     free(json);
     KN_TRY(code);
     KN_TRY(read_run_config(file, folder));
-    return open_sets(file, folder);
+    return open_sets(file, place, folder);
 }
 
-int kn_model_open(KnModelFile *file, KnComm *comm, const char *path)
+static int open_any(KnModelFile *file, Place *place, KnComm *comm, const char *path)
 {
     char *config_json = kn_path_join(path, "config.json"), *config_yaml = kn_path_join(path, "config.yaml");
     int code;
@@ -234,11 +265,11 @@ int kn_model_open(KnModelFile *file, KnComm *comm, const char *path)
     if (!kn_file_exists(path))
         code = kn_fail(KN_EIO, "there is no model at %s", path);
     else if (kn_is_checkpoint(path))
-        code = open_checkpoint(file, path);
+        code = open_checkpoint(file, place, path);
     else if (kn_file_exists(config_json))
-        code = open_folder(file, path, config_json);
+        code = open_folder(file, place, path, config_json);
     else if (kn_file_exists(config_yaml))
-        code = open_run(file, comm, path);
+        code = open_run(file, place, comm, path);
     else
         code = kn_fail(KN_EINPUT,
                        "%s is no model: expected a run folder (config.yaml), a checkpoint (manifest.json) or a "
@@ -246,11 +277,22 @@ int kn_model_open(KnModelFile *file, KnComm *comm, const char *path)
                        path);
     free(config_json);
     free(config_yaml);
-    if (code == KN_OK)
-        hash_weights(file);
-    else
+    kn_free_large(place->whole);
+    if (code < 0)
         kn_model_close(file);
     return code;
+}
+
+int kn_model_open(KnModelFile *file, KnComm *comm, const char *path)
+{
+    return open_any(file, &(Place){0}, comm, path);
+}
+
+int kn_model_open_shared(KnModelFile *file, KnComm *comm, const char *path, const KnLayoutOptions *options,
+                         KnLayout *layout)
+{
+    *layout = (KnLayout){0};
+    return open_any(file, &(Place){.options = options, .layout = layout}, comm, path);
 }
 
 void kn_model_close(KnModelFile *file)

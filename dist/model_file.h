@@ -8,6 +8,7 @@
 
 #include "core/model/model.h"
 #include "dist/checkpoint.h"
+#include "dist/layout.h"
 
 /* Prefixes of tensor names in a checkpoint; "tokenizer" (u8) holds spiece.model. */
 #define KN_CHECKPOINT_WEIGHTS "weights."
@@ -26,6 +27,12 @@ typedef struct KnModelFile {
 /* KN_EINPUT, KN_EFORMAT or KN_EIO with a sentence that names the path, and the tensor where one is missing or of
  * another shape. */
 int kn_model_open(KnModelFile *file, KnComm *comm, const char *path);
+/* The same for ranks that share the model: creates `layout` by `options`, and `weights` are what this rank holds of it,
+ * its tensor part, of which only its range where parallel.zero is 3. More is never in memory than that and one
+ * parameter. Collective over options->world; neither struct may be moved, and the
+ * model is closed before the layout is destroyed. */
+int kn_model_open_shared(KnModelFile *file, KnComm *comm, const char *path, const KnLayoutOptions *options,
+                         KnLayout *layout);
 void kn_model_close(KnModelFile *file);
 
 /* The architecture as the JSON text of a diffusers config.json, with an object "kinora" for what diffusers does not
@@ -41,10 +48,5 @@ int kn_model_from_json(const char *json, const char *name, KnModelConfig *config
  * configuration of the run that made it, for its sample.* defaults. Atomic: the folder appears
  * whole; an existing one that is not empty is refused. */
 int kn_model_export(const KnModelFile *file, const char *directory);
-
-/* The checkpoint rows of all parameters of `values`, names behind `prefix`: for saving and for loading. Appends to
- * *tensors (heap array), names belong to `arena`. */
-void kn_model_checkpoint_tensors(const KnParameterValues *values, const char *prefix, KnArena *arena,
-                                 KnCheckpointTensor **tensors, int *count);
 
 #endif

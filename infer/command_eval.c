@@ -13,13 +13,14 @@
 #include "infer/generate.h"
 #include "infer/request_args.h"
 #include "infer/sheet.h"
+#include "infer/workers.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 typedef struct Options {
-    const char *model, *world, *sheet;
+    const char *model, *world, *sheet, *mesh;
     int64_t count;
     int held_out, trained, json;
     KnRequest request;
@@ -63,6 +64,13 @@ static const KnArg rows[] = {
      .low = 0,
      .high = 9e15},
     KN_SAMPLING_ARGS(offsetof(Options, request)),
+    {.name = "mesh",
+     .kind = KN_ARG_STRING,
+     .offset = offsetof(Options, mesh),
+     .metavariable = "AXIS=N,...",
+     .meaning =
+         "how the ranks of one mpirun share the work, as in `kinora generate --help`; all clips among all ranks\n"
+         "by default"},
     {.name = "sheet",
      .kind = KN_ARG_STRING,
      .offset = offsetof(Options, sheet),
@@ -80,7 +88,8 @@ static const KnArgSpec spec = {
     .description = "Generates clips for captions of a world with ground truth and measures colour, shape, motion and\n"
                    "\"clean\" (one compact object on a steady background) from the pixels alone.",
     .examples = "kinora eval --model runs/first --world moving-shapes --count 96 --sheet eval.png\n"
-                "kinora eval --model runs/first --trained --steps 50 --solver unipc --json",
+                "kinora eval --model runs/first --trained --steps 50 --solver unipc --json\n"
+                "mpirun --bind-to none -n 4 kinora eval --model runs/first --mesh cfg=2",
     .args = rows,
     .arg_count = sizeof rows / sizeof rows[0],
 };
@@ -94,6 +103,7 @@ typedef struct Run {
     const Options *options;
     const KnWorld *world;
     KnArena *arena;
+    KnWorkers workers; /* all ranks */
     KnModelFile file;
     KnRequest *requests; /* [count] */
     Verdict *verdicts;   /* [count] */
@@ -127,14 +137,13 @@ static int prepare(Run *run, KnComm *comm)
 {
     const Options *o = run->options;
     KnRequest base;
-    if (comm->ranks > 1)
-        return kn_fail(KN_EINPUT, "eval works in one process so far: start it without mpirun");
     if (o->held_out && o->trained)
         return kn_fail(KN_EINPUT, "--held-out and --trained exclude each other: give one of them");
     if (o->sheet)
         KN_TRY(kn_contact_sheet_check(o->sheet));
     KN_TRY(kn_world_find(o->world, &run->world));
-    KN_TRY(kn_model_open(&run->file, comm, o->model));
+    KN_TRY(kn_workers_create(&run->workers, o->mesh, 1, comm));
+    KN_TRY(kn_workers_open_model(&run->workers, o->model, &run->file));
     KN_TRY(kn_generate_defaults(&run->file, &base, run->arena));
     kn_request_overlay(&base, &o->request);
     KN_TRY(kn_world_check_geometry(run->world, (int)base.frames, (int)base.size.height, (int)base.size.width));
@@ -161,9 +170,10 @@ static void show_clip(const Run *run, int index, const uint8_t *pixels)
     kn_text_clear(&caption);
 }
 
-static int take_clip(void *context, int index, const uint8_t *pixels)
+static int take_clip(void *context, int index, int place, const uint8_t *pixels)
 {
     Run *run = context;
+    (void)place;
     const KnRequest *r = &run->requests[index];
     Verdict *v = &run->verdicts[index];
     kn_world_measure(run->world, pixels, (int)r->frames, (int)r->size.height, (int)r->size.width, &v->measured);
@@ -239,6 +249,7 @@ static int evaluate(Run *run, KnComm *comm)
     KN_TRY(prepare(run, comm));
     KnGenerateJob job = {.model = &run->file.model,
                          .weights = &run->file.weights,
+                         .layout = kn_workers_layout(&run->workers),
                          .requests = run->requests,
                          .count = (int)o->count,
                          .arena = run->arena,
@@ -247,6 +258,8 @@ static int evaluate(Run *run, KnComm *comm)
                          .context = run};
     KN_TRY(kn_generate_check(&job));
     KN_TRY(kn_generate(&job));
+    if (comm->rank > 0)
+        return KN_OK;
     for (int64_t i = 0; i < o->count; i++)
         kn_evaluation_add(&evaluation, &run->verdicts[i].match, &run->verdicts[i].measured);
     if (run->sheet)
@@ -256,6 +269,12 @@ static int evaluate(Run *run, KnComm *comm)
     else
         print_text(run, &evaluation);
     return KN_OK;
+}
+
+static void release_ranks(Run *run)
+{
+    kn_model_close(&run->file);
+    kn_workers_destroy(&run->workers);
 }
 
 int kn_command_eval(int argc, char **argv)
@@ -270,9 +289,12 @@ int kn_command_eval(int argc, char **argv)
         if (options.json)
             kn_log_set_quiet(1);
         run.arena = kn_arena_create();
-        code = kn_comm_close(comm, evaluate(&run, comm));
+        code = evaluate(&run, comm);
+        if (code == KN_OK)
+            release_ranks(&run);
+        code = kn_comm_close(comm, code);
         kn_contact_sheet_destroy(run.sheet);
-        kn_model_close(&run.file);
+        release_ranks(&run);
         kn_arena_destroy(run.arena);
     }
     kn_args_clear(&spec, &options, NULL);

@@ -5,7 +5,6 @@
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
-#include "core/cpu/backend.h"
 #include "core/cpu/isa.h"
 #include "dist/comm.h"
 #include "infer/generate.h"
@@ -14,6 +13,7 @@
 #include "infer/request_args.h"
 #include "infer/request_list.h"
 #include "infer/sheet.h"
+#include "infer/workers.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +21,7 @@
 #include <time.h>
 
 typedef struct Options {
-    const char *model, *prompts, *template, *variables, *from, *sheet;
+    const char *model, *prompts, *template, *variables, *from, *sheet, *mesh;
     KnRequest request; /* what the command line sets */
     int json;
 } Options;
@@ -133,6 +133,13 @@ static const KnArg rows[] = {
      .kind = KN_ARG_FLAG,
      .offset = REQUEST(lossless),
      .meaning = "H.264 with exact pixels, fewer players show it"},
+    {.name = "mesh",
+     .kind = KN_ARG_STRING,
+     .offset = offsetof(Options, mesh),
+     .metavariable = "AXIS=N,...",
+     .meaning = "how the ranks of one mpirun share a video, as in ulysses=2,cfg=2: ulysses and ring its tokens, cfg\n"
+                "guidance's two forwards, tensor each matrix, shard the clips of a pass and the weights (zero=3 cuts\n"
+                "the weights with ulysses and ring too); ranks beyond the product make other videos"},
     {.name = "sheet",
      .kind = KN_ARG_STRING,
      .offset = offsetof(Options, sheet),
@@ -157,12 +164,16 @@ static const KnArgSpec spec = {
         "Many videos may be made by several ranks, or by any number of processes that run the same command on a\n"
         "shared folder: whoever is free takes the next. Videos that stand as asked are skipped, those asked for\n"
         "otherwise are made again, one that cannot be made does not end the rest; report.jsonl in --out says what\n"
-        "became of each. The bytes of a video do not depend on how many make them.",
+        "became of each. The bytes of a video do not depend on how many make them.\n\n"
+        "With --mesh, ranks make each video together: one long one on all of them, or many on groups of them.\n"
+        "Another mesh may change a pixel by one.",
     .examples =
         "kinora generate --model runs/first --prompt \"a red circle moves left on a gray background\" --out a.mp4\n"
         "kinora generate --model runs/first --prompt \"...\" --size 64x32 --frames 16 --upscale 8 --out a.gif\n"
         "kinora generate --model runs/first --prompts prompts.jsonl --out videos\n"
         "mpirun --bind-to none -n 2 kinora generate --model runs/first --prompts prompts.jsonl --out videos\n"
+        "mpirun --bind-to none -n 4 kinora generate --model runs/first --mesh ulysses=2,cfg=2 --prompt \"...\" --out "
+        "a.mp4\n"
         "kinora generate --model runs/first --template \"a {color} car in {city}\" --variables cars.csv --out cars\n"
         "kinora generate --from a.json --seed 4 --out b.mp4",
     .args = rows,
@@ -173,6 +184,7 @@ static const KnArgSpec spec = {
 typedef struct Run {
     const Options *options;
     KnArena *arena;
+    KnWorkers workers;
     KnModelFile file;
     KnRequest *requests;
     int count;
@@ -204,10 +216,10 @@ static int check_options(const Options *o)
 }
 
 /* The model that is asked for, or the one that made the video. */
-static int open_model(Run *run, KnComm *comm, const KnOutputOrigin *origin)
+static int open_model(Run *run, const KnOutputOrigin *origin)
 {
     const char *path = run->options->model ? run->options->model : origin->model;
-    int code = kn_model_open(&run->file, comm, path);
+    int code = kn_workers_open_model(&run->workers, path, &run->file);
     if (code < 0)
         return run->options->model ? code : kn_fail_prefix(code, "%s names its model", run->options->from);
     if (!origin->model || !strcmp(origin->model_hash, run->file.hash))
@@ -277,10 +289,13 @@ static void choose_sheet(Run *run)
 
 /* ---- making it ---- */
 
-static int take_clip(void *context, int index, const uint8_t *pixels)
+static int take_clip(void *context, int index, int place, const uint8_t *pixels)
 {
     Run *run = context;
     const KnRequest *request = &run->requests[index];
+    (void)place;
+    if (run->workers.world->rank > 0)
+        return KN_OK;
     if (run->sheet)
         kn_contact_sheet_set(run->sheet, index, request, pixels, request->prompt, 0);
     return kn_output_write(request, &run->file, pixels);
@@ -290,6 +305,7 @@ static int make_one(Run *run)
 {
     KnGenerateJob job = {.model = &run->file.model,
                          .weights = &run->file.weights,
+                         .layout = kn_workers_layout(&run->workers),
                          .requests = run->requests,
                          .count = run->count,
                          .arena = run->arena,
@@ -300,7 +316,7 @@ static int make_one(Run *run)
     KN_TRY(kn_output_check(&run->requests[0]));
     KN_TRY(run->sheet ? kn_contact_sheet_check(run->sheet_path) : KN_OK);
     KN_TRY(kn_generate(&job));
-    if (!run->sheet)
+    if (!run->sheet || run->workers.world->rank > 0)
         return KN_OK;
     char *subtitle = kn_format("%s, hash %.12s", run->file.path, run->file.hash);
     int code = kn_contact_sheet_write(run->sheet, run->sheet_path, "Generated by kinora " KINORA_VERSION, subtitle);
@@ -308,7 +324,7 @@ static int make_one(Run *run)
     return code;
 }
 
-static int make_many(Run *run, KnComm *comm)
+static int make_many(Run *run)
 {
     char *folder = folder_of_many(run);
     int code = kn_generate_many(&(KnManyOptions){.file = &run->file,
@@ -318,7 +334,7 @@ static int make_many(Run *run, KnComm *comm)
                                                  .folder = folder,
                                                  .sheet = run->sheet_path,
                                                  .silent = run->options->json},
-                                comm, &run->result);
+                                &run->workers, &run->result);
     free(folder);
     return code;
 }
@@ -367,28 +383,35 @@ static void print_names(const Run *run)
         printf("%s\n", run->sheet_path);
 }
 
+/* One video is made by one group; more would make it again. */
+static int form_groups(Run *run, KnComm *comm)
+{
+    KN_TRY(kn_workers_create(&run->workers, run->options->mesh, 0, comm));
+    int groups = run->workers.groups, size = comm->ranks / groups;
+    if (groups == 1 || is_many(run->options))
+        return KN_OK;
+    return kn_fail(KN_EINPUT,
+                   "%d ranks are %d groups of %d, but there is one video: share it among all ranks, as with --mesh "
+                   "ulysses=%d, start %d, or give many videos with --prompts or --template",
+                   comm->ranks, groups, size, comm->ranks, size);
+}
+
 static int generate(Run *run, KnComm *comm)
 {
     const Options *o = run->options;
     KnRequest described;
     KnOutputOrigin origin = {0};
     double start = now_seconds();
-    if (comm->ranks > 1 && !is_many(o))
-        return kn_fail(KN_EINPUT, "one video is made by one process so far: start it without mpirun, or give many with "
-                                  "--prompts or --template");
-    if (comm->ranks > 1) {
-        int share = kn_cpu_threads() / comm->local_ranks;
-        kn_cpu_set_threads(share > 1 ? share : 1);
-    }
+    KN_TRY(form_groups(run, comm));
     kn_request_init(&described);
     if (o->from) {
         KN_TRY(kn_output_read(o->from, &described, &origin, run->arena));
         warn_of_change(run, &origin);
     }
-    KN_TRY(open_model(run, comm, &origin));
+    KN_TRY(open_model(run, &origin));
     KN_TRY(lay_out_requests(run, &described));
     choose_sheet(run);
-    KN_TRY(is_many(o) ? make_many(run, comm) : make_one(run));
+    KN_TRY(is_many(o) ? make_many(run) : make_one(run));
     if (comm->rank > 0)
         return KN_OK;
     if (o->json)
@@ -398,11 +421,19 @@ static int generate(Run *run, KnComm *comm)
     return KN_OK;
 }
 
+static void release_ranks(Run *run)
+{
+    kn_model_close(&run->file);
+    kn_workers_destroy(&run->workers);
+}
+
 /* That some requests failed is no reason to break the other ranks off: all end, and the first says so. */
 static int generate_and_close(Run *run, KnComm *comm)
 {
-    int rank = comm->rank;
-    KN_TRY(kn_comm_close(comm, generate(run, comm)));
+    int rank = comm->rank, code = generate(run, comm);
+    if (code == KN_OK)
+        release_ranks(run);
+    KN_TRY(kn_comm_close(comm, code));
     if (run->result.failed == 0 || rank > 0)
         return KN_OK;
     return kn_fail(KN_EIO, "%d of %d videos could not be made: %s says why; the same command tries them again",
@@ -415,7 +446,7 @@ static void release(Run *run)
     free(run->result.statuses);
     free(run->result.report);
     free(run->requests);
-    kn_model_close(&run->file);
+    release_ranks(run);
     kn_arena_destroy(run->arena);
 }
 

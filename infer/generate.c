@@ -4,6 +4,7 @@
 #include "core/base/error.h"
 #include "core/base/memory.h"
 #include "core/base/progress.h"
+#include "dist/comm.h"
 #include "infer/conditions.h"
 #include "infer/solver.h"
 
@@ -129,12 +130,17 @@ static int same_settings(const KnRequest *a, const KnRequest *b)
            a->steps == b->steps && a->guidance == b->guidance && a->shift == b->shift;
 }
 
+static int64_t most_pass_tokens(const KnGenerateJob *job)
+{
+    return KN_SAMPLE_PASS_TOKENS * (job->layout ? kn_mesh_replicas(&job->layout->mesh) : 1);
+}
+
 int kn_pass_has_room(const KnGenerateJob *job, const KnPassRoom *room, int index)
 {
     if (!room->first)
         return 1;
     return same_settings(room->first, &job->requests[index]) && room->taken < room->enough &&
-           room->taken + pass_tokens_of(job, index) <= KN_SAMPLE_PASS_TOKENS;
+           room->taken + pass_tokens_of(job, index) <= most_pass_tokens(job);
 }
 
 void kn_pass_take(const KnGenerateJob *job, KnPassRoom *room, int index)
@@ -152,9 +158,22 @@ typedef struct Pass {
     int count;
 } Pass;
 
+/* Ranks that have lost each other make nothing more. */
+static int goes_on(const KnGenerateJob *job, int code)
+{
+    return job->fail && code != KN_EPEER;
+}
+
 static int fail_request(const KnGenerateJob *job, int index, int code)
 {
-    return job->fail ? job->fail(job->context, index, code) : code;
+    return goes_on(job, code) ? job->fail(job->context, index, code) : code;
+}
+
+/* One rank's failure is everybody's. */
+static int agree(const KnGenerateJob *job, int code)
+{
+    const KnLayout *layout = job->layout;
+    return layout && layout->comms.world ? kn_comm_error_agree(layout->comms.world, code) : code;
 }
 
 static void clear_clip(KnSampleClip *clip)
@@ -177,7 +196,7 @@ static int prepare_clips(Pass *pass, const int *indices, int count)
 {
     for (int i = 0; i < count; i++) {
         KnSampleClip *clip = &pass->clips[pass->count];
-        int code = prepare_clip(pass->job, indices[i], clip);
+        int code = agree(pass->job, prepare_clip(pass->job, indices[i], clip));
         if (code == KN_OK) {
             pass->indices[pass->count++] = indices[i];
         } else {
@@ -188,24 +207,46 @@ static int prepare_clips(Pass *pass, const int *indices, int count)
     return KN_OK;
 }
 
-static int hand_over_clip(const KnGenerateJob *job, int index, const KnSampleClip *clip)
+static int hand_over_clip(const Pass *pass, int place)
 {
+    const KnSampleClip *clip = &pass->clips[place];
     void *pixels = NULL;
     KN_TRY(kn_alloc_large(&pixels, (size_t)(clip->frames * clip->height * clip->width * 3), "a clip's pixels"));
-    kn_sample_to_pixels(&job->model->config, clip, pixels);
-    int code = job->take(job->context, index, pixels);
+    kn_sample_to_pixels(&pass->job->model->config, clip, pixels);
+    int code = pass->job->take(pass->job->context, pass->indices[place], place, pixels);
     kn_free_large(pixels);
     return code;
 }
 
+/* Of a clip that was taken here with this result. */
+static int settle_clip(const Pass *pass, int place, int code, const char *sentence)
+{
+    const KnGenerateJob *job = pass->job;
+    if (code < 0)
+        kn_fail(code, "%s", sentence);
+    code = agree(job, code);
+    if (code < 0)
+        return fail_request(job, pass->indices[place], code);
+    return job->made ? job->made(job->context, pass->indices[place]) : KN_OK;
+}
+
+/* First all take, then all agree, so that no rank waits while another writes. */
 static int hand_over(const Pass *pass)
 {
+    int *codes = kn_alloc((size_t)pass->count * sizeof *codes), code = KN_OK;
+    char **sentences = kn_alloc((size_t)pass->count * sizeof *sentences);
     for (int i = 0; i < pass->count; i++) {
-        int code = hand_over_clip(pass->job, pass->indices[i], &pass->clips[i]);
-        if (code < 0)
-            KN_TRY(fail_request(pass->job, pass->indices[i], code));
+        codes[i] = hand_over_clip(pass, i);
+        sentences[i] = codes[i] < 0 ? kn_strdup(kn_error_message()) : NULL;
     }
-    return KN_OK;
+    for (int i = 0; i < pass->count; i++) {
+        if (code == KN_OK)
+            code = settle_clip(pass, i, codes[i], sentences[i]);
+        free(sentences[i]);
+    }
+    free(sentences);
+    free(codes);
+    return code;
 }
 
 /* What stops a whole pass, as a lack of memory does, may spare each clip alone. */
@@ -228,7 +269,7 @@ static int sample(const Pass *pass, KnSampler *sampler, KnSampleProgress progres
     int code = kn_sampler_run(sampler, &settings, pass->clips, pass->count, progress, context);
     if (code == KN_OK)
         return hand_over(pass);
-    if (!pass->job->fail)
+    if (!goes_on(pass->job, code))
         return code;
     return pass->count > 1 ? make_each_alone(pass, sampler, progress, context)
                            : fail_request(pass->job, pass->indices[0], code);
@@ -262,7 +303,7 @@ typedef struct Round {
 
 static int next_pass(Round *round)
 {
-    KnPassRoom room = {.enough = KN_SAMPLE_PASS_TOKENS};
+    KnPassRoom room = {.enough = most_pass_tokens(round->job)};
     round->finished += round->count;
     round->steps_done += round->evaluations;
     round->count = round->evaluations = 0;

@@ -10,20 +10,24 @@
 #include "infer/request.h"
 #include "infer/sampler.h"
 
-/* Takes clip `index`: u8 [frames][height][width][3], valid during the call. A negative code ends the job. */
-typedef int (*KnClipTaker)(void *context, int index, const uint8_t *pixels);
+/* Takes clip `index`: u8 [frames][height][width][3], valid during the call. A negative code ends the job. Of several
+ * ranks all take every clip, and `place` counts the clips of a pass: rank place % ranks is the one to write it, so that
+ * files are written side by side. */
+typedef int (*KnClipTaker)(void *context, int index, int place, const uint8_t *pixels);
 
 typedef struct KnGenerateJob {
     const KnModel *model;
     const KnParameterValues *weights; /* whole, or what this rank of `layout` holds */
-    const KnLayout *layout;           /* ranks that make every clip together: all call with equal jobs, and each takes
-                                         every clip; NULL = this process alone */
+    const KnLayout *layout;           /* ranks that make all clips together and call with equal jobs: what fails on
+                                         one fails on all, with its sentence; NULL = this process alone */
     KnRequest *requests;              /* checked and complete; what their files turn out to be is filled in */
     int count;
     KnArena *arena; /* of what is filled in */
     int silent;     /* no progress line */
     KnClipTaker take;
     void *context;
+    /* Told of a clip that every rank has taken; NULL: nobody asks. A negative code ends the job. */
+    int (*made)(void *context, int index);
     /* Told of a request that cannot be made, with its sentence recorded; the others go on unless it returns a negative
      * code. NULL: the first one ends the job. */
     int (*fail)(void *context, int index, int code);
@@ -49,7 +53,7 @@ typedef struct KnPassRoom {
 } KnPassRoom;
 
 /* Whether the request may join: the first always may, others of the same settings until there is enough, where a pass
- * (KN_SAMPLE_PASS_TOKENS) has room for them. */
+ * (KN_SAMPLE_PASS_TOKENS for each replica of the layout) has room for them. */
 int kn_pass_has_room(const KnGenerateJob *job, const KnPassRoom *room, int index);
 void kn_pass_take(const KnGenerateJob *job, KnPassRoom *room, int index);
 

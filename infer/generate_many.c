@@ -1,6 +1,7 @@
 /* The loop of one worker, and what is done once at the end. */
 #include "infer/generate_many.h"
 
+#include "core/base/activity.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -15,8 +16,9 @@
 
 typedef struct Worker {
     const KnManyOptions *options;
+    const KnWorkers *workers;
     KnGenerateJob job;
-    KnClaims *claims;
+    KnClaims *claims; /* of a group's first rank alone */
     KnSampler *sampler;
     int64_t *work; /* [count] */
     /* the pass that is being made */
@@ -28,6 +30,11 @@ typedef struct Worker {
     KnProgress progress;
     double looked; /* when the report was last read for it */
 } Worker;
+
+static int is_first(const Worker *w)
+{
+    return kn_workers_rank(w->workers) == 0;
+}
 
 static double now_seconds(void)
 {
@@ -41,10 +48,10 @@ static double now_seconds(void)
 /* `mine` is what this worker has done of its pass. */
 static void show_progress(Worker *w, int64_t mine)
 {
-    const KnReport *report = kn_claims_report(w->claims);
     int64_t total = 0, done = 0;
-    if (w->options->silent || !kn_log_is_shown())
+    if (w->options->silent || !kn_log_is_shown() || !is_first(w))
         return;
+    const KnReport *report = kn_claims_report(w->claims);
     for (int i = 0; i < w->options->count; i++) {
         KnReportStatus status = kn_report_status(report, i);
         total += status == KN_REPORT_SKIPPED ? 0 : w->work[i];
@@ -60,6 +67,8 @@ static void show_pass(void *context, int64_t done, int64_t total)
 {
     Worker *w = context;
     int64_t work = 0;
+    if (!is_first(w))
+        return;
     if (now_seconds() - w->looked > 1) {
         kn_claims_read(w->claims);
         w->looked = now_seconds();
@@ -78,18 +87,27 @@ static double seconds_of(const Worker *w, int index)
     return (now_seconds() - w->began) * (double)w->work[index] / (double)w->pass_work;
 }
 
-static int take_clip(void *context, int index, const uint8_t *pixels)
+static int take_clip(void *context, int index, int place, const uint8_t *pixels)
+{
+    const Worker *w = context;
+    int ranks = w->workers->comm ? w->workers->comm->ranks : 1;
+    return place % ranks == kn_workers_rank(w->workers)
+               ? kn_output_write(&w->options->requests[index], w->options->file, pixels)
+               : KN_OK;
+}
+
+static int settle_made(void *context, int index)
 {
     Worker *w = context;
-    KN_TRY(kn_output_write(&w->options->requests[index], w->options->file, pixels));
-    return kn_claims_settle(w->claims, index, KN_REPORT_MADE, NULL, seconds_of(w, index));
+    return is_first(w) ? kn_claims_settle(w->claims, index, KN_REPORT_MADE, NULL, seconds_of(w, index)) : KN_OK;
 }
 
 static int fail_clip(void *context, int index, int code)
 {
     Worker *w = context;
-    if (kn_report_status(kn_claims_report(w->claims), index) != KN_REPORT_OPEN)
-        return code; /* made, but the report could not be written */
+    (void)code;
+    if (!is_first(w))
+        return KN_OK;
     char *sentence = kn_strdup(kn_error_message());
     kn_warn("%s cannot be made: %s", w->options->requests[index].out, sentence);
     int settled = kn_claims_settle(w->claims, index, KN_REPORT_FAILED, sentence, seconds_of(w, index));
@@ -112,24 +130,50 @@ static int check_outputs(Worker *w)
     return KN_OK;
 }
 
-static int make_pass(Worker *w)
+/* The next pass, if there is anything free: KN_END when every request is settled. */
+static int claim_pass(Worker *w)
 {
+    int code = kn_claims_next(w->claims, w->indices, &w->count);
     w->began = now_seconds();
     w->pass_work = 0;
-    for (int i = 0; i < w->count; i++)
+    for (int i = 0; code == KN_OK && i < w->count; i++)
         w->pass_work += w->work[w->indices[i]];
-    KN_TRY(check_outputs(w));
-    if (w->count == 0)
-        return KN_OK;
+    return code == KN_OK ? check_outputs(w) : code;
+}
+
+/* The first rank tells the others of its group what it has claimed, so often that they do not take it for stuck. */
+static int next_pass(Worker *w)
+{
+    KnComm *comm = w->workers->comm;
+    int32_t word[2] = {0}; /* KN_OK or KN_END; how many */
+    if (is_first(w)) {
+        int code = claim_pass(w);
+        if (code != KN_OK && code != KN_END)
+            return code;
+        word[0] = code;
+        word[1] = code == KN_OK ? w->count : 0;
+    }
+    if (comm)
+        KN_TRY(comm->table->broadcast(comm, word, sizeof word, 0, "number of claimed videos"));
+    w->count = word[1];
+    if (comm && w->count > 0)
+        KN_TRY(comm->table->broadcast(comm, w->indices, (size_t)w->count * sizeof *w->indices, 0, "claimed videos"));
+    return word[0];
+}
+
+static int make_pass(Worker *w)
+{
+    kn_activity_set("making %s and %d others", w->options->requests[w->indices[0]].out, w->count - 1);
     return kn_generate_pass(&w->job, w->sampler, w->indices, w->count, show_pass, w);
 }
 
 static int work(Worker *w)
 {
     int code;
-    while ((code = kn_claims_next(w->claims, w->indices, &w->count)) == KN_OK) {
+    while ((code = next_pass(w)) == KN_OK) {
         if (w->count > 0)
             KN_TRY(make_pass(w));
+        kn_activity_set("looking for videos to make");
         show_progress(w, 0);
     }
     show_progress(w, 0);
@@ -175,13 +219,16 @@ static void fill_result(const Worker *w, KnManyResult *result)
 }
 
 /* Rank 0 goes last, so that what is said at the end is said by the rank that speaks. */
-static int leave(Worker *w, KnComm *comm, KnManyResult *result)
+static int leave(Worker *w, KnManyResult *result)
 {
+    KnComm *world = w->workers->world;
     int last = 0;
-    if (comm->rank > 0)
+    if (world->rank > 0 && is_first(w))
         KN_TRY(kn_claims_leave(w->claims, &last));
-    KN_TRY(comm->table->barrier(comm, "all videos are settled"));
-    if (comm->rank == 0)
+    KN_TRY(world->table->barrier(world, "all videos are settled"));
+    if (!is_first(w))
+        return KN_OK;
+    if (world->rank == 0)
         KN_TRY(kn_claims_leave(w->claims, &last));
     fill_result(w, result);
     return last ? finish(w, result) : KN_OK;
@@ -189,38 +236,43 @@ static int leave(Worker *w, KnComm *comm, KnManyResult *result)
 
 /* ---- all of it ---- */
 
-static int run(Worker *w, KnComm *comm, KnManyResult *result)
+static int run(Worker *w, KnManyResult *result)
 {
     const KnManyOptions *o = w->options;
+    KnComm *world = w->workers->world;
     KN_TRY(kn_generate_check_requests(&w->job));
     KN_TRY(o->sheet ? kn_contact_sheet_check(o->sheet) : KN_OK);
-    KN_TRY(kn_claims_join(&w->claims, o->folder, o->file, &w->job, comm->rank));
-    KN_TRY(comm->table->barrier(comm, "all are at work")); /* so that the first does not take another's share */
-    KN_TRY(kn_sampler_create(&w->sampler, w->job.model, w->job.weights, NULL));
+    if (is_first(w))
+        KN_TRY(kn_claims_join(&w->claims, o->folder, o->file, &w->job, world->rank));
+    KN_TRY(world->table->barrier(world, "all are at work")); /* so that the first does not take another's share */
+    KN_TRY(kn_sampler_create(&w->sampler, w->job.model, w->job.weights, w->job.layout));
     for (int i = 0; i < o->count; i++)
         w->work[i] = kn_generate_cost(&w->job, i).work;
     kn_progress_begin(&w->progress, &(KnProgressOptions){.label = "generate", .unit = "token-steps", .interval = 2});
     KN_TRY(work(w));
     if (!o->silent)
         kn_progress_end(&w->progress, NULL);
-    return leave(w, comm, result);
+    return leave(w, result);
 }
 
-int kn_generate_many(const KnManyOptions *options, KnComm *comm, KnManyResult *result)
+int kn_generate_many(const KnManyOptions *options, const KnWorkers *workers, KnManyResult *result)
 {
     Worker w = {.options = options,
+                .workers = workers,
                 .job = {.model = &options->file->model,
                         .weights = &options->file->weights,
+                        .layout = kn_workers_layout(workers),
                         .requests = options->requests,
                         .count = options->count,
                         .arena = options->arena,
                         .take = take_clip,
+                        .made = settle_made,
                         .fail = fail_clip},
                 .work = kn_alloc((size_t)options->count * sizeof(int64_t)),
                 .indices = kn_alloc((size_t)options->count * sizeof(int))};
     w.job.context = &w;
     *result = (KnManyResult){0};
-    int code = run(&w, comm, result);
+    int code = run(&w, result);
     kn_sampler_destroy(w.sampler);
     kn_claims_destroy(w.claims);
     free(w.work);

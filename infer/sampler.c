@@ -5,6 +5,7 @@
 #include "core/base/random.h"
 #include "core/cpu/backend.h"
 #include "data/patchify.h"
+#include "dist/comm.h"
 #include "dist/sharding.h"
 #include "infer/solver.h"
 
@@ -123,7 +124,7 @@ void kn_sample_from_pixels(const KnModelConfig *config, int64_t frames, int64_t 
 
 /* --- One pass ----------------------------------------------------------------------------------------------------- */
 
-/* A group of clips that are denoised together. */
+/* A group of clips that are denoised together, by one replica of the mesh. */
 typedef struct Group {
     KnSampler *sampler;
     const KnSampleSettings *settings;
@@ -347,7 +348,7 @@ static void draw_noise(Group *g)
 typedef struct Tally {
     KnSampleProgress report;
     void *context;
-    int64_t done, total;
+    int64_t done, total, wave; /* wave: tokens that all replicas denoise now */
 } Tally;
 
 static int denoise(Group *g, KnSolver *solver, Tally *tally)
@@ -359,35 +360,154 @@ static int denoise(Group *g, KnSolver *solver, Tally *tally)
         KN_TRY(evaluate(g, sigma));
         kn_solver_step(solver, g->velocity, g->x);
         write_given(g);
-        tally->done += g->tokens;
+        tally->done += tally->wave;
         if (tally->report)
             tally->report(tally->context, tally->done, tally->total);
     }
     return KN_OK;
 }
 
-static int run_group(Group *g, Tally *tally)
+static KnSolverOptions solver_options(const KnSampleSettings *o)
 {
-    const KnSampleSettings *o = g->settings;
+    return (KnSolverOptions){.solver = o->solver, .spacing = o->spacing, .steps = o->steps, .shift = o->shift};
+}
+
+static int create_group(Group *g, KnSolver **solver)
+{
     size_t values = (size_t)(g->tokens * dim_of(g));
-    KnSolver *solver = NULL;
+    KnSolverOptions options = solver_options(g->settings);
     void *memory = NULL;
     KN_TRY(prepare_pass(g));
     KN_TRY(kn_alloc_large(&memory, 2 * values * sizeof(float), "the clips' patches"));
     g->x = memory;
     g->velocity = g->x + values;
-    KnSolverOptions options = {.solver = o->solver, .spacing = o->spacing, .steps = o->steps, .shift = o->shift};
-    int code = kn_solver_create(&solver, &options, values);
-    if (code == KN_OK)
-        code = denoise(g, solver, tally);
-    const float *from = g->x;
-    for (int64_t i = 0; code == KN_OK && i < g->count; i++) {
+    return kn_solver_create(solver, &options, values);
+}
+
+static void copy_out(const Group *g, const float *from)
+{
+    for (int64_t i = 0; i < g->count; i++) {
         int64_t count = clip_tokens(g, i) * dim_of(g);
         memcpy(g->clips[i].patches, from, (size_t)count * sizeof(float));
         from += count;
     }
+}
+
+/* --- Waves: one group for each replica, side by side -------------------------------------------------------------- */
+
+typedef struct Wave {
+    Group all;      /* every clip of it */
+    int64_t *cuts;  /* [replicas + 1]: which tokens of it each replica makes */
+    float *patches; /* of all its clips, where there are several replicas */
+    Group mine;     /* this rank's group */
+    int works;      /* 0: there are fewer clips than replicas, and none for this rank */
+} Wave;
+
+static int replicas_of(const KnSampler *s)
+{
+    return s->layout ? kn_mesh_replicas(&s->layout->mesh) : 1;
+}
+
+/* Adds to the group as many of the `left` clips behind it as fill a pass, or this share of their tokens. */
+static void fill_group(Group *g, int64_t left, int64_t share)
+{
+    while (g->count < left) {
+        int64_t tokens = clip_tokens(g, g->count);
+        if (g->count && ((g->tokens + tokens) * g->branches > KN_SAMPLE_PASS_TOKENS || g->tokens + tokens / 2 > share))
+            break;
+        g->tokens += tokens;
+        g->count++;
+    }
+}
+
+static int64_t tokens_from(const Group *all, int64_t first)
+{
+    int64_t tokens = 0;
+    for (int64_t i = first; i < all->count; i++)
+        tokens += clip_tokens(all, i);
+    return tokens;
+}
+
+/* What every replica does next of the clips behind `first`; the same on all ranks. */
+static void plan_wave(const Group *all, int64_t first, Wave *wave)
+{
+    KnSampler *s = all->sampler;
+    int replicas = replicas_of(s), me = s->layout ? kn_mesh_replica(&s->layout->mesh) : 0;
+    wave->all = *all;
+    wave->all.clips += first;
+    wave->all.count = wave->all.tokens = 0;
+    for (int r = 0; r < replicas; r++) {
+        int64_t next = first + wave->all.count, rest = replicas - r;
+        Group g = *all;
+        g.clips += next;
+        g.count = g.tokens = 0;
+        fill_group(&g, all->count - next, (tokens_from(all, next) + rest - 1) / rest);
+        wave->all.count += g.count;
+        wave->all.tokens += g.tokens;
+        wave->cuts[r + 1] = wave->all.tokens;
+        if (r == me)
+            wave->mine = g;
+    }
+    wave->works = wave->mine.count > 0;
+    if (!wave->works && weights_are_cut(s)) { /* others need this rank's weights: it makes another's clip once more */
+        wave->works = 1;
+        wave->mine = wave->all;
+        wave->mine.count = 1;
+        wave->mine.tokens = clip_tokens(&wave->mine, 0);
+    }
+}
+
+/* Everybody's patches to everybody: of each replica the first rank of its sequence gives them. */
+static int share_patches(const Wave *wave)
+{
+    const KnLayout *layout = wave->all.sampler->layout;
+    KnComm *comm = layout->comms.groups[KN_GROUP_SUM];
+    int sequence = kn_mesh_group_size(&layout->mesh, KN_GROUP_SEQUENCE);
+    int64_t *cuts = kn_alloc((size_t)(comm->ranks + 1) * sizeof *cuts);
+    for (int rank = 0; rank < comm->ranks; rank++)
+        cuts[rank + 1] = wave->cuts[rank / sequence + 1];
+    int code = gather(comm, wave->mine.x, wave->patches, cuts, dim_of(&wave->all), "patches of all clips");
+    free(cuts);
+    return code;
+}
+
+static int create_wave(Wave *wave, KnSolver **solver)
+{
+    void *patches = NULL;
+    if (wave->works)
+        KN_TRY(create_group(&wave->mine, solver));
+    if (replicas_of(wave->all.sampler) > 1)
+        KN_TRY(kn_alloc_large(&patches, (size_t)(wave->all.tokens * dim_of(&wave->all)) * sizeof(float),
+                              "the patches of all clips"));
+    wave->patches = patches;
+    return KN_OK;
+}
+
+static int denoise_wave(Wave *wave, KnSolver *solver, Tally *tally)
+{
+    tally->wave = wave->all.tokens;
+    if (wave->works)
+        KN_TRY(denoise(&wave->mine, solver, tally));
+    if (wave->patches)
+        KN_TRY(share_patches(wave));
+    copy_out(&wave->all, wave->patches ? wave->patches : wave->mine.x);
+    return KN_OK;
+}
+
+/* What one rank alone may lack is found out, and agreed on, before ranks wait for each other. */
+static int run_wave(Wave *wave, Tally *tally)
+{
+    const KnLayout *layout = wave->all.sampler->layout;
+    KnSolver *solver = NULL;
+    int code = create_wave(wave, &solver);
+    if (layout && layout->comms.world)
+        code = kn_comm_error_agree(layout->comms.world, code);
+    if (code == KN_OK)
+        code = denoise_wave(wave, solver, tally);
     kn_solver_destroy(solver);
-    kn_free_large(memory);
+    kn_free_large(wave->mine.x);
+    kn_free_large(wave->patches);
+    wave->patches = NULL;
     return code;
 }
 
@@ -395,7 +515,7 @@ static int count_work(const Group *all, Tally *tally)
 {
     const KnSampleSettings *o = all->settings;
     KnSolver *solver = NULL;
-    KnSolverOptions options = {.solver = o->solver, .spacing = o->spacing, .steps = o->steps, .shift = o->shift};
+    KnSolverOptions options = solver_options(o);
     KN_TRY(kn_solver_create(&solver, &options, 1));
     for (int64_t i = 0; i < all->count; i++) {
         int64_t tokens = clip_tokens(all, i);
@@ -425,19 +545,13 @@ int kn_sampler_run(KnSampler *sampler, const KnSampleSettings *settings, const K
 {
     Tally tally = {.report = progress, .context = context};
     Group all = {.sampler = sampler, .settings = settings, .clips = clips, .count = count};
-    KN_TRY(count_work(&all, &tally));
-    for (int64_t first = 0; first < count;) {
-        Group g = {.sampler = sampler, .settings = settings, .clips = clips + first};
-        share_branches(&g);
-        while (first + g.count < count) {
-            int64_t tokens = clip_tokens(&all, first + g.count);
-            if (g.count && (g.tokens + tokens) * g.branches > KN_SAMPLE_PASS_TOKENS)
-                break;
-            g.tokens += tokens;
-            g.count++;
-        }
-        KN_TRY(run_group(&g, &tally));
-        first += g.count;
+    Wave wave = {.cuts = kn_alloc((size_t)(replicas_of(sampler) + 1) * sizeof(int64_t))};
+    share_branches(&all);
+    int code = count_work(&all, &tally);
+    for (int64_t first = 0; code == KN_OK && first < count; first += wave.all.count) {
+        plan_wave(&all, first, &wave);
+        code = run_wave(&wave, &tally);
     }
-    return KN_OK;
+    free(wave.cuts);
+    return code;
 }

@@ -31,7 +31,9 @@ typedef struct KnSampler KnSampler;
 /* The model, its weights and the layout must outlive the sampler. Only models with a text encoder of their own so far.
  * `layout` NULL: one process, whole weights. Else all its ranks share every run, which is then collective: `weights` is
  * what this rank holds (whole, a tensor part, or a ZeRO range), the clips and settings are the same on all, and so are
- * the results: tokens are cut over the sequence, guidance's two forwards over `cfg`. */
+ * the results. Clips are shared among the replicas (data x shard), tokens cut over the sequence, guidance's two
+ * forwards over `cfg`. A replica without a clip makes another's once more where the weights are cut, since it must
+ * gather them with the rest. */
 int kn_sampler_create(KnSampler **sampler, const KnModel *model, const KnParameterValues *weights,
                       const KnLayout *layout);
 void kn_sampler_destroy(KnSampler *sampler); /* NULL is fine */
@@ -39,8 +41,9 @@ void kn_sampler_destroy(KnSampler *sampler); /* NULL is fine */
 /* Called after every evaluation of the model, with how many of how many token-evaluations are done. */
 typedef void (*KnSampleProgress)(void *context, int64_t done, int64_t total);
 
-/* Denoises all clips, as many at once as fit a pass of `KN_SAMPLE_PASS_TOKENS`. KN_EINPUT names what does not fit the
- * patch or the rotary table. */
+/* Denoises all clips, as many at once as fit a pass of `KN_SAMPLE_PASS_TOKENS` (one on each replica). What one rank
+ * fails in before it waits for others (memory) fails on all of them, with its sentence. KN_EINPUT names what does not
+ * fit the patch or the rotary table. */
 enum { KN_SAMPLE_PASS_TOKENS = 8192 };
 int kn_sampler_run(KnSampler *sampler, const KnSampleSettings *settings, const KnSampleClip *clips, int64_t count,
                    KnSampleProgress progress, void *context);

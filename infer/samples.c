@@ -3,6 +3,7 @@
 
 #include "core/base/error.h"
 #include "core/base/file.h"
+#include "dist/comm.h"
 #include "infer/generate.h"
 #include "infer/output.h"
 #include "infer/sheet.h"
@@ -12,7 +13,7 @@
 #include <string.h>
 
 typedef struct Samples {
-    int writes; /* of the ranks that make them together, one */
+    int rank, ranks; /* that make them together */
     KnRequest *requests;
     KnContactSheet *sheet;
 } Samples;
@@ -34,14 +35,13 @@ static const char *name_of(KnArena *arena, const char *folder, int index, const 
                            request->frames == 1 ? "png" : "mp4");
 }
 
-static int take_clip(void *context, int index, const uint8_t *pixels)
+static int take_clip(void *context, int index, int place, const uint8_t *pixels)
 {
     const Samples *samples = context;
     const KnRequest *request = &samples->requests[index];
-    if (!samples->writes)
-        return KN_OK;
-    kn_contact_sheet_set(samples->sheet, index, request, pixels, request->prompt, 0);
-    return kn_output_video(request, pixels, request->prompt);
+    if (samples->rank == 0)
+        kn_contact_sheet_set(samples->sheet, index, request, pixels, request->prompt, 0);
+    return place % samples->ranks == samples->rank ? kn_output_video(request, pixels, request->prompt) : KN_OK;
 }
 
 int kn_draw_samples(const KnLayout *layout, const KnParameterValues *weights, const KnConfig *config,
@@ -51,7 +51,8 @@ int kn_draw_samples(const KnLayout *layout, const KnParameterValues *weights, co
     if (count == 0)
         return KN_OK;
     KnArena *arena = kn_arena_create();
-    Samples samples = {.writes = layout->mesh.rank == 0,
+    Samples samples = {.rank = layout->mesh.rank,
+                       .ranks = layout->mesh.ranks,
                        .requests = kn_arena_alloc(arena, (size_t)count * sizeof(KnRequest)),
                        .sheet = kn_contact_sheet_create(count)};
     for (int i = 0; i < count; i++) {
@@ -70,12 +71,14 @@ int kn_draw_samples(const KnLayout *layout, const KnParameterValues *weights, co
                          .silent = 1,
                          .take = take_clip,
                          .context = &samples};
-    int code = samples.writes ? kn_make_directories(folder) : KN_OK;
+    int code = samples.rank == 0 ? kn_make_directories(folder) : KN_OK;
+    if (layout->comms.world)
+        code = kn_comm_error_agree(layout->comms.world, code);
     if (code == KN_OK)
         code = kn_generate_check(&job);
     if (code == KN_OK)
         code = kn_generate(&job);
-    if (code == KN_OK && samples.writes) {
+    if (code == KN_OK && samples.rank == 0) {
         char *path = kn_path_join(folder, "sheet.png");
         code = kn_contact_sheet_write(samples.sheet, path, "Samples during training", folder);
         free(path);

@@ -8,13 +8,13 @@
 
 #include <math.h>
 
-static inline void make_tiny_model(const char *folder, const char *config_yaml)
+static inline void make_tiny_model_of(const char *folder, const char *config_yaml, int heads)
 {
     static const char *const captions[] = {"a red circle moves left on a gray background",
                                            "a blue square stays still on a black background"};
-    KnModelConfig config = {.hidden = 32,
+    KnModelConfig config = {.hidden = 16 * heads,
                             .layers = 2,
-                            .heads = 2,
+                            .heads = heads,
                             .ffn = 64,
                             .channels = 3,
                             .patch = {2, 4, 4},
@@ -38,6 +38,11 @@ static inline void make_tiny_model(const char *folder, const char *config_yaml)
     file.config_yaml = config_yaml ? kn_strdup(config_yaml) : NULL;
     assert_ok(kn_model_export(&file, folder));
     kn_model_close(&file);
+}
+
+static inline void make_tiny_model(const char *folder, const char *config_yaml)
+{
+    make_tiny_model_of(folder, config_yaml, 2);
 }
 
 #endif

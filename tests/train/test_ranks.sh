@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The same YAML on one and two ranks sees the same global batch: losses agree to 1e-5 over 50 steps in f32.
+tools=$(cd "$1" && pwd)/tests
 source "$(dirname "$0")/run.sh"
 prepare 64
 ranks() { # COUNT RUN [option ...]
@@ -26,6 +27,23 @@ ranks 1 moved --resume
 paste <(losses one) <(losses moved) | awk '
     { d = ($2 > $4 ? $2 - $4 : $4 - $2) / $2; if (d > worst) worst = d } END { exit !(worst <= 1e-5) }' ||
     fail "two ranks, then one, differ by more than 1e-5"
+
+# Sample clips are drawn by all ranks together: the pictures are those of one process.
+draw() { # COUNT [option ...]
+    local count=$1
+    shift
+    rm -rf drawn # its name is on the sheet
+    ranks "$count" drawn --set train.steps=10 --set train.sample_every=10 --set sample.guidance=8 --set sample.steps=5 \
+        --set "sample.prompts=[a red circle, a blue square, a triangle]" \
+        --set sample.frames=2 --set sample.width=40 --set sample.height=24 "$@"
+    [ "$(find drawn/samples/step-00000010 -name '0*.mp4' | wc -l)" = 3 ] || fail "$count ranks have not drawn three clips"
+}
+draw 1
+mv drawn/samples/step-00000010/sheet.png alone.png
+draw 2 --set parallel.shard=2
+"$tools/tool_pixels" alone.png drawn/samples/step-00000010/sheet.png || fail "two ranks draw other clips than one"
+draw 4 --set parallel.ring=2 --set parallel.ulysses=2
+"$tools/tool_pixels" alone.png drawn/samples/step-00000010/sheet.png || fail "four ranks draw other clips than one"
 
 # What cannot be shared is refused with the numbers.
 if ranks 3 three; then fail "2 packs on 3 ranks were accepted"; fi
