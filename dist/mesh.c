@@ -193,6 +193,16 @@ char *kn_mesh_describe(const KnMesh *mesh)
     return kn_text_take(&text);
 }
 
+char *kn_mesh_to_json(const KnMesh *mesh)
+{
+    KnText text = {0};
+    for (int axis = 0; axis < KN_AXIS_COUNT; axis++)
+        if (axis == KN_AXIS_DATA || mesh->sizes[axis] > 1)
+            kn_text_appendf(&text, "%s\"%s\": %d", text.length ? ", " : "{", axis_names[axis], mesh->sizes[axis]);
+    kn_text_appendf(&text, "}");
+    return kn_text_take(&text);
+}
+
 /* --- Communicators ------------------------------------------------------------------------------------------------ */
 
 int kn_mesh_comms_create(KnMeshComms *comms, const KnMesh *mesh, KnComm *world)

@@ -61,6 +61,9 @@ int kn_mesh_replica(const KnMesh *mesh);
 /* "data 2 x shard 2 x ulysses 2", axes of one left out; "one rank" when all are. free() it. */
 char *kn_mesh_describe(const KnMesh *mesh);
 
+/* {"data": 2, "ulysses": 2}: data, and what is more than 1. free() it. */
+char *kn_mesh_to_json(const KnMesh *mesh);
+
 /* One communicator for each group, by KnGroup; NULL where it has one member. Collective over `world`. */
 typedef struct KnMeshComms {
     KnComm *world;

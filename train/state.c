@@ -231,7 +231,7 @@ static int save_or_reserve(const KnTrainState *state, const KnConfig *config, Kn
         kn_checkpoint_whole(&list.tensors[list.count - 1]);
     }
     char *yaml = kn_config_to_yaml(config), *model = kn_model_to_json(&state->model);
-    char *mesh = kn_format("{\"data\": %d}", comm->ranks);
+    char *mesh = kn_mesh_to_json(&state->layout.mesh);
     char *data = counters_to_json(state);
     KnCheckpointSave save = {
         .run_dir = config->run_dir,

@@ -118,7 +118,7 @@ static void create(Trial *t, int recompute, KnDtype dtype)
     assert_int_equal(kn_parameter_values_create(&t->weights, &t->model.parameters, "weights"), KN_OK);
     assert_int_equal(kn_parameter_values_create(&t->gradients, &t->model.parameters, "gradients"), KN_OK);
     kn_parameter_values_init(&t->weights, 7);
-    KnParallelConfig alone = {1, 1, 1, 1, 1, 1, 0};
+    KnParallelConfig alone = {.data = 1, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1};
     assert_int_equal(kn_layout_create(&t->layout, &t->model, &(KnLayoutOptions){.parallel = &alone, .ranks = 1}),
                      KN_OK);
     assert_int_equal(kn_train_batch_create(&t->batch, &options), KN_OK);

@@ -252,7 +252,7 @@ static void create_world(World *w, const char *optimizer, KnParallelMode mode)
         fill_batch(w, i);
     assert_int_equal(kn_parameter_values_create(&w->gradients, &w->model.parameters, "gradients"), KN_OK);
     assert_int_equal(kn_parameter_values_create(&w->weights, &w->model.parameters, "weights"), KN_OK);
-    Trial alone = {.world = w, .parallel = {1, 1, 1, 1, 1, 1, 0, mode}};
+    Trial alone = {.world = w, .parallel = {.data = 1, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1, .mode = mode}};
     KnComm *comm = NULL;
     Rank r;
     assert_int_equal(kn_comm_self_open(&comm), KN_OK);
