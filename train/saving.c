@@ -31,7 +31,7 @@ int kn_saving_create(KnSaving **saving, const KnConfig *config, KnComm *comm, Kn
     **saving = (KnSaving){.config = config, .comm = comm, .metrics = metrics, .rolled_to = -1};
     KN_TRY(kn_checkpoint_saver_create(&(*saving)->saver, comm));
     int beside = config->train.checkpoint_every > 0; /* the last one is waited for, and needs no copy */
-    return beside ? kn_train_state_reserve(state, config, comm, (*saving)->saver) : KN_OK;
+    return beside ? kn_train_state_reserve(state, config, (*saving)->saver) : KN_OK;
 }
 
 static void *draw(void *argument)
@@ -128,7 +128,7 @@ int kn_saving_begin(KnSaving *saving, const KnTrainState *state, int wait)
 {
     KnCheckpointReport report;
     KN_TRY(kn_saving_finish(saving));
-    int code = kn_train_state_save(state, saving->config, saving->comm, saving->saver, wait, &report);
+    int code = kn_train_state_save(state, saving->config, saving->saver, wait, &report);
     return judge(saving, code, &report, wait);
 }
 

@@ -215,8 +215,8 @@ static int load_state(KnTrainState *state, const KnCheckpoint *checkpoint)
 }
 
 /* Saves, or only reserves the memory for it where `report` is NULL. */
-static int save_or_reserve(const KnTrainState *state, const KnConfig *config, KnComm *comm, KnCheckpointSaver *saver,
-                           int wait, KnCheckpointReport *report)
+static int save_or_reserve(const KnTrainState *state, const KnConfig *config, KnCheckpointSaver *saver, int wait,
+                           KnCheckpointReport *report)
 {
     TensorList list = list_tensors(state);
     size_t bytes = 0;
@@ -251,15 +251,15 @@ static int save_or_reserve(const KnTrainState *state, const KnConfig *config, Kn
     return code;
 }
 
-int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnComm *comm, KnCheckpointSaver *saver,
-                        int wait, KnCheckpointReport *report)
+int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnCheckpointSaver *saver, int wait,
+                        KnCheckpointReport *report)
 {
-    return save_or_reserve(state, config, comm, saver, wait, report);
+    return save_or_reserve(state, config, saver, wait, report);
 }
 
-int kn_train_state_reserve(const KnTrainState *state, const KnConfig *config, KnComm *comm, KnCheckpointSaver *saver)
+int kn_train_state_reserve(const KnTrainState *state, const KnConfig *config, KnCheckpointSaver *saver)
 {
-    return save_or_reserve(state, config, comm, saver, 0, NULL);
+    return save_or_reserve(state, config, saver, 0, NULL);
 }
 
 /* --- Creating ----------------------------------------------------------------------------------------------------- */
