@@ -131,6 +131,14 @@ static void add_scalar(KnMetrics *metrics, const char *tag, int64_t step, double
     metrics->board = NULL;
 }
 
+static json_t *list_of(const float *values, int count)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < count; i++)
+        json_array_append_new(list, number((double)values[i]));
+    return list;
+}
+
 void kn_metrics_step(KnMetrics *metrics, const KnStepMetrics *s)
 {
     json_t *object = json_pack("{sI}", "step", (json_int_t)s->step);
@@ -149,6 +157,10 @@ void kn_metrics_step(KnMetrics *metrics, const KnStepMetrics *s)
         json_object_set_new(object, "fault", json_string(s->fault));
     if (s->skipped)
         json_object_set_new(object, "skipped", json_true());
+    if (s->ranks)
+        json_object_set_new(object, "rank_work_seconds", list_of(s->rank_work, s->ranks));
+    if (s->ranks)
+        json_object_set_new(object, "slowest_rank", json_integer(s->slowest_rank));
     write_line(metrics, object);
     add_scalar(metrics, "loss/train", s->step, s->loss);
     add_scalar(metrics, "gradient_norm", s->step, s->gradient_norm);

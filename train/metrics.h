@@ -21,7 +21,10 @@ typedef struct KnStepMetrics {
     double wait_seconds; /* for data */
     int skipped;         /* 1: the step changed nothing */
     const char *fault;   /* what went wrong with it, by name; NULL: nothing */
-    double zscore;       /* of the loss, in deviations above its trend; 0: not known yet */
+    int ranks;              /* of a report on the ranks' times (train/ranks.h); 0 where this step has none */
+    const float *rank_work; /* [ranks]: seconds a step that each worked and did not wait for others */
+    int slowest_rank;
+    double zscore; /* of the loss, in deviations above its trend; 0: not known yet */
 } KnStepMetrics;
 
 /* Opens RUN/metrics.jsonl, keeping lines of steps <= `keep_steps` (0: a new run), and a new event file. */

@@ -12,6 +12,7 @@
 #include "dist/comm.h"
 #include "train/faults.h"
 #include "train/metrics.h"
+#include "train/ranks.h"
 #include "train/saving.h"
 #include "train/state.h"
 
@@ -35,6 +36,7 @@ typedef struct Trainer {
     int save_is_due;
     KnProgress progress;
     float stats[2];
+    KnRankTimes times;
     KnPackParts parts;   /* of the layout-invariant mode, as are: */
     float (*pack_stats)[2]; /* [packs here]: loss and denoised tokens of each */
     double peak_flops; /* of all ranks */
@@ -173,6 +175,7 @@ static int set_up(Trainer *t)
     KN_TRY(kn_loader_open(&t->loader, &loader));
     KN_TRY(measure_peak(t));
     report_plan(t);
+    kn_rank_times_create(&t->times, t->comm);
     if (t->comm->rank == 0)
         KN_TRY(kn_metrics_open(&t->metrics, c->run_dir, t->state.step));
     return kn_saving_create(&t->saving, c, t->comm, t->metrics, &t->state);
@@ -288,6 +291,7 @@ static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
     double start = now_seconds();
     *fault = (KnFault){0};
     *m = (KnStepMetrics){.step = t->state.step + 1};
+    kn_rank_times_begin(&t->times);
     KN_TRY(run_packs(t, m));
     if (t->stop)
         return KN_OK;
@@ -301,6 +305,7 @@ static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
                 fault->kind == KN_FAULT_SPIKE ? "loss is far above the trend" : "loss or gradient is not finite",
                 m->skipped ? ", it changed nothing" : "");
     m->seconds = now_seconds() - start;
+    kn_rank_times_end(&t->times, m->seconds);
     m->tokens_per_second = (double)m->tokens / m->seconds;
     m->peak_share = kn_train_pass_flops(t->last_pass) * (double)(packs_here(t) * t->comm->ranks) / m->seconds /
                     fmax(t->peak_flops, 1);
@@ -395,9 +400,25 @@ static int is_due(int64_t every, int64_t step)
     return every > 0 && step % every == 0;
 }
 
+static int is_shown(const Trainer *t, int64_t step)
+{
+    return is_due(t->config->train.log_every, step) || step == t->config->train.steps;
+}
+
+static int report_ranks(Trainer *t, KnStepMetrics *m)
+{
+    if (t->comm->ranks == 1 || !is_shown(t, m->step))
+        return KN_OK;
+    KN_TRY(kn_rank_times_report(&t->times));
+    m->ranks = t->comm->ranks;
+    m->rank_work = t->times.of_ranks;
+    m->slowest_rank = t->times.slowest;
+    return KN_OK;
+}
+
 static void show_step(Trainer *t, const KnStepMetrics *m)
 {
-    if (t->comm->rank == 0 && (is_due(t->config->train.log_every, m->step) || m->step == t->config->train.steps))
+    if (t->comm->rank == 0 && is_shown(t, m->step))
         kn_progress_update(&t->progress, m->step, "loss %.5f  grad %.3f  %.0f tokens/s  %.0f%% of peak", m->loss,
                            m->gradient_norm, m->tokens_per_second, 100 * m->peak_share);
 }
@@ -438,6 +459,7 @@ static int train_step(Trainer *t)
     KN_TRY(run_step(t, &metrics, &fault));
     if (t->stop)
         return save_and_wait(t, &fault);
+    KN_TRY(report_ranks(t, &metrics));
     if (t->metrics)
         kn_metrics_step(t->metrics, &metrics);
     show_step(t, &metrics);
@@ -488,6 +510,7 @@ int kn_train(const KnTrainOptions *options, KnComm *comm)
     kn_train_pass_destroy(t.last_pass);
     kn_train_pass_destroy(t.validation_pass);
     kn_pack_parts_clear(&t.parts);
+    kn_rank_times_destroy(&t.times);
     free(t.pack_stats);
     kn_train_state_destroy(&t.state);
     return code < 0 || closed == KN_OK ? code : closed;
