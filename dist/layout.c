@@ -23,7 +23,7 @@ int kn_layout_create(KnLayout *layout, const KnModel *model, const KnLayoutOptio
 {
     int rank = o->world ? o->world->rank : o->rank, ranks = o->world ? o->world->ranks : o->ranks;
     const KnParallelConfig *c = o->parallel;
-    *layout = (KnLayout){.model = model, .invariant = c->mode == KN_PARALLEL_LAYOUT_INVARIANT};
+    *layout = (KnLayout){.model = model, .invariant = c->mode == KN_PARALLEL_LAYOUT_INVARIANT, .text = c->text};
     KN_TRY(kn_mesh_create(&layout->mesh, c, rank, ranks));
     if (o->training && c->cfg > 1)
         return kn_fail(KN_EINPUT, "parallel.cfg is %lld, but training has no guidance to share: leave it at 1",

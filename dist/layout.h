@@ -15,6 +15,7 @@ typedef struct KnLayout {
     KnParameterSet part; /* the parameters of this tensor rank */
     KnZero zero;
     int invariant; /* parallel.mode layout_invariant */
+    KnTextRows text;
 } KnLayout;
 
 typedef struct KnLayoutOptions {

@@ -22,6 +22,7 @@ struct KnSampler {
     KnDtype dtype;
     KnStream stream;
     KnModelGraph built;
+    KnRows tokens, text_tokens; /* of the stream, this rank's */
     KnTensor **shards; /* by block: ranges of weights, where they are cut */
     KnExecutor *executor;
     float *inputs;    /* [stream tokens, patch_dim] */
@@ -162,10 +163,16 @@ static int sequence_ranks(const KnSampler *s)
 static void build_pass(KnSampler *s, const KnStreamShape *shape)
 {
     KnBackend *backend = kn_cpu_backend();
-    kn_model_build(s->model, &(KnModelGraphOptions){.shape = *shape, .dtype = s->dtype}, &s->built);
+    KnModelGraphOptions options = {.shape = *shape, .dtype = s->dtype};
+    kn_model_build(s->model, &options, &s->built);
+    s->tokens = (KnRows){0, shape->tokens};
+    s->text_tokens = (KnRows){0, shape->text_tokens};
     if (s->layout) {
         KnSharding sharding = {.mesh = &s->layout->mesh, .model = s->model, .shape = *shape};
+        sharding.shard_text = kn_text_is_cut(&options, &sharding, s->layout->text);
         kn_shard_forward(&s->built, &sharding, NULL, 0);
+        s->tokens = kn_sharded_tokens(&sharding);
+        s->text_tokens = kn_sharded_text(&sharding);
     }
     if (weights_are_cut(s)) {
         s->shards = kn_alloc((size_t)s->layout->part.block_count * sizeof(KnTensor *));
@@ -178,14 +185,12 @@ static void build_pass(KnSampler *s, const KnStreamShape *shape)
     kn_graph_finish(s->built.graph, &s->built.prediction, 1);
 }
 
-static void bind_pass(KnSampler *s, const KnStreamShape *shape)
+static void bind_pass(KnSampler *s)
 {
     const KnParameterSet *set = s->weights->set;
-    KnSharding sharding = {.mesh = s->layout ? &s->layout->mesh : NULL, .shape = *shape};
-    KnRows rows = s->layout ? kn_sharded_tokens(&sharding) : (KnRows){0, shape->tokens};
     kn_executor_bind(s->executor, s->built.leaves.rope_table, s->rope_table);
-    kn_executor_bind(s->executor, s->built.patches, s->inputs + rows.first * kn_model_patch_dim(&s->model->config));
-    kn_stream_bind(s->executor, &s->built.leaves, &s->stream, rows.first, 0);
+    kn_executor_bind(s->executor, s->built.patches, s->inputs + s->tokens.first * kn_model_patch_dim(&s->model->config));
+    kn_stream_bind(s->executor, &s->built.leaves, &s->stream, s->tokens.first, s->text_tokens.first);
     for (int i = 0; !s->shards && i < set->count; i++) {
         const KnTensor *leaf = kn_leaf_find(s->built.graph, set->list[i].name);
         if (leaf)
@@ -217,7 +222,7 @@ static int prepare_pass(Group *g)
         KN_TRY(kn_alloc_large(&predicted, (size_t)(g->tokens * g->branches * dim_of(g)) * sizeof(float),
                               "the clips' predicted patches"));
     s->predicted = predicted;
-    bind_pass(s, &shape);
+    bind_pass(s);
     return KN_OK;
 }
 

@@ -47,6 +47,7 @@ static void build(KnTrainPass *pass, const KnTrainPassOptions *o, KnBackend *bac
         .shape = o->shape, .dtype = o->dtype, .self_pairs = o->self_pairs, .cross_pairs = o->cross_pairs};
     const KnLayout *layout = o->layout;
     KnSharding sharding = {.mesh = &layout->mesh, .model = layout->model, .shape = o->shape, .invariant = layout->invariant};
+    sharding.shard_text = kn_text_is_cut(&model, &sharding, layout->text);
     kn_model_build(layout->model, &model, built);
     KnGraph *graph = built->graph;
     pass->tokens = kn_sharded_tokens(&sharding);

@@ -18,6 +18,7 @@ typedef enum KnSigmaDistribution { KN_SIGMA_LOGIT_NORMAL, KN_SIGMA_UNIFORM } KnS
 typedef enum KnSchedule { KN_SCHEDULE_CONSTANT, KN_SCHEDULE_COSINE, KN_SCHEDULE_LINEAR } KnSchedule;
 typedef enum KnFaultAction { KN_FAULT_SKIP, KN_FAULT_ROLLBACK, KN_FAULT_WARN } KnFaultAction;
 typedef enum KnParallelMode { KN_PARALLEL_FAST, KN_PARALLEL_LAYOUT_INVARIANT } KnParallelMode;
+typedef enum KnTextRows { KN_TEXT_ROWS_AUTO, KN_TEXT_ROWS_WHOLE, KN_TEXT_ROWS_CUT } KnTextRows;
 typedef enum KnTextKind { KN_TEXT_TRAINED, KN_TEXT_NONE } KnTextKind;
 
 /* The transformer's shape: also what a diffusers config.json states. */
@@ -83,6 +84,7 @@ typedef struct KnParallelConfig {
     int64_t cfg;     /* parallel.cfg: 2 = guidance's two forwards on two groups; generate alone */
     int64_t zero;    /* parallel.zero: 0 to 3; what the shard, ring and ulysses ranks cut among themselves */
     KnParallelMode mode; /* parallel.mode */
+    KnTextRows text;     /* parallel.text: whether ring and ulysses ranks cut text rows too */
 } KnParallelConfig;
 
 typedef struct KnTrainConfig {

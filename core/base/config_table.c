@@ -119,6 +119,9 @@ const KnConfigRow kn_config_rows[] = {
     {"parallel.mode", KN_CONFIG_CHOICE, AT(parallel.mode), "fast",
      "layout_invariant = the same bits for every data x shard x ring x ulysses, in f32; slow", 
      .choices = "fast|layout_invariant"},
+    {"parallel.text", KN_CONFIG_CHOICE, AT(parallel.text), "auto",
+     "text states of ring and ulysses ranks: whole on each, cut and gathered, or what costs less",
+     .choices = "auto|whole|cut"},
     {"parallel.zero", KN_CONFIG_INT, AT(parallel.zero), "3",
      "what parallel.shard, ulysses and ring cut: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights", .high = 3},
 

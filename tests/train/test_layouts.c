@@ -286,8 +286,9 @@ static void try_layout(World *w, const KnParallelConfig *p, int *failures)
     int code = thread_ranks_run(ranks, run_rank, &trial);
     int good = code == KN_OK && trial.worst <= most && trial.worst_weight <= most;
     *failures += !good;
-    print_message("%d ranks: data %d shard %d ring %d ulysses %d tensor %d, zero %d: %.1e (%s), weights %.1e %s\n", ranks,
+    print_message("%d ranks: data %d shard %d ring %d ulysses %d tensor %d, zero %d%s: %.1e (%s), weights %.1e %s\n", ranks,
                   (int)p->data, (int)p->shard, (int)p->ring, (int)p->ulysses, (int)p->tensor, (int)p->zero,
+                  p->text == KN_TEXT_ROWS_CUT ? ", text cut" : "",
                   (double)trial.worst, trial.worst_name, (double)trial.worst_weight,
                   code < 0 ? kn_error_message() : good ? "" : "TOO FAR");
 }
@@ -323,6 +324,7 @@ static void try_all(const char *optimizer, KnParallelMode mode, int most_tensor,
         for (int k = 0; k < count; k++) {
             if (list[k].tensor > most_tensor)
                 continue;
+            list[k].text = tried / 2 % 2 ? KN_TEXT_ROWS_CUT : KN_TEXT_ROWS_WHOLE;
             list[k].zero = 3 - tried++ % 4;
             list[k].mode = mode;
             try_layout(&w, &list[k], &failures);
