@@ -130,7 +130,7 @@ git diff --no-index --quiet one/0001.mp4 apart/0001.mp4 || fail "the missing vid
 
 head -n 12 prompts.jsonl | grep circle >long.jsonl
 long=(--prompts long.jsonl --out killed --steps 1500)
-generate "${long[@]}" >killed1.log 2>&1 &
+"$kinora" generate --model run "${long[@]}" >killed1.log 2>&1 & # not by the function: its shell would be stopped
 pids+=($!)
 wait_for_claim killed
 kill -STOP "${pids[0]}"
