@@ -62,6 +62,7 @@ typedef struct KnCheckpointSave {
     int64_t keep_last;     /* older checkpoints beyond this many are removed after success; 0 keeps all */
     int64_t keep_every;    /* but those of multiples of so many steps stay; 0 = none */
     int refuse_not_finite; /* 1: an F32 tensor with a value that is not finite fails the save, KN_EFORMAT */
+    int wait;              /* 1: begin writes without a copy, and returns when the save is done */
 } KnCheckpointSave;
 
 /* What became of a save, the same on all ranks but for its times, which are this rank's. */
@@ -88,6 +89,9 @@ void kn_checkpoint_saver_destroy(KnCheckpointSaver *saver); /* NULL is fine */
  * copy it warns, and returns only when the save is done. */
 int kn_checkpoint_begin(KnCheckpointSaver *saver, const KnCheckpointSave *save, KnCheckpointReport *report);
 
+/* Collective: allocates the memory for the copy of such a save now, if it is to be had. KN_EINPUT, KN_EPEER. */
+int kn_checkpoint_reserve(KnCheckpointSaver *saver, const KnCheckpointSave *save);
+
 /* Where a save is under way and no rank is writing: takes it one stage further and never waits for a disk. */
 int kn_checkpoint_poll(KnCheckpointSaver *saver, KnCheckpointReport *report);
 
@@ -98,7 +102,7 @@ int kn_checkpoint_finish(KnCheckpointSaver *saver, KnCheckpointReport *report);
 int kn_checkpoint_is_writing(KnCheckpointSaver *saver);         /* its thread is at work */
 int kn_checkpoint_is_under_way(const KnCheckpointSaver *saver); /* begun and not finished; the same on all ranks */
 
-/* Collective: a save from begin to end, without a copy. */
+/* Collective: one save from begin to end. */
 int kn_checkpoint_save(KnComm *comm, const KnCheckpointSave *save);
 
 typedef struct KnCheckpoint KnCheckpoint;

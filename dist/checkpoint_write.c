@@ -478,7 +478,7 @@ static int tell(KnCheckpointSaver *saver, double start, int code, KnCheckpointRe
     return code;
 }
 
-static int prepare(KnCheckpointSaver *saver, const KnCheckpointSave *save, int with_copy)
+static int prepare(KnCheckpointSaver *saver, const KnCheckpointSave *save)
 {
     int copied = 0;
     KN_ASSERT(saver->stage == IDLE);
@@ -489,21 +489,11 @@ static int prepare(KnCheckpointSaver *saver, const KnCheckpointSave *save, int w
     KN_TRY(agree_on_plan(saver, save));
     KN_TRY(choose_names(saver, save));
     list_tensors(saver, save);
-    if (with_copy)
+    if (!save->wait)
         KN_TRY(copy_or_not(saver, &copied));
     saver->stage = WRITING;
     start_job(saver, write_part);
     return copied ? KN_OK : wait_for_end(saver);
-}
-
-static int begin(KnCheckpointSaver *saver, const KnCheckpointSave *save, int with_copy, KnCheckpointReport *report)
-{
-    double start = now_seconds();
-    saver->began = start;
-    int code = prepare(saver, save, with_copy);
-    if (code < 0 && saver->arena)
-        end_save(saver, code);
-    return tell(saver, start, code, report);
 }
 
 int kn_checkpoint_saver_create(KnCheckpointSaver **saver, KnComm *comm)
@@ -528,9 +518,28 @@ void kn_checkpoint_saver_destroy(KnCheckpointSaver *saver)
     free(saver);
 }
 
+int kn_checkpoint_reserve(KnCheckpointSaver *saver, const KnCheckpointSave *save)
+{
+    KN_ASSERT(saver->stage == IDLE);
+    saver->arena = kn_arena_create();
+    int code = agree_on_plan(saver, save);
+    if (code == KN_OK) {
+        list_tensors(saver, save);
+        reserve_copy(saver); /* what is not to be had is told by each save */
+    }
+    kn_arena_destroy(saver->arena);
+    saver->arena = NULL;
+    return code;
+}
+
 int kn_checkpoint_begin(KnCheckpointSaver *saver, const KnCheckpointSave *save, KnCheckpointReport *report)
 {
-    return begin(saver, save, 1, report);
+    double start = now_seconds();
+    saver->began = start;
+    int code = prepare(saver, save);
+    if (code < 0 && saver->arena)
+        end_save(saver, code);
+    return tell(saver, start, code, report);
 }
 
 int kn_checkpoint_poll(KnCheckpointSaver *saver, KnCheckpointReport *report)
@@ -560,9 +569,11 @@ int kn_checkpoint_is_under_way(const KnCheckpointSaver *saver)
 int kn_checkpoint_save(KnComm *comm, const KnCheckpointSave *save)
 {
     KnCheckpointSaver *saver;
+    KnCheckpointSave waiting = *save;
     KnCheckpointReport report;
+    waiting.wait = 1;
     KN_TRY(kn_checkpoint_saver_create(&saver, comm));
-    int code = begin(saver, save, 0, &report);
+    int code = kn_checkpoint_begin(saver, &waiting, &report);
     kn_checkpoint_saver_destroy(saver);
     return code;
 }

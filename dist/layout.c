@@ -2,12 +2,28 @@
 #include "dist/layout.h"
 
 #include "core/base/error.h"
+#include "dist/sharding.h"
+
+static int check_mode(const KnParallelConfig *c, const KnMesh *mesh)
+{
+    if (c->mode != KN_PARALLEL_LAYOUT_INVARIANT)
+        return KN_OK;
+    if (mesh->sizes[KN_AXIS_TENSOR] > 1)
+        return kn_fail(KN_EINPUT, "parallel.mode layout_invariant has no tensor parallelism: parallel.tensor is %d",
+                       mesh->sizes[KN_AXIS_TENSOR]);
+    if (kn_mesh_group_size(mesh, KN_GROUP_SEQUENCE) > KN_INVARIANT_CHUNKS)
+        return kn_fail(KN_EINPUT,
+                       "parallel.mode layout_invariant cuts a pack's tokens into %d chunks, too few for ring %d x ulysses "
+                       "%d ranks",
+                       KN_INVARIANT_CHUNKS, mesh->sizes[KN_AXIS_RING], mesh->sizes[KN_AXIS_ULYSSES]);
+    return KN_OK;
+}
 
 int kn_layout_create(KnLayout *layout, const KnModel *model, const KnLayoutOptions *o)
 {
     int rank = o->world ? o->world->rank : o->rank, ranks = o->world ? o->world->ranks : o->ranks;
     const KnParallelConfig *c = o->parallel;
-    *layout = (KnLayout){.model = model};
+    *layout = (KnLayout){.model = model, .invariant = c->mode == KN_PARALLEL_LAYOUT_INVARIANT};
     KN_TRY(kn_mesh_create(&layout->mesh, c, rank, ranks));
     if (o->training && c->cfg > 1)
         return kn_fail(KN_EINPUT, "parallel.cfg is %lld, but training has no guidance to share: leave it at 1",
@@ -21,6 +37,7 @@ int kn_layout_create(KnLayout *layout, const KnModel *model, const KnLayoutOptio
                        "parallel.tensor is %d, but optimizer.name muon updates whole matrices: set "
                        "optimizer.name to adamw, or use parallel.shard instead",
                        tensor);
+    KN_TRY(check_mode(c, &layout->mesh));
     kn_parameter_set_split(&model->config, &model->parameters, layout->mesh.coordinates[KN_AXIS_TENSOR], tensor,
                            &layout->part);
     kn_zero_create(&layout->zero, &layout->part, &layout->mesh, (int)c->zero, o->whole_matrices);

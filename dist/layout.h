@@ -14,6 +14,7 @@ typedef struct KnLayout {
     KnMeshComms comms;   /* all NULL where the layout is only planned */
     KnParameterSet part; /* the parameters of this tensor rank */
     KnZero zero;
+    int invariant; /* parallel.mode layout_invariant */
 } KnLayout;
 
 typedef struct KnLayoutOptions {

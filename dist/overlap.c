@@ -1,7 +1,7 @@
 /* Letting exchanges and computation run side by side, by order alone.
  *
  * Waits sink to the first node that touches what arrives; then starts rise to behind the last node that made what is
- * sent. All ranks have the same nodes in the same order, so they still start their exchanges in one order. A start
+ * sent, but never above another start: all ranks start their exchanges in the order of the graph. A start
  * whose operand is state (gathered weights) stays where its pass has put it: it would rise to the graph's beginning. */
 #include "core/base/error.h"
 #include "core/graph/edit.h"
@@ -71,11 +71,8 @@ static void raise_starts(KnGraph *graph)
         KnNode *node = old.nodes[i];
         int at = placed;
         if (node->op->id == KN_OP_COLLECTIVE_START && kn_tensor_root(node->inputs[0], NULL)->role == KN_ROLE_VALUE)
-            while (!touches(nodes[at - 1], root_of(node->inputs[0])))
+            while (nodes[at - 1]->op->id != KN_OP_COLLECTIVE_START && !touches(nodes[at - 1], root_of(node->inputs[0])))
                 at--;
-        /* behind other starts: their order is that of the graph */
-        while (at < placed && nodes[at]->op->id == KN_OP_COLLECTIVE_START)
-            at++;
         memmove(nodes + at + 1, nodes + at, (size_t)(placed - at) * sizeof *nodes);
         nodes[at] = node;
         placed++;

@@ -99,6 +99,65 @@ static void expand_backward(Ring *r, const KnNode *node, KnTensor *results[3])
     results[2] = kn_cast(r->graph, dv, r->v->dtype);
 }
 
+/* --- Gathering in place of passing on ----------------------------------------------------------------------------- */
+
+static KnTensor *gathered(const Ring *r, KnTensor *x, int64_t width, const char *name)
+{
+    const KnRing *ring = r->ring;
+    int64_t *offsets = kn_alloc((size_t)(ring->ranks + 1) * sizeof *offsets);
+    for (int i = 0; i <= ring->ranks; i++)
+        offsets[i] = (ring->cuts[i] - ring->cuts[0]) * width;
+    KnCollective *c =
+        kn_collective_create(r->graph, KN_ALL_GATHER, ring->group, ring->ranks, ring->rank, name, offsets, NULL);
+    int64_t rows = ring->cuts[ring->ranks] - ring->cuts[0];
+    free(offsets);
+    return kn_collective(r->graph, c, x, 2, (int64_t[]){rows, width});
+}
+
+/* [heads, rows here] of every rank, to [heads, all rows]. */
+static KnTensor *gathered_lse(const Ring *r, KnTensor *lse)
+{
+    KnTensor *flat = gathered(r, lse, lse->shape[0], "ring lse");
+    return kn_ungroup_columns(r->graph, flat, lse->shape[0], r->ring->cuts, r->ring->ranks);
+}
+
+static KnTensor *window(const Ring *r, int my_queries, int my_keys)
+{
+    const int64_t *cuts = r->ring->cuts;
+    int64_t all = cuts[r->ring->ranks], first = cuts[r->ring->rank], count = cuts[r->ring->rank + 1] - first;
+    return kn_span_window(r->graph, r->spans, my_queries ? first : 0, my_queries ? count : all, my_keys ? first : 0,
+                          my_keys ? count : all);
+}
+
+static void gather_forward(Ring *r, KnTensor *results[2])
+{
+    int64_t width = kn_tensor_columns(r->q);
+    KnTensor *k = gathered(r, r->k, width, "ring k"), *v = gathered(r, r->v, width, "ring v");
+    results[0] = kn_attention(r->graph, r->q, k, v, window(r, 1, 0), r->attributes->heads, r->attributes->scale);
+    results[1] = results[0]->producer->outputs[1];
+    expect_pairs(r, results[0]);
+}
+
+/* Own queries against all keys give dq; all queries against own keys give dk and dv. */
+static void gather_backward(Ring *r, const KnNode *node, KnTensor *results[3])
+{
+    int64_t width = kn_tensor_columns(r->q);
+    KnTensor *out = node->inputs[4], *lse = node->inputs[5], *grad = node->inputs[6], *mine[3], *all[3];
+    KnTensor *k = gathered(r, r->k, width, "ring k"), *v = gathered(r, r->v, width, "ring v");
+    kn_attention_backward(r->graph, r->q, k, v, window(r, 1, 0), out, lse, grad, r->attributes->heads,
+                          r->attributes->scale, 1, mine);
+    KnTensor *q = gathered(r, r->q, width, "ring q"), *outs = gathered(r, out, width, "ring out");
+    kn_attention_backward(r->graph, q, r->k, r->v, window(r, 0, 1), outs, gathered_lse(r, lse),
+                          gathered(r, grad, width, "ring grad"), r->attributes->heads, r->attributes->scale, 1, all);
+    expect_pairs(r, mine[0]);
+    expect_pairs(r, all[0]);
+    results[0] = mine[0];
+    results[1] = all[1];
+    results[2] = all[2];
+}
+
+/* --- The pass ----------------------------------------------------------------------------------------------------- */
+
 static int is_ring(const KnNode *node)
 {
     int attention = node->op->id == KN_OP_ATTENTION || node->op->id == KN_OP_ATTENTION_BACKWARD;
@@ -117,8 +176,13 @@ static void expand(KnGraph *graph, const KnNode *node, KnTensor **results)
               .attributes = attributes};
     graph->block = node->block;
     graph->in_backward = node->backward;
-    if (node->op->id == KN_OP_ATTENTION)
+    int forward = node->op->id == KN_OP_ATTENTION;
+    if (forward && r.ring->gathers)
+        gather_forward(&r, results);
+    else if (forward)
         expand_forward(&r, results);
+    else if (r.ring->gathers)
+        gather_backward(&r, node, results);
     else
         expand_backward(&r, node, results);
     graph->block = -1;
@@ -135,7 +199,7 @@ void kn_ring_expand(KnGraph *graph)
         KnNode *node = old.nodes[i];
         for (int k = 0; k < node->input_count; k++)
             if (node->inputs[k] && node->inputs[k]->id < tensors && replaced[node->inputs[k]->id])
-                node->inputs[k] = replaced[node->inputs[k]->id];
+                kn_node_set_input(node, k, replaced[node->inputs[k]->id]);
         if (!is_ring(node)) {
             kn_graph_put_node(graph, node);
             continue;

@@ -41,6 +41,14 @@ static int sequence_size(const Pass *p)
     return kn_mesh_group_size(p->mesh, KN_GROUP_SEQUENCE);
 }
 
+int64_t kn_token_cut(const KnSharding *sharding, int part)
+{
+    int parts = kn_mesh_group_size(sharding->mesh, KN_GROUP_SEQUENCE);
+    if (sharding->invariant)
+        return kn_cut(sharding->shape.tokens, KN_INVARIANT_CHUNKS, kn_cut(KN_INVARIANT_CHUNKS, parts, part));
+    return kn_cut(sharding->shape.tokens, parts, part);
+}
+
 static KnRows cut_rows(const KnMesh *mesh, int64_t total)
 {
     int parts = kn_mesh_group_size(mesh, KN_GROUP_SEQUENCE), part = kn_mesh_group_rank(mesh, KN_GROUP_SEQUENCE);
@@ -50,7 +58,9 @@ static KnRows cut_rows(const KnMesh *mesh, int64_t total)
 
 KnRows kn_sharded_tokens(const KnSharding *sharding)
 {
-    return cut_rows(sharding->mesh, sharding->shape.tokens);
+    int part = kn_mesh_group_rank(sharding->mesh, KN_GROUP_SEQUENCE);
+    int64_t first = kn_token_cut(sharding, part);
+    return (KnRows){first, kn_token_cut(sharding, part + 1) - first};
 }
 
 KnRows kn_sharded_text(const KnSharding *sharding)
@@ -302,7 +312,7 @@ static HeadExchange plan_exchange(const Pass *p, const Attention *a)
     int first = axis_rank(p, KN_AXIS_RING) * e.ranks;
     for (int i = 0; i <= e.ranks; i++) {
         e.columns[i] = kn_cut(a->heads, e.ranks, i) * a->head_size;
-        e.rows[i] = kn_cut(p->sharding->shape.tokens, sequence_size(p), first + i);
+        e.rows[i] = kn_token_cut(p->sharding, first + i);
     }
     int64_t rows = e.rows[e.rank + 1] - e.rows[e.rank], columns = e.columns[e.rank + 1] - e.columns[e.rank];
     for (int i = 0; i <= e.ranks; i++) {
@@ -333,16 +343,17 @@ static KnRing *make_ring(Pass *p)
 {
     int ranks = axis_size(p, KN_AXIS_RING), ulysses = axis_size(p, KN_AXIS_ULYSSES);
     KnRing *ring = kn_arena_alloc(p->graph->arena, sizeof *ring);
-    *ring = (KnRing){.group = KN_GROUP_RING, .ranks = ranks, .rank = axis_rank(p, KN_AXIS_RING)};
+    *ring = (KnRing){.group = KN_GROUP_RING, .ranks = ranks, .rank = axis_rank(p, KN_AXIS_RING),
+                     .gathers = p->sharding->invariant};
     ring->cuts = kn_arena_alloc(p->graph->arena, (size_t)(ranks + 1) * sizeof *ring->cuts);
     for (int i = 0; i <= ranks; i++)
-        ring->cuts[i] = kn_cut(p->sharding->shape.tokens, sequence_size(p), (int64_t)i * ulysses);
+        ring->cuts[i] = kn_token_cut(p->sharding, i * ulysses);
     return ring;
 }
 
 static KnTensor *self_attention(Pass *p, Attention *a)
 {
-    const KnRing *ring = axis_size(p, KN_AXIS_RING) > 1 ? make_ring(p) : NULL;
+    const KnRing *ring = axis_size(p, KN_AXIS_RING) > 1 || p->sharding->invariant ? make_ring(p) : NULL;
     if (axis_size(p, KN_AXIS_ULYSSES) == 1)
         return attend(p, a, ring);
     HeadExchange e = plan_exchange(p, a);
@@ -423,7 +434,7 @@ static void place_node(Pass *p, KnNode *node)
 {
     for (int k = 0; k < node->input_count; k++)
         if (node->inputs[k] && p->replaced[node->inputs[k]->id])
-            node->inputs[k] = p->replaced[node->inputs[k]->id];
+            kn_node_set_input(node, k, p->replaced[node->inputs[k]->id]);
     p->graph->block = node->block;
     if (node->op->id == KN_OP_ATTENTION) {
         place_attention(p, node);
@@ -442,10 +453,10 @@ void kn_shard_forward(KnModelGraph *built, const KnSharding *sharding, KnTensor 
 {
     Pass p = {.sharding = sharding, .mesh = sharding->mesh, .graph = built->graph};
     KnNodeList old;
-    if (sequence_size(&p) == 1 && axis_size(&p, KN_AXIS_TENSOR) == 1)
+    if (sequence_size(&p) == 1 && axis_size(&p, KN_AXIS_TENSOR) == 1 && !sharding->invariant)
         return;
     make_room(&p);
-    if (sequence_size(&p) > 1)
+    if (sequence_size(&p) > 1 || sharding->invariant)
         cut_leaves(&p, built, extra, extra_count);
     cut_parameters(&p);
     kn_graph_take_nodes(built->graph, &old);

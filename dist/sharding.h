@@ -28,7 +28,14 @@ typedef struct KnSharding {
     const KnModel *model; /* the whole */
     KnStreamShape shape;  /* of the whole stream */
     int shard_text;       /* cut text rows too */
+    int invariant;        /* cut tokens between chunks of a fixed number, and gather in place of rings */
 } KnSharding;
+
+/* Of the layout-invariant mode (dist/invariant.h): chunks of a pack's tokens, the most ranks a sequence can have. */
+enum { KN_INVARIANT_CHUNKS = 8 };
+
+/* Where the tokens of rank `part` of the sequence begin. */
+int64_t kn_token_cut(const KnSharding *sharding, int part);
 
 /* This rank's tokens and text tokens. */
 KnRows kn_sharded_tokens(const KnSharding *sharding);

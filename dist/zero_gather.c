@@ -126,7 +126,7 @@ static void place_node(Pass *p, KnNode *node, int visit)
     if (visit >= 0) {
         start_gather(p, visit);
         for (int k = 0; k < node->input_count; k++)
-            node->inputs[k] = in_visit(p, visit, node->inputs[k]);
+            kn_node_set_input(node, k, in_visit(p, visit, node->inputs[k]));
         start_gather(p, visit + 1);
     }
     kn_graph_put_node(p->graph, node);

@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Sourced by the scripts of this folder, in a Slurm job: kinora as the job's tasks, signals passed on to it, and the job
 # put back into the queue when its time was too short.
 #

@@ -66,6 +66,7 @@ debootstrap --variant=minbase $suite "$machine" "$mirror" >"$machine.log" 2>&1 |
     die "debootstrap failed; the log is $machine.log"
 }
 rm -f "$machine.log"
+mount_at . --bind "$machine" # tests that make namespaces want / to be a mount
 mount_at proc -t proc proc
 mount_at sys -t sysfs -o ro sysfs # what hardware there is
 mount_at dev/shm -t tmpfs -o mode=1777 tmpfs # shared memory between ranks

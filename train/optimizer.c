@@ -38,6 +38,12 @@ typedef struct Builder {
     int binding_count, binding_capacity;
 } Builder;
 
+static void bind_later(Builder *b, KnTensor *leaf, float *memory)
+{
+    KN_RESERVE(b->bindings, b->binding_count, b->binding_capacity);
+    b->bindings[b->binding_count++] = (struct Binding){leaf, memory};
+}
+
 static KnTensor *leaf(Builder *b, const KnParameterValues *values, const Segment *segment, const char *what)
 {
     int matrices = segment->rows > 0;
@@ -45,10 +51,9 @@ static KnTensor *leaf(Builder *b, const KnParameterValues *values, const Segment
     char name[64];
     snprintf(name, sizeof name, "%s.%d.%lld", what, segment->block, (long long)segment->offset);
     KnTensor *made = kn_leaf(b->optimizer->graph, KN_ROLE_STATE, KN_F32, matrices ? 3 : 1, shape, name);
-    KN_RESERVE(b->bindings, b->binding_count, b->binding_capacity);
     int64_t at = segment->offset - values->first[segment->block];
     KN_ASSERT(at >= 0 && at + kn_tensor_elements(made) <= values->count[segment->block]);
-    b->bindings[b->binding_count++] = (struct Binding){made, values->blocks[segment->block] + at};
+    bind_later(b, made, values->blocks[segment->block] + at);
     return made;
 }
 
@@ -217,7 +222,12 @@ static void build(Builder *b, int row)
     KnOptimizer *o = b->optimizer;
     o->graph = kn_graph_create();
     o->hyper_leaf = kn_leaf(o->graph, KN_ROLE_INPUT, KN_F32, 1, (int64_t[]){KN_HYPER_COUNT}, "hyper");
-    o->norm2 = global_norm2(b);
+    if (o->state->norm2) {
+        o->norm2 = kn_leaf(o->graph, KN_ROLE_INPUT, KN_F32, 0, NULL, "norm2");
+        bind_later(b, o->norm2, o->state->norm2);
+    } else {
+        o->norm2 = global_norm2(b);
+    }
     for (int block = 0; block < b->layout->zero.set->block_count; block++)
         update_block(b, row, block);
     kn_overlap(o->graph);

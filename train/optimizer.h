@@ -13,6 +13,7 @@
 /* Of every buffer this rank holds what the ZeRO stage leaves it; average.blocks is NULL without ema. */
 typedef struct KnOptimizerState {
     KnParameterValues weights, gradients, moment1, moment2, average;
+    float *norm2; /* borrowed: the square of the global gradient norm, where a pass finds it; NULL: an update does */
 } KnOptimizerState;
 
 /* Does the optimizer update matrices as wholes, so that they must not be cut? */

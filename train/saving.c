@@ -24,11 +24,14 @@ struct KnSaving {
     int is_drawing;
 };
 
-int kn_saving_create(KnSaving **saving, const KnConfig *config, KnComm *comm, KnMetrics *metrics)
+int kn_saving_create(KnSaving **saving, const KnConfig *config, KnComm *comm, KnMetrics *metrics,
+                     const KnTrainState *state)
 {
     *saving = kn_alloc(sizeof **saving);
     **saving = (KnSaving){.config = config, .comm = comm, .metrics = metrics, .rolled_to = -1};
-    return kn_checkpoint_saver_create(&(*saving)->saver, comm);
+    KN_TRY(kn_checkpoint_saver_create(&(*saving)->saver, comm));
+    int beside = config->train.checkpoint_every > 0; /* the last one is waited for, and needs no copy */
+    return beside ? kn_train_state_reserve(state, config, comm, (*saving)->saver) : KN_OK;
 }
 
 static void *draw(void *argument)
@@ -99,11 +102,11 @@ static int judge(KnSaving *saving, int code, const KnCheckpointReport *report, i
     return KN_OK;
 }
 
-static int finish(KnSaving *saving, int must)
+int kn_saving_finish(KnSaving *saving)
 {
     KnCheckpointReport report;
     int code = kn_checkpoint_finish(saving->saver, &report);
-    return judge(saving, code, &report, must);
+    return judge(saving, code, &report, 0);
 }
 
 int kn_saving_agree(KnSaving *saving, int *stop)
@@ -124,21 +127,15 @@ int kn_saving_agree(KnSaving *saving, int *stop)
 int kn_saving_begin(KnSaving *saving, const KnTrainState *state, int wait)
 {
     KnCheckpointReport report;
-    KN_TRY(finish(saving, 0));
-    int code = kn_train_state_save(state, saving->config, saving->comm, saving->saver, &report);
-    KN_TRY(judge(saving, code, &report, wait));
-    return wait ? finish(saving, 1) : KN_OK;
-}
-
-int kn_saving_finish(KnSaving *saving)
-{
-    return finish(saving, 0);
+    KN_TRY(kn_saving_finish(saving));
+    int code = kn_train_state_save(state, saving->config, saving->comm, saving->saver, wait, &report);
+    return judge(saving, code, &report, wait);
 }
 
 int kn_saving_roll_back(KnSaving *saving, KnTrainState *state, const char *fault)
 {
     int64_t bad = state->step, data_step = state->data_step;
-    KN_TRY(finish(saving, 0));
+    KN_TRY(kn_saving_finish(saving));
     KN_TRY(kn_train_state_reload(state, saving->config, saving->comm));
     state->data_step = data_step;
     saving->rollbacks = state->step == saving->rolled_to ? saving->rollbacks + 1 : 1;

@@ -10,8 +10,10 @@
 
 typedef struct KnSaving KnSaving;
 
-/* `config`, `comm` and `metrics` (NULL on all ranks but the first) outlive it. */
-int kn_saving_create(KnSaving **saving, const KnConfig *config, KnComm *comm, KnMetrics *metrics);
+/* Collective. `config`, `comm` and `metrics` (NULL on all ranks but the first) outlive it; the memory for copies of
+ * `state` is allocated now. */
+int kn_saving_create(KnSaving **saving, const KnConfig *config, KnComm *comm, KnMetrics *metrics,
+                     const KnTrainState *state);
 void kn_saving_destroy(KnSaving *saving); /* NULL is fine */
 
 /* Collective, once after each step, in place of kn_comm_stop_agree: *stop as there, and a checkpoint that all ranks

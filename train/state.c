@@ -214,8 +214,9 @@ static int load_state(KnTrainState *state, const KnCheckpoint *checkpoint)
     return KN_OK;
 }
 
-int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnComm *comm, KnCheckpointSaver *saver,
-                        KnCheckpointReport *report)
+/* Saves, or only reserves the memory for it where `report` is NULL. */
+static int save_or_reserve(const KnTrainState *state, const KnConfig *config, KnComm *comm, KnCheckpointSaver *saver,
+                           int wait, KnCheckpointReport *report)
 {
     TensorList list = list_tensors(state);
     size_t bytes = 0;
@@ -239,14 +240,26 @@ int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnCom
         .count = list.count,
         .keep_last = config->train.keep_last,
         .keep_every = config->train.keep_every,
-        .refuse_not_finite = 1};
-    int code = kn_checkpoint_begin(saver, &save, report);
+        .refuse_not_finite = 1,
+        .wait = wait};
+    int code = report ? kn_checkpoint_begin(saver, &save, report) : kn_checkpoint_reserve(saver, &save);
     free(yaml);
     free(model);
     free(mesh);
     free(data);
     free_list(&list);
     return code;
+}
+
+int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnComm *comm, KnCheckpointSaver *saver,
+                        int wait, KnCheckpointReport *report)
+{
+    return save_or_reserve(state, config, comm, saver, wait, report);
+}
+
+int kn_train_state_reserve(const KnTrainState *state, const KnConfig *config, KnComm *comm, KnCheckpointSaver *saver)
+{
+    return save_or_reserve(state, config, comm, saver, 0, NULL);
 }
 
 /* --- Creating ----------------------------------------------------------------------------------------------------- */

@@ -29,9 +29,12 @@ typedef struct KnTrainState {
 int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *comm, int resume);
 void kn_train_state_destroy(KnTrainState *state);
 
-/* Collective: begins a checkpoint of the present step (dist/checkpoint.h). */
+/* Collective: begins a checkpoint of the present step (dist/checkpoint.h), or completes it with `wait`. */
 int kn_train_state_save(const KnTrainState *state, const KnConfig *config, KnComm *comm, KnCheckpointSaver *saver,
-                        KnCheckpointReport *report);
+                        int wait, KnCheckpointReport *report);
+
+/* Collective: the memory that such checkpoints need. */
+int kn_train_state_reserve(const KnTrainState *state, const KnConfig *config, KnComm *comm, KnCheckpointSaver *saver);
 
 /* Collective: the newest valid checkpoint in the place of the present state. KN_END where there is none. */
 int kn_train_state_reload(KnTrainState *state, const KnConfig *config, KnComm *comm);

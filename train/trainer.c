@@ -35,6 +35,8 @@ typedef struct Trainer {
     int save_is_due;
     KnProgress progress;
     float stats[2];
+    KnPackParts parts;   /* of the layout-invariant mode, as are: */
+    float (*pack_stats)[2]; /* [packs here]: loss and denoised tokens of each */
     double peak_flops; /* of all ranks */
     int64_t skipped;
     int stop; /* a signal asked any rank to end the run */
@@ -69,6 +71,7 @@ static int create_pass(Trainer *t, KnTrainPass **pass, int backward, int reduce)
         .weights = &t->state.optimizer.weights,
         .gradients = &t->state.optimizer.gradients,
         .stats = t->stats,
+        .parts = backward && t->state.layout.invariant ? &t->parts : NULL,
         .self_pairs = t->state.pairs_per_token * (double)c->data.tokens,
         .cross_pairs = (double)c->data.tokens * (double)c->text.max_tokens,
     };
@@ -81,11 +84,24 @@ static int64_t packs_here(const Trainer *t)
     return t->config->train.packs / kn_mesh_replicas(&t->state.layout.mesh);
 }
 
+static int prepare_invariant_mode(Trainer *t)
+{
+    const KnConfig *c = t->config;
+    if (!t->state.layout.invariant)
+        return KN_OK;
+    if (c->train.precision != KN_PRECISION_F32)
+        return kn_fail(KN_EINPUT, "parallel.mode layout_invariant computes in f32: set train.precision to f32");
+    t->pack_stats = kn_alloc((size_t)packs_here(t) * sizeof *t->pack_stats);
+    t->state.optimizer.norm2 = &t->parts.norm2;
+    return kn_pack_parts_create(&t->parts, &t->state.layout, &t->batch_options.shape, packs_here(t));
+}
+
 static int create_passes(Trainer *t)
 {
     const KnConfig *c = t->config;
     int64_t local_packs = packs_here(t);
-    int many = t->comm->ranks > 1;
+    KN_TRY(prepare_invariant_mode(t));
+    int many = t->comm->ranks > 1 || t->state.layout.invariant;
     if (!many || local_packs > 1)
         KN_TRY(create_pass(t, &t->pass, 1, 0));
     if (many)
@@ -159,7 +175,7 @@ static int set_up(Trainer *t)
     report_plan(t);
     if (t->comm->rank == 0)
         KN_TRY(kn_metrics_open(&t->metrics, c->run_dir, t->state.step));
-    return kn_saving_create(&t->saving, c, t->comm, t->metrics);
+    return kn_saving_create(&t->saving, c, t->comm, t->metrics, &t->state);
 }
 
 /* --- One step ----------------------------------------------------------------------------------------------------- */
@@ -182,6 +198,39 @@ static int stop_between_packs(Trainer *t, int64_t packs_done)
     return KN_OK;
 }
 
+/* Sums over all packs in their order, whichever ranks had them: [count] of each rank, whose replica has every
+ * replicas-th pack. */
+static int sum_in_pack_order(Trainer *t, float (*mine)[2], int64_t count, float sums[2])
+{
+    int replicas = kn_mesh_replicas(&t->state.layout.mesh), apart = t->comm->ranks / replicas;
+    float(*all)[2] = kn_alloc((size_t)(count * t->comm->ranks) * sizeof *all);
+    int code = t->comm->table->all_gather(t->comm, mine, all, (size_t)count * sizeof *all, "losses of the packs");
+    for (int64_t pack = 0; pack < count * replicas; pack++)
+        for (int k = 0; k < 2; k++)
+            sums[k] += all[pack % replicas * apart * count + pack / replicas][k];
+    free(all);
+    return code;
+}
+
+static int run_pack(Trainer *t, const KnBatch *pack, int64_t index, int last)
+{
+    KnTrainPass *pass = last ? t->last_pass : t->pass;
+    kn_train_batch_fill(&t->batch, &t->batch_options, pack);
+    if (!t->state.layout.invariant) {
+        t->stats[1] += denoised_here(t);
+        return kn_train_pass_run(pass);
+    }
+    if (index == 0)
+        kn_pack_parts_zero(&t->parts);
+    kn_train_pass_set_pack(pass, index);
+    t->stats[0] = 0;
+    KN_TRY(kn_train_pass_run(pass));
+    t->pack_stats[index][0] = t->stats[0];
+    t->pack_stats[index][1] = (float)t->batch.denoised_tokens;
+    t->stats[0] = t->stats[1] = 0;
+    return last ? sum_in_pack_order(t, t->pack_stats, index + 1, t->stats) : KN_OK;
+}
+
 static int run_packs(Trainer *t, KnStepMetrics *m)
 {
     int64_t local_packs = packs_here(t), step_tokens = 0;
@@ -198,9 +247,7 @@ static int run_packs(Trainer *t, KnStepMetrics *m)
         m->wait_seconds += pack->wait_seconds;
         m->clips = pack->step_clips;
         step_tokens = pack->step_tokens;
-        kn_train_batch_fill(&t->batch, &t->batch_options, pack);
-        t->stats[1] += denoised_here(t);
-        KN_TRY(kn_train_pass_run(i + 1 == local_packs ? t->last_pass : t->pass));
+        KN_TRY(run_pack(t, pack, i, i + 1 == local_packs));
     }
     m->tokens = step_tokens;
     m->loss = (double)t->stats[0] * (double)step_tokens / (double)t->stats[1];
@@ -249,7 +296,7 @@ static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
     t->state.data_step++;
     t->state.updates += !m->skipped;
     t->skipped += m->skipped;
-    if (m->fault)
+    if (m->fault && t->comm->rank == 0)
         kn_warn("step %lld: its %s%s", (long long)m->step,
                 fault->kind == KN_FAULT_SPIKE ? "loss is far above the trend" : "loss or gradient is not finite",
                 m->skipped ? ", it changed nothing" : "");
@@ -262,27 +309,36 @@ static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
 
 /* --- Now and then ------------------------------------------------------------------------------------------------- */
 
-/* Every rank takes part in as many passes as any other, since they may exchange weights and tokens: where packs have
- * run out, with an empty one. */
-static int run_validation_packs(Trainer *t, KnLoader *loader, float sums[2])
+/* Every rank takes part in as many passes as any other, since they may exchange weights and tokens: where packs have run
+ * out, with an empty one. results [passes]: each pack's loss times tokens, and denoised tokens. */
+static int run_validation_packs(Trainer *t, KnLoader *loader, int64_t passes, float (*results)[2])
 {
-    const KnMesh *mesh = &t->state.layout.mesh;
     KnTrainBatchOptions batch = t->batch_options;
-    int64_t packs = kn_loader_epoch_packs(loader), replicas = kn_mesh_replicas(mesh);
     batch.validation = 1;
-    for (int64_t i = 0; i < (packs + replicas - 1) / replicas; i++) {
+    for (int64_t i = 0; i < passes; i++) {
         const KnBatch *pack = NULL;
         int code = kn_loader_next(loader, &pack);
         KN_TRY(code == KN_END ? KN_OK : code);
         t->stats[0] = t->stats[1] = 0;
         kn_train_batch_fill(&t->batch, &batch, pack ? pack : &(KnBatch){.step_tokens = 1});
         KN_TRY(kn_train_pass_run(t->validation_pass));
-        if (!pack || kn_mesh_group_rank(mesh, KN_GROUP_TENSOR) > 0)
-            continue;
-        sums[0] += t->stats[0] * (float)pack->step_tokens;
-        sums[1] += denoised_here(t);
+        results[i][0] = pack ? t->stats[0] * (float)pack->step_tokens : 0;
+        results[i][1] = pack ? (float)t->batch.denoised_tokens : 0;
     }
     return KN_OK;
+}
+
+/* A pack's loss is in parts on the ranks of its sequence; in the layout-invariant mode each has all of it. */
+static int sum_validation(Trainer *t, float (*results)[2], int64_t passes, float sums[2])
+{
+    const KnMesh *mesh = &t->state.layout.mesh;
+    if (t->state.layout.invariant)
+        return sum_in_pack_order(t, results, passes, sums);
+    for (int64_t i = 0; i < passes && kn_mesh_group_rank(mesh, KN_GROUP_TENSOR) == 0; i++) {
+        sums[0] += results[i][0];
+        sums[1] += kn_mesh_group_rank(mesh, KN_GROUP_SEQUENCE) == 0 ? results[i][1] : 0;
+    }
+    return kn_comm_all_reduce(t->comm, sums, 2, "validation loss");
 }
 
 static int validate(Trainer *t)
@@ -293,16 +349,19 @@ static int validate(Trainer *t)
     kn_activity_set("step %lld, validation", (long long)t->state.step);
     kn_train_pass_parameters_changed(t->validation_pass);
     KN_TRY(kn_loader_open(&loader, &options));
-    int code = run_validation_packs(t, loader, sums);
+    int64_t replicas = options.ranks, passes = (kn_loader_epoch_packs(loader) + replicas - 1) / replicas;
+    float(*results)[2] = kn_alloc((size_t)passes * sizeof *results);
+    int code = run_validation_packs(t, loader, passes, results);
+    if (code == KN_OK)
+        code = sum_validation(t, results, passes, sums);
+    free(results);
     kn_loader_close(loader);
-    KN_TRY(code);
-    KN_TRY(kn_comm_all_reduce(t->comm, sums, 2, "validation loss"));
-    if (!t->metrics)
-        return KN_OK;
-    double loss = (double)sums[0] / (double)sums[1];
-    kn_log("step %lld: validation loss %.5f", (long long)t->state.step, loss);
-    kn_metrics_validation(t->metrics, t->state.step, loss);
-    return KN_OK;
+    if (code == KN_OK && t->metrics) {
+        double loss = (double)sums[0] / (double)sums[1];
+        kn_log("step %lld: validation loss %.5f", (long long)t->state.step, loss);
+        kn_metrics_validation(t->metrics, t->state.step, loss);
+    }
+    return code;
 }
 
 static int draw_samples(Trainer *t)
@@ -428,6 +487,8 @@ int kn_train(const KnTrainOptions *options, KnComm *comm)
         kn_train_pass_destroy(t.pass);
     kn_train_pass_destroy(t.last_pass);
     kn_train_pass_destroy(t.validation_pass);
+    kn_pack_parts_clear(&t.parts);
+    free(t.pack_stats);
     kn_train_state_destroy(&t.state);
     return code < 0 || closed == KN_OK ? code : closed;
 }

@@ -17,6 +17,7 @@ typedef enum KnPrediction { KN_PREDICT_VELOCITY, KN_PREDICT_SAMPLE } KnPredictio
 typedef enum KnSigmaDistribution { KN_SIGMA_LOGIT_NORMAL, KN_SIGMA_UNIFORM } KnSigmaDistribution;
 typedef enum KnSchedule { KN_SCHEDULE_CONSTANT, KN_SCHEDULE_COSINE, KN_SCHEDULE_LINEAR } KnSchedule;
 typedef enum KnFaultAction { KN_FAULT_SKIP, KN_FAULT_ROLLBACK, KN_FAULT_WARN } KnFaultAction;
+typedef enum KnParallelMode { KN_PARALLEL_FAST, KN_PARALLEL_LAYOUT_INVARIANT } KnParallelMode;
 typedef enum KnTextKind { KN_TEXT_TRAINED, KN_TEXT_NONE } KnTextKind;
 
 /* The transformer's shape: also what a diffusers config.json states. */
@@ -81,6 +82,7 @@ typedef struct KnParallelConfig {
     int64_t tensor;  /* parallel.tensor: ranks that share each matrix */
     int64_t cfg;     /* parallel.cfg: 2 = guidance's two forwards on two groups; generate alone */
     int64_t zero;    /* parallel.zero: 0 to 3; what the shard, ring and ulysses ranks cut among themselves */
+    KnParallelMode mode; /* parallel.mode */
 } KnParallelConfig;
 
 typedef struct KnTrainConfig {

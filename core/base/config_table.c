@@ -116,6 +116,9 @@ const KnConfigRow kn_config_rows[] = {
      .high = 1 << 16},
     {"parallel.cfg", KN_CONFIG_INT, AT(parallel.cfg), "1",
      "2 = guidance's two forwards on two groups of ranks; for generate alone", .low = 1, .high = 2, .no_result = 1},
+    {"parallel.mode", KN_CONFIG_CHOICE, AT(parallel.mode), "fast",
+     "layout_invariant = the same bits for every data x shard x ring x ulysses, in f32; slow", 
+     .choices = "fast|layout_invariant"},
     {"parallel.zero", KN_CONFIG_INT, AT(parallel.zero), "3",
      "what parallel.shard, ulysses and ring cut: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights", .high = 3},
 

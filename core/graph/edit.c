@@ -21,6 +21,14 @@ void kn_graph_put_node(KnGraph *graph, KnNode *node)
     graph->nodes[graph->node_count++] = node;
 }
 
+void kn_node_set_input(KnNode *node, int k, KnTensor *tensor)
+{
+    for (int o = 0; o < node->output_count; o++)
+        if (node->outputs[o]->base && node->outputs[o]->base == node->inputs[k])
+            node->outputs[o]->base = tensor;
+    node->inputs[k] = tensor;
+}
+
 /* Emits the forward nodes of `block` once more; clones[tensor id] receives the new outputs. */
 static void emit_again(KnGraph *graph, const KnNodeList *old, int block, KnTensor **clones)
 {
@@ -70,7 +78,7 @@ void kn_recompute_blocks(KnGraph *graph)
                 /* values that enter the block, made by other blocks or by none, stay as they are */
                 if (input && input->id < tensors && input->producer && input->producer->block == node->block &&
                     !input->producer->backward && !input->producer->prologue)
-                    node->inputs[k] = clones[input->id];
+                    kn_node_set_input(node, k, clones[input->id]);
             }
         }
         kn_graph_put_node(graph, node);
@@ -83,7 +91,7 @@ void kn_recompute_blocks(KnGraph *graph)
 /* A node that is there for what it does to memory, not for a value. */
 static int has_effect(const KnNode *node)
 {
-    return node->op->changes_input != 0 || node->output_count == 0;
+    return node->op->has_effect || node->output_count == 0;
 }
 
 static void mark_needed(const KnGraph *graph, KnTensor *const *keep, int keep_count, char *needed)

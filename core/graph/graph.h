@@ -77,7 +77,7 @@ typedef struct KnOp {
     void (*gradient)(KnGraph *graph, const KnNode *node, KnTensor *const *grad_outputs, const int *wanted,
                      KnTensor **grad_inputs);
     void (*cost)(const KnNode *node, KnCost *cost);
-    int changes_input; /* 1 + index of the state input that is written in place; 0 = none. Never removed as dead. */
+    int has_effect; /* changes an input in place, or takes part in an exchange: never removed as dead */
 } KnOp;
 
 struct KnNode {

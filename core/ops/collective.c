@@ -146,6 +146,6 @@ static void no_cost(const KnNode *node, KnCost *cost)
     (void)cost;
 }
 
-const KnOp kn_op_collective_start = {KN_OP_COLLECTIVE_START, "collective_start", start_gradient, start_cost, 0};
-const KnOp kn_op_collective_wait = {KN_OP_COLLECTIVE_WAIT, "collective_wait", wait_gradient, no_cost, 0};
+const KnOp kn_op_collective_start = {KN_OP_COLLECTIVE_START, "collective_start", start_gradient, start_cost, 1};
+const KnOp kn_op_collective_wait = {KN_OP_COLLECTIVE_WAIT, "collective_wait", wait_gradient, no_cost, 1};
 const KnOp kn_op_replicate = {KN_OP_REPLICATE, "replicate", replicate_gradient, no_cost, 0};

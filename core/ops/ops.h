@@ -115,6 +115,7 @@ KnTensor *kn_sum_rows(KnGraph *graph, KnTensor *x);
 typedef struct KnRing {
     int group, ranks, rank; /* group as in KnCollective */
     int64_t *cuts;          /* [ranks + 1], in the graph's arena */
+    int gathers;            /* all keys (and, backward, queries) come at once: bits do not depend on the ranks */
 } KnRing;
 
 typedef struct KnAttentionAttributes {

@@ -1,37 +1,11 @@
-# Sourced first by the tests of this folder: they go on inside a machine of their own, where a real Slurm of two pretend
-# nodes runs: munged, slurmctld and two slurmd of the distribution.
-#
-# The machine is a set of namespaces: network (fixed ports, nobody else's), processes (all of them end with the test),
-# mounts (its /etc/hosts) and, for each node, host name (Open MPI names shared memory by it).
-
-cannot() {
-    echo "skipped: Slurm cannot run here: $*"
-    exit 77
-}
-
-if [ -z "${KINORA_TEST_MACHINE:-}" ]; then
-    [ "$(id -u)" = 0 ] || cannot "namespaces and daemons need root"
-    for needed in munged slurmctld slurmd sbatch srun ip mpirun; do
-        command -v "$needed" >/dev/null || cannot "there is no $needed (\`./run test\` installs it)"
-    done
-    machine=(unshare --mount --uts --net --pid --fork --kill-child --mount-proc)
-    "${machine[@]}" true 2>/dev/null || cannot "namespaces are not allowed"
-    folder=$(mktemp -d)
-    chmod 711 "$folder" # munged refuses a socket that others could not reach
-    code=0
-    KINORA_TEST_MACHINE=1 TMPDIR=$folder "${machine[@]}" bash "$0" "$@" || code=$?
-    rm -rf "$folder"
-    exit $code
-fi
-
-wait_for() { # SECONDS COMMAND...: until it succeeds
-    local end=$((SECONDS + $1))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $end ] || return 1
-        sleep 0.1
-    done
-}
+#!/usr/bin/env bash
+# Sourced first by the tests of this folder: a real Slurm of two pretended nodes, munged, slurmctld and two slurmd of the
+# distribution, in a machine of its own. A node is a name: Open MPI names shared memory by it.
+source "$(dirname "${BASH_SOURCE[0]}")/../machine.sh"
+for needed in munged slurmctld slurmd sbatch srun ip mpirun; do
+    command -v "$needed" >/dev/null || cannot "there is no $needed (\`./run test\` installs it)"
+done
+enter_machine "$@"
 
 nodes_are_idle() { [ "$(timeout 3 sinfo -h -t idle -o %D)" = 2 ]; }
 
@@ -43,8 +17,7 @@ start_network() {
     ip address add 10.77.0.1/24 dev port0
     ip link set port0 up
     ip link set port1 up
-    printf '127.0.0.1 localhost\n10.77.0.1 controller node1 node2\n' >"$1/hosts"
-    mount --bind "$1/hosts" /etc/hosts
+    name_hosts '10.77.0.1 controller node1 node2'
 }
 
 configure_slurm() { # FOLDER
@@ -85,9 +58,10 @@ start_slurm() {
     local folder=$TMPDIR/cluster node
     export SLURM_CONF=$folder/slurm.conf
     mkdir -p "$folder/state"
-    start_network "$folder"
+    start_network
     start_munge "$folder" || fail "munged did not start: $(tail -n 3 "$folder/munged.out")"
     configure_slurm "$folder" >"$SLURM_CONF"
+    echo 'CgroupPlugin=cgroup/v1' >"$folder/cgroup.conf" # does without where there are none; v2 does not
     slurmctld -D >"$folder/slurmctld.out" 2>&1 &
     for node in node1 node2; do
         mkdir "$folder/spool-$node" "$folder/tmp-$node"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Labels: slow
 # Steps that go wrong: a spike is left out or rolled back as configured, the data go on behind it, a resumed run judges
 # as the unbroken one, and what is not finite never becomes a checkpoint.
 source "$(dirname "$0")/run.sh"

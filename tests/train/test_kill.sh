@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Labels: slow
 # kill -9 at random moments of training and saving: no checkpoint that was reported is lost, none is damaged, and the
 # run ends where the unbroken one does, bit for bit. $2: how many kills (30); $3: seed of the moments.
 source "$(dirname "$0")/run.sh"

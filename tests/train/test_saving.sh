@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Labels: slow
 # Saving beside training: a full disk is a warning and training goes on, on one and on two ranks; what stays is what was
 # asked for; and `kinora checkpoint` lists, verifies, consolidates and prunes what training left.
 source "$(dirname "$0")/run.sh"

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Labels: slow
 # A signal in the middle of a step of many packs, to any rank: the step is given up, the state after the last whole
 # step is saved, the job ends with 3, and the resumed run gives the bits of the unbroken one.
 source "$(dirname "$0")/run.sh"
