@@ -16,6 +16,7 @@ typedef enum KnPrecision { KN_PRECISION_F32, KN_PRECISION_BF16 } KnPrecision;
 typedef enum KnPrediction { KN_PREDICT_VELOCITY, KN_PREDICT_SAMPLE } KnPrediction;
 typedef enum KnSigmaDistribution { KN_SIGMA_LOGIT_NORMAL, KN_SIGMA_UNIFORM } KnSigmaDistribution;
 typedef enum KnSchedule { KN_SCHEDULE_CONSTANT, KN_SCHEDULE_COSINE, KN_SCHEDULE_LINEAR } KnSchedule;
+enum { KN_RECOMPUTE_NONE = 0, KN_RECOMPUTE_BLOCK = -1 }; /* no block, every block */
 typedef enum KnFaultAction { KN_FAULT_SKIP, KN_FAULT_ROLLBACK, KN_FAULT_WARN } KnFaultAction;
 typedef enum KnParallelMode { KN_PARALLEL_FAST, KN_PARALLEL_LAYOUT_INVARIANT } KnParallelMode;
 typedef enum KnTextRows { KN_TEXT_ROWS_AUTO, KN_TEXT_ROWS_WHOLE, KN_TEXT_ROWS_CUT } KnTextRows;
@@ -33,7 +34,8 @@ typedef struct KnModelConfig {
     int64_t text_dim;    /* model.text_dim: width of the text states that enter the transformer */
     double eps;          /* model.eps: of all norms */
     int cross_attn_norm; /* model.cross_attn_norm: affine layer norm before cross-attention */
-    int recompute;       /* model.recompute: recompute each block's forward in its backward */
+    int64_t
+        recompute; /* model.recompute: KN_RECOMPUTE_*, or most bytes of a pass's arena: as few blocks as that takes */
 } KnModelConfig;
 
 typedef struct KnTextConfig {
