@@ -228,8 +228,8 @@ static KnTensor *whole_sum(Pass *p, const KnTensor *tensor)
     }
     for (int i = 0; i <= ranks; i++)
         offsets[i] = kn_cut(KN_INVARIANT_CHUNKS, ranks, i) * elements;
-    KnCollective *c = kn_collective_create(p->graph, KN_ALL_GATHER, KN_GROUP_SEQUENCE, ranks, rank, "sum over tokens",
-                                           offsets, NULL);
+    KnCollective *c =
+        kn_collective_create(p->graph, KN_ALL_GATHER, KN_GROUP_SEQUENCE, ranks, rank, "sum over tokens", offsets, NULL);
     KnTensor *all = kn_collective(p->graph, c, rows, 2, (int64_t[]){KN_INVARIANT_CHUNKS, elements});
     return kn_view(p->graph, kn_sum_rows(p->graph, all), 0, tensor->dims, tensor->shape);
 }
@@ -314,8 +314,7 @@ static void make_leaves(Pass *p, int64_t packs_here)
     for (int b = 0; b < p->set->block_count; b++) {
         int64_t elements = p->set->block_elements[b];
         snprintf(name, sizeof name, "gradient.parts.%d", b);
-        plan->parts[b] =
-            kn_leaf(p->graph, KN_ROLE_STATE, KN_F32, 2, (int64_t[]){p->chunks.count, elements}, name);
+        plan->parts[b] = kn_leaf(p->graph, KN_ROLE_STATE, KN_F32, 2, (int64_t[]){p->chunks.count, elements}, name);
         if (!p->options->reduce)
             continue;
         const int64_t *cuts = kn_zero_cuts(zero, b);

@@ -4,9 +4,9 @@
  * KN_INVARIANT_CHUNKS chunks, whatever the layout, and every rank of the sequence has whole chunks. Whatever sums over
  * tokens in the backward is computed chunk by chunk. A sum that the backward goes on with (modulation, text) is made of
  * the gathered chunks at once, in their order; what a chunk gives to a parameter is kept, and at the step's end the
- * gathered parts of all packs and chunks are added, (pack, chunk) after (pack, chunk). Ring attention gathers instead of
- * passing on: each query sees all keys in one call, each key all queries. ZeRO changes where sums are kept, not their
- * order; the gradient norm is taken of whole blocks.
+ * gathered parts of all packs and chunks are added, (pack, chunk) after (pack, chunk). Ring attention gathers instead
+ * of passing on: each query sees all keys in one call, each key all queries. ZeRO changes where sums are kept, not
+ * their order; the gradient norm is taken of whole blocks.
  *
  * In float32 alone, and without tensor parallelism. Costs packs x chunks gradients of memory: for tests and for finding
  * out whether a difference comes from the layout. */

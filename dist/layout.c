@@ -12,10 +12,11 @@ static int check_mode(const KnParallelConfig *c, const KnMesh *mesh)
         return kn_fail(KN_EINPUT, "parallel.mode layout_invariant has no tensor parallelism: parallel.tensor is %d",
                        mesh->sizes[KN_AXIS_TENSOR]);
     if (kn_mesh_group_size(mesh, KN_GROUP_SEQUENCE) > KN_INVARIANT_CHUNKS)
-        return kn_fail(KN_EINPUT,
-                       "parallel.mode layout_invariant cuts a pack's tokens into %d chunks, too few for ring %d x ulysses "
-                       "%d ranks",
-                       KN_INVARIANT_CHUNKS, mesh->sizes[KN_AXIS_RING], mesh->sizes[KN_AXIS_ULYSSES]);
+        return kn_fail(
+            KN_EINPUT,
+            "parallel.mode layout_invariant cuts a pack's tokens into %d chunks, too few for ring %d x ulysses "
+            "%d ranks",
+            KN_INVARIANT_CHUNKS, mesh->sizes[KN_AXIS_RING], mesh->sizes[KN_AXIS_ULYSSES]);
     return KN_OK;
 }
 

@@ -343,8 +343,8 @@ static KnRing *make_ring(Pass *p)
 {
     int ranks = axis_size(p, KN_AXIS_RING), ulysses = axis_size(p, KN_AXIS_ULYSSES);
     KnRing *ring = kn_arena_alloc(p->graph->arena, sizeof *ring);
-    *ring = (KnRing){.group = KN_GROUP_RING, .ranks = ranks, .rank = axis_rank(p, KN_AXIS_RING),
-                     .gathers = p->sharding->invariant};
+    *ring = (KnRing){
+        .group = KN_GROUP_RING, .ranks = ranks, .rank = axis_rank(p, KN_AXIS_RING), .gathers = p->sharding->invariant};
     ring->cuts = kn_arena_alloc(p->graph->arena, (size_t)(ranks + 1) * sizeof *ring->cuts);
     for (int i = 0; i <= ranks; i++)
         ring->cuts[i] = kn_token_cut(p->sharding, i * ulysses);

@@ -45,8 +45,8 @@ KnRows kn_sharded_text(const KnSharding *sharding);
  * `extra` are further input leaves with a row for each token (targets, weights). */
 void kn_shard_forward(KnModelGraph *built, const KnSharding *sharding, KnTensor *const *extra, int extra_count);
 
-/* Whether text rows are to be cut: as `wish` says, or by the cost rules, where the work that it saves each rank is worth
- * the keys and values that are then gathered. Conditioning rows are two a clip and stay whole on every rank. */
+/* Whether text rows are to be cut: as `wish` says, or by the cost rules, where the work that it saves each rank is
+ * worth the keys and values that are then gathered. Conditioning rows are two a clip and stay whole on every rank. */
 int kn_text_is_cut(const KnModelGraphOptions *options, const KnSharding *sharding, KnTextRows wish);
 
 /* Takes ring attention, forward and backward, apart into partial attentions, merges and exchanges. After kn_gradient

@@ -2,8 +2,8 @@
 #include "core/ops/ops.h"
 #include "dist/sharding.h"
 
-/* What moving a byte between ranks is worth in work: the balance of today's machines lies within a factor of a few, from
- * two cores that share memory to accelerators on their links. */
+/* What moving a byte between ranks is worth in work: the balance of today's machines lies within a factor of a few,
+ * from two cores that share memory to accelerators on their links. */
 static const double flops_a_byte = 200;
 
 static double price(const KnModelGraphOptions *options, const KnSharding *sharding, int cut)

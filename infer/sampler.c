@@ -23,7 +23,7 @@ struct KnSampler {
     KnStream stream;
     KnModelGraph built;
     KnRows tokens, text_tokens; /* of the stream, this rank's */
-    KnTensor **shards; /* by block: ranges of weights, where they are cut */
+    KnTensor **shards;          /* by block: ranges of weights, where they are cut */
     KnExecutor *executor;
     float *inputs;    /* [stream tokens, patch_dim] */
     float *predicted; /* the same of all branches, where other ranks predict a part of it; else NULL */
@@ -189,7 +189,8 @@ static void bind_pass(KnSampler *s)
 {
     const KnParameterSet *set = s->weights->set;
     kn_executor_bind(s->executor, s->built.leaves.rope_table, s->rope_table);
-    kn_executor_bind(s->executor, s->built.patches, s->inputs + s->tokens.first * kn_model_patch_dim(&s->model->config));
+    kn_executor_bind(s->executor, s->built.patches,
+                     s->inputs + s->tokens.first * kn_model_patch_dim(&s->model->config));
     kn_stream_bind(s->executor, &s->built.leaves, &s->stream, s->tokens.first, s->text_tokens.first);
     for (int i = 0; !s->shards && i < set->count; i++) {
         const KnTensor *leaf = kn_leaf_find(s->built.graph, set->list[i].name);

@@ -17,10 +17,10 @@ typedef struct KnStepMetrics {
     int64_t clips, tokens; /* seen in this step, over all ranks */
     double seconds;
     double tokens_per_second;
-    double peak_share;   /* of the measured matmul peak */
-    double wait_seconds; /* for data */
-    int skipped;         /* 1: the step changed nothing */
-    const char *fault;   /* what went wrong with it, by name; NULL: nothing */
+    double peak_share;      /* of the measured matmul peak */
+    double wait_seconds;    /* for data */
+    int skipped;            /* 1: the step changed nothing */
+    const char *fault;      /* what went wrong with it, by name; NULL: nothing */
     int ranks;              /* of a report on the ranks' times (train/ranks.h); 0 where this step has none */
     const float *rank_work; /* [ranks]: seconds a step that each worked and did not wait for others */
     int slowest_rank;

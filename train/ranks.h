@@ -11,7 +11,7 @@ typedef struct KnRankTimes {
     KnComm *comm;
     double work; /* of the steps since the last report */
     int64_t steps;
-    double waited; /* by the communicator's count, when the present step began */
+    double waited;   /* by the communicator's count, when the present step began */
     float *of_ranks; /* [ranks]: seconds a step in the last report */
     int slowest;     /* in it */
     double median;   /* in it */

@@ -78,13 +78,13 @@ typedef struct KnOptimizerConfig {
 } KnOptimizerConfig;
 
 typedef struct KnParallelConfig {
-    int64_t data;    /* parallel.data: ranks that each take other packs; 0 = what the others leave */
-    int64_t shard;   /* parallel.shard: ranks that each take other packs and cut the state among themselves */
-    int64_t ulysses; /* parallel.ulysses: ranks that share a pack's tokens; attention by heads */
-    int64_t ring;    /* parallel.ring: ranks that share a pack's tokens; keys and values go round */
-    int64_t tensor;  /* parallel.tensor: ranks that share each matrix */
-    int64_t cfg;     /* parallel.cfg: 2 = guidance's two forwards on two groups; generate alone */
-    int64_t zero;    /* parallel.zero: 0 to 3; what the shard, ring and ulysses ranks cut among themselves */
+    int64_t data;        /* parallel.data: ranks that each take other packs; 0 = what the others leave */
+    int64_t shard;       /* parallel.shard: ranks that each take other packs and cut the state among themselves */
+    int64_t ulysses;     /* parallel.ulysses: ranks that share a pack's tokens; attention by heads */
+    int64_t ring;        /* parallel.ring: ranks that share a pack's tokens; keys and values go round */
+    int64_t tensor;      /* parallel.tensor: ranks that share each matrix */
+    int64_t cfg;         /* parallel.cfg: 2 = guidance's two forwards on two groups; generate alone */
+    int64_t zero;        /* parallel.zero: 0 to 3; what the shard, ring and ulysses ranks cut among themselves */
     KnParallelMode mode; /* parallel.mode */
     KnTextRows text;     /* parallel.text: whether ring and ulysses ranks cut text rows too */
 } KnParallelConfig;

@@ -118,7 +118,7 @@ const KnConfigRow kn_config_rows[] = {
     {"parallel.cfg", KN_CONFIG_INT, AT(parallel.cfg), "1",
      "2 = guidance's two forwards on two groups of ranks; for generate alone", .low = 1, .high = 2, .no_result = 1},
     {"parallel.mode", KN_CONFIG_CHOICE, AT(parallel.mode), "fast",
-     "layout_invariant = the same bits for every data x shard x ring x ulysses, in f32; slow", 
+     "layout_invariant = the same bits for every data x shard x ring x ulysses, in f32; slow",
      .choices = "fast|layout_invariant"},
     {"parallel.text", KN_CONFIG_CHOICE, AT(parallel.text), "auto",
      "text states of ring and ulysses ranks: whole on each, cut and gathered, or what costs less",

@@ -252,7 +252,8 @@ static void create_world(World *w, const char *optimizer, KnParallelMode mode)
         fill_batch(w, i);
     assert_int_equal(kn_parameter_values_create(&w->gradients, &w->model.parameters, "gradients"), KN_OK);
     assert_int_equal(kn_parameter_values_create(&w->weights, &w->model.parameters, "weights"), KN_OK);
-    Trial alone = {.world = w, .parallel = {.data = 1, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1, .mode = mode}};
+    Trial alone = {.world = w,
+                   .parallel = {.data = 1, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1, .mode = mode}};
     KnComm *comm = NULL;
     Rank r;
     assert_int_equal(kn_comm_self_open(&comm), KN_OK);
@@ -286,11 +287,13 @@ static void try_layout(World *w, const KnParallelConfig *p, int *failures)
     int code = thread_ranks_run(ranks, run_rank, &trial);
     int good = code == KN_OK && trial.worst <= most && trial.worst_weight <= most;
     *failures += !good;
-    print_message("%d ranks: data %d shard %d ring %d ulysses %d tensor %d, zero %d%s: %.1e (%s), weights %.1e %s\n", ranks,
-                  (int)p->data, (int)p->shard, (int)p->ring, (int)p->ulysses, (int)p->tensor, (int)p->zero,
-                  p->text == KN_TEXT_ROWS_CUT ? ", text cut" : "",
-                  (double)trial.worst, trial.worst_name, (double)trial.worst_weight,
-                  code < 0 ? kn_error_message() : good ? "" : "TOO FAR");
+    print_message("%d ranks: data %d shard %d ring %d ulysses %d tensor %d, zero %d%s: %.1e (%s), weights %.1e %s\n",
+                  ranks, (int)p->data, (int)p->shard, (int)p->ring, (int)p->ulysses, (int)p->tensor, (int)p->zero,
+                  p->text == KN_TEXT_ROWS_CUT ? ", text cut" : "", (double)trial.worst, trial.worst_name,
+                  (double)trial.worst_weight,
+                  code < 0 ? kn_error_message()
+                  : good   ? ""
+                           : "TOO FAR");
 }
 
 /* All ordered products of five factors. */

@@ -149,14 +149,18 @@ static KnStepPlan plan_of(const Rank *r, const KnDevice *device)
     return plan;
 }
 
-/* data, shard, ulysses, ring, tensor, cfg, zero, mode */
 static const KnParallelConfig layouts[] = {
-    {1, 1, 1, 1, 1, 1, 0, KN_PARALLEL_FAST}, {2, 1, 1, 1, 1, 1, 0, KN_PARALLEL_FAST},
-    {1, 2, 1, 1, 1, 1, 1, KN_PARALLEL_FAST}, {1, 2, 1, 1, 1, 1, 2, KN_PARALLEL_FAST},
-    {2, 2, 1, 1, 1, 1, 3, KN_PARALLEL_FAST}, {1, 1, 2, 1, 1, 1, 3, KN_PARALLEL_FAST},
-    {1, 1, 3, 1, 1, 1, 2, KN_PARALLEL_FAST}, {1, 1, 1, 3, 1, 1, 0, KN_PARALLEL_FAST},
-    {2, 1, 2, 2, 1, 1, 3, KN_PARALLEL_FAST}, {1, 1, 1, 1, 2, 1, 0, KN_PARALLEL_FAST},
-    {1, 2, 2, 1, 2, 1, 1, KN_PARALLEL_FAST},
+    {.data = 1, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1, .zero = 0},
+    {.data = 2, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1, .zero = 0},
+    {.data = 1, .shard = 2, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1, .zero = 1},
+    {.data = 1, .shard = 2, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1, .zero = 2},
+    {.data = 2, .shard = 2, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1, .zero = 3},
+    {.data = 1, .shard = 1, .ulysses = 2, .ring = 1, .tensor = 1, .cfg = 1, .zero = 3},
+    {.data = 1, .shard = 1, .ulysses = 3, .ring = 1, .tensor = 1, .cfg = 1, .zero = 2},
+    {.data = 1, .shard = 1, .ulysses = 1, .ring = 3, .tensor = 1, .cfg = 1, .zero = 0},
+    {.data = 2, .shard = 1, .ulysses = 2, .ring = 2, .tensor = 1, .cfg = 1, .zero = 3},
+    {.data = 1, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 2, .cfg = 1, .zero = 0},
+    {.data = 1, .shard = 2, .ulysses = 2, .ring = 1, .tensor = 2, .cfg = 1, .zero = 1},
 };
 
 static void predicted_memory_is_what_is_allocated(void **state)
@@ -391,8 +395,12 @@ static void a_timeline_adds_up_by_hand(void **state)
         assert_int_equal(kn_device_load(&device, path), KN_OK);
         device.ranks_per_node = cases[i].ranks_per_node;
         device.overlap = cases[i].overlap;
-        assert_int_equal(kn_mesh_create(&mesh, &(KnParallelConfig){2, 1, 1, 1, 1, 1, 0, KN_PARALLEL_FAST}, 0, 2),
-                         KN_OK);
+        assert_int_equal(
+            kn_mesh_create(
+                &mesh,
+                &(KnParallelConfig){.data = 2, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1, .zero = 0},
+                0, 2),
+            KN_OK);
         kn_timeline_run(&t, graph, 1, &device, &mesh, 1);
         assert_float_equal(t.by_kind[KN_TIME_MATMUL], 2e-3, 1e-9);
         assert_int_equal(t.exchange_count, 1);

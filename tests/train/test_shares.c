@@ -1,5 +1,5 @@
-/* What a layout saves of a rank's memory: a quarter of the state with ZeRO 3 on four ranks, a quarter of the activations
- * with the sequence on four. Layouts are planned, nothing runs. */
+/* What a layout saves of a rank's memory: a quarter of the state with ZeRO 3 on four ranks, a quarter of the
+ * activations with the sequence on four. Layouts are planned, nothing runs. */
 #include "base/support.h"
 
 #include "core/cpu/backend.h"
@@ -90,8 +90,9 @@ static void zero_3_on_four_ranks_leaves_a_quarter_of_the_state(void **state)
 
 static void the_sequence_on_four_ranks_leaves_a_quarter_of_the_activations(void **state)
 {
-    static const KnParallelConfig layouts[] = {
-        {.shard = 1, .ring = 1, .ulysses = 4}, {.shard = 1, .ring = 4, .ulysses = 1}, {.shard = 1, .ring = 2, .ulysses = 2}};
+    static const KnParallelConfig layouts[] = {{.shard = 1, .ring = 1, .ulysses = 4},
+                                               {.shard = 1, .ring = 4, .ulysses = 1},
+                                               {.shard = 1, .ring = 2, .ulysses = 2}};
     KnModel model;
     (void)state;
     create_model(&model);
