@@ -24,6 +24,8 @@ typedef struct Pass {
     KnGradientPlan *plan;
     KnTensor **buffers; /* by block, from stage 2 on: zeros that gradients are added to */
     int *missing;       /* by block: gradients to come */
+    int started;        /* the block whose sum is under way; -1: none */
+    KnTensor *range;    /* what arrives of it; NULL where its sum is in place */
 } Pass;
 
 static Wanted list_wanted(const KnGraph *graph, const KnParameterSet *set)
@@ -72,26 +74,44 @@ static void sum_in_place(Pass *p, KnGroup group, KnTensor *state, int block)
     kn_collective_in_place_wait(p->graph, c, state);
 }
 
+/* Takes what has been scattered of the block before. It waits until the next block is complete, so that the backward
+ * goes on meanwhile. */
+static void finish_block(Pass *p)
+{
+    const KnZero *zero = p->zero;
+    int block = p->started;
+    if (block < 0)
+        return;
+    KnTensor *sum = p->plan->block_sums[block];
+    const int64_t *cuts = kn_zero_cuts(zero, block);
+    int64_t mine = cuts[zero->rank + 1] - cuts[zero->rank];
+    if (p->range)
+        kn_accumulate(p->graph, sum, p->range);
+    if (p->options->reduce && zero->stage >= 1 && replicas_of_ranges(p) > 1)
+        sum_in_place(p, KN_GROUP_DATA, zero->stage == 1 ? kn_view(p->graph, sum, cuts[zero->rank], 1, &mine) : sum,
+                     block);
+    p->started = -1;
+    p->range = NULL;
+}
+
 /* All gradients of the block are in its buffer. */
-static void sum_block(Pass *p, int block)
+static void start_block(Pass *p, int block)
 {
     const KnZero *zero = p->zero;
     KnTensor *sum = p->plan->block_sums[block];
     const int64_t *cuts = kn_zero_cuts(zero, block);
     int64_t mine = cuts[zero->rank + 1] - cuts[zero->rank];
+    finish_block(p);
+    p->started = block;
     if (zero->stage >= 2) {
-        KnTensor *range = kn_collective(p->graph, scatter_over(p, block), p->buffers[block], 1, &mine);
-        kn_accumulate(p->graph, sum, range);
+        p->range = kn_collective(p->graph, scatter_over(p, block), p->buffers[block], 1, &mine);
     } else if (p->options->reduce && zero->stage == 1) {
         KnCollective *c = scatter_over(p, block);
         kn_collective_in_place_start(p->graph, c, sum);
         kn_collective_in_place_wait(p->graph, c, sum);
-        sum = kn_view(p->graph, sum, cuts[zero->rank], 1, &mine);
     } else if (p->options->reduce && kn_mesh_group_size(p->options->mesh, KN_GROUP_SUM) > 1) {
         sum_in_place(p, KN_GROUP_SUM, sum, block);
     }
-    if (p->options->reduce && zero->stage >= 1 && replicas_of_ranges(p) > 1)
-        sum_in_place(p, KN_GROUP_DATA, sum, block);
 }
 
 /* --- Where gradients are added ------------------------------------------------------------------------------------ */
@@ -129,7 +149,7 @@ static void add_gradient(Pass *p, int index)
     }
     kn_accumulate(p->graph, place, gradient);
     if (--p->missing[block] == 0)
-        sum_block(p, block);
+        start_block(p, block);
 }
 
 static int produces(const KnNode *node, const KnTensor *tensor)
@@ -156,6 +176,7 @@ static void place(Pass *p)
             if (p->wanted.gradients[i] && produces(old.nodes[n], p->wanted.gradients[i]))
                 add_gradient(p, i);
     }
+    finish_block(p);
     p->graph->in_backward = 0;
     free(old.nodes);
     free(p->missing);
@@ -169,11 +190,12 @@ void kn_place_gradients(KnGraph *graph, KnTensor *loss, const KnGradientOptions 
               .zero = options->zero,
               .set = options->zero->set,
               .wanted = list_wanted(graph, options->zero->set),
-              .plan = plan};
+              .plan = plan,
+              .started = -1};
     plan->set = p.set;
     kn_gradient(graph, loss, p.wanted.leaves, p.wanted.count, p.wanted.gradients, kn_add);
     if (options->recompute)
-        kn_recompute_blocks(graph);
+        kn_recompute_blocks(graph, options->recompute);
     make_leaves(&p);
     place(&p);
     if (options->reduce && options->also && kn_mesh_group_size(options->mesh, KN_GROUP_SUM) > 1) {

@@ -20,9 +20,9 @@ typedef struct KnGradientPlan {
 typedef struct KnGradientOptions {
     const KnZero *zero; /* also says which parameters there are */
     const KnMesh *mesh;
-    int recompute;
-    int reduce;     /* the step's last pack: sum over ranks */
-    KnTensor *also; /* a further state leaf to be summed over KN_GROUP_SUM; may be NULL */
+    const char *recompute; /* by block of the graph: is its forward computed again? NULL: none is */
+    int reduce;            /* the step's last pack: sum over ranks */
+    KnTensor *also;        /* a further state leaf to be summed over KN_GROUP_SUM; may be NULL */
 } KnGradientOptions;
 
 /* Differentiates `loss` by every parameter that the graph has a leaf of, and places the nodes. Release the plan with

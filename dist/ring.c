@@ -176,7 +176,7 @@ static void expand(KnGraph *graph, const KnNode *node, KnTensor **results)
               .attributes = attributes};
     graph->block = node->block;
     graph->in_backward = node->backward;
-    int forward = node->op->id == KN_OP_ATTENTION;
+    int first = graph->node_count, forward = node->op->id == KN_OP_ATTENTION;
     if (forward && r.ring->gathers)
         gather_forward(&r, results);
     else if (forward)
@@ -185,6 +185,8 @@ static void expand(KnGraph *graph, const KnNode *node, KnTensor **results)
         gather_backward(&r, node, results);
     else
         expand_backward(&r, node, results);
+    for (int i = first; i < graph->node_count; i++)
+        graph->nodes[i]->again = node->again;
     graph->block = -1;
     graph->in_backward = 0;
 }

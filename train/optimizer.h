@@ -1,23 +1,14 @@
-/* Optimizers: rows of a table, each a way to append one step's update nodes for a block's buffers.
- *
- * The update is a graph of its own: square of the global gradient norm, then for each block the step and the averaged
- * weights, all in place on what this rank holds of the block buffers; where weights are held whole but updated in
- * parts (ZeRO 1 and 2), they are gathered. Where the norm is not finite no weight, moment or average changes. */
+/* Optimizers: the memory of a step's state, and running the update graph (train/update_graph.h) on it. */
 #ifndef KN_TRAIN_OPTIMIZER_H
 #define KN_TRAIN_OPTIMIZER_H
 
-#include "core/base/config.h"
-#include "core/graph/executor.h"
-#include "dist/layout.h"
+#include "train/update_graph.h"
 
 /* Of every buffer this rank holds what the ZeRO stage leaves it; average.blocks is NULL without ema. */
 typedef struct KnOptimizerState {
     KnParameterValues weights, gradients, moment1, moment2, average;
     float *norm2; /* borrowed: the square of the global gradient norm, where a pass finds it; NULL: an update does */
 } KnOptimizerState;
-
-/* Does the optimizer update matrices as wholes, so that they must not be cut? */
-int kn_optimizer_whole_matrices(const KnOptimizerConfig *config);
 
 /* Allocates all buffers, zeroed. */
 int kn_optimizer_state_create(KnOptimizerState *state, const KnZero *zero, const KnOptimizerConfig *config);
@@ -36,6 +27,8 @@ void kn_optimizer_destroy(KnOptimizer *optimizer);
  * `updates` is how many updates were made before (bias corrections count those). */
 int kn_optimizer_step(KnOptimizer *optimizer, int64_t step, int64_t steps, int64_t updates, double *norm);
 
+KnExecutor *kn_optimizer_executor(const KnOptimizer *optimizer);
+const KnUpdateGraph *kn_optimizer_graph(const KnOptimizer *optimizer);
 const KnPlan *kn_optimizer_plan(const KnOptimizer *optimizer);
 char *kn_optimizer_profile(const KnOptimizer *optimizer); /* free() it */
 

@@ -1,75 +1,18 @@
-/* Building, binding and running a training pass. */
+/* Binding and running a training pass. */
 #include "train/pass.h"
 
 #include "core/base/error.h"
-#include "core/ops/ops.h"
-#include "dist/gradients.h"
 
 #include <stdlib.h>
 
 struct KnTrainPass {
-    KnModelGraph built;
+    KnPassGraph graph;
     KnExecutor *executor;
-    KnGradientPlan gradients;
-    KnInvariantPlan invariant;
     KnPackParts *parts; /* of the layout-invariant mode */
-    KnTensor **shards;  /* by block, with ZeRO 3: the weights' ranges */
-    KnRows tokens, text_tokens;
-    KnTensor *target, *weight, *loss, *loss_sum, *stats;
     float *rope_table;
     float *text; /* zeros, for models whose text states come from outside */
     double flops;
 };
-
-/* The loss is added to its sum; what the backward finds, to the gradients. */
-static void place_gradients(KnTrainPass *pass, const KnTrainPassOptions *o, const KnSharding *sharding)
-{
-    const KnLayout *layout = o->layout;
-    KnGraph *graph = pass->built.graph;
-    KnGradientOptions options = {.zero = &layout->zero,
-                                 .mesh = &layout->mesh,
-                                 .recompute = layout->model->config.recompute,
-                                 .reduce = o->reduce,
-                                 .also = pass->stats};
-    if (layout->invariant && o->backward)
-        kn_place_gradients_invariant(graph, &pass->loss, sharding, &options, o->parts->packs, &pass->invariant);
-    else if (layout->invariant)
-        kn_place_loss_invariant(graph, &pass->loss, sharding, &layout->zero);
-    kn_accumulate(graph, pass->loss_sum, pass->loss);
-    if (!layout->invariant && o->backward)
-        kn_place_gradients(graph, pass->loss, &options, &pass->gradients);
-}
-
-static void build(KnTrainPass *pass, const KnTrainPassOptions *o, KnBackend *backend)
-{
-    KnModelGraph *built = &pass->built;
-    KnModelGraphOptions model = {
-        .shape = o->shape, .dtype = o->dtype, .self_pairs = o->self_pairs, .cross_pairs = o->cross_pairs};
-    const KnLayout *layout = o->layout;
-    KnSharding sharding = {.mesh = &layout->mesh, .model = layout->model, .shape = o->shape, .invariant = layout->invariant};
-    kn_model_build(layout->model, &model, built);
-    KnGraph *graph = built->graph;
-    pass->tokens = kn_sharded_tokens(&sharding);
-    pass->text_tokens = kn_sharded_text(&sharding);
-    pass->target = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 2, built->prediction->shape, "input.target");
-    pass->weight = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 1, &o->shape.tokens, "input.weight");
-    kn_shard_forward(built, &sharding, (KnTensor *[]){pass->target, pass->weight}, 2);
-    pass->stats = kn_leaf(graph, KN_ROLE_STATE, KN_F32, 1, (int64_t[]){2}, "stats");
-    pass->loss_sum = kn_leaf(graph, KN_ROLE_STATE, KN_F32, 0, NULL, "stats.loss");
-    pass->loss = kn_masked_mse(graph, built->prediction, pass->target, pass->weight);
-    place_gradients(pass, o, &sharding);
-    if (layout->zero.stage == 3) {
-        pass->shards = kn_alloc((size_t)layout->part.block_count * sizeof(KnTensor *));
-        kn_zero_gather(graph, &layout->zero, pass->shards);
-    }
-    kn_ring_expand(graph);
-    kn_overlap(graph);
-    if (backend->lower)
-        backend->lower(backend, graph);
-    kn_graph_finish(graph, NULL, 0);
-    KnCost cost = kn_graph_cost(graph);
-    pass->flops = cost.matmul_flops + cost.attention_flops;
-}
 
 /* Of the layout-invariant mode. */
 static void bind_sums(KnTrainPass *pass, const KnTrainPassOptions *o)
@@ -77,42 +20,43 @@ static void bind_sums(KnTrainPass *pass, const KnTrainPassOptions *o)
     const KnZero *zero = &o->layout->zero;
     for (int b = 0; b < zero->set->block_count; b++) {
         int64_t first = zero->stage ? kn_zero_cuts(zero, b)[zero->rank] : 0;
-        kn_executor_bind(pass->executor, pass->invariant.sums[b],
+        kn_executor_bind(pass->executor, pass->graph.invariant.sums[b],
                          o->gradients->blocks[b] + (first - o->gradients->first[b]));
-        kn_executor_bind(pass->executor, pass->invariant.all[b], pass->parts->blocks.blocks[b]);
+        kn_executor_bind(pass->executor, pass->graph.invariant.all[b], pass->parts->blocks.blocks[b]);
     }
-    kn_executor_bind(pass->executor, pass->invariant.order, pass->parts->order);
-    kn_executor_bind(pass->executor, pass->invariant.norm2, &pass->parts->norm2);
+    kn_executor_bind(pass->executor, pass->graph.invariant.order, pass->parts->order);
+    kn_executor_bind(pass->executor, pass->graph.invariant.norm2, &pass->parts->norm2);
 }
 
 void kn_train_pass_set_pack(KnTrainPass *pass, int64_t pack)
 {
     const KnPackParts *parts = pass->parts;
     for (int b = 0; parts && b < parts->blocks.set->block_count; b++)
-        kn_executor_bind(pass->executor, pass->invariant.parts[b],
+        kn_executor_bind(pass->executor, pass->graph.invariant.parts[b],
                          parts->blocks.blocks[b] + pack * parts->chunks * parts->blocks.set->block_elements[b]);
 }
 
 static void bind_parameters(KnTrainPass *pass, const KnTrainPassOptions *o)
 {
+    const KnPassGraph *graph = &pass->graph;
     const KnParameterSet *set = &o->layout->part;
     for (int i = 0; i < set->count; i++) {
-        const KnTensor *leaf = kn_leaf_find(pass->built.graph, set->list[i].name);
-        if (leaf && !pass->shards)
+        const KnTensor *leaf = kn_leaf_find(graph->built.graph, set->list[i].name);
+        if (leaf && !graph->shards)
             kn_executor_bind(pass->executor, leaf, kn_parameter_data(o->weights, &set->list[i]));
-        if (pass->gradients.sums && pass->gradients.sums[i])
-            kn_executor_bind(pass->executor, pass->gradients.sums[i], kn_parameter_data(o->gradients, &set->list[i]));
+        if (graph->gradients.sums && graph->gradients.sums[i])
+            kn_executor_bind(pass->executor, graph->gradients.sums[i], kn_parameter_data(o->gradients, &set->list[i]));
     }
     for (int b = 0; b < set->block_count; b++) {
-        if (pass->gradients.block_sums && pass->gradients.block_sums[b])
-            kn_executor_bind(pass->executor, pass->gradients.block_sums[b], o->gradients->blocks[b]);
-        if (pass->shards && pass->shards[b])
-            kn_executor_bind(pass->executor, pass->shards[b], o->weights->blocks[b]);
+        if (graph->gradients.block_sums && graph->gradients.block_sums[b])
+            kn_executor_bind(pass->executor, graph->gradients.block_sums[b], o->gradients->blocks[b]);
+        if (graph->shards && graph->shards[b])
+            kn_executor_bind(pass->executor, graph->shards[b], o->weights->blocks[b]);
     }
     if (pass->parts && o->reduce)
         bind_sums(pass, o);
-    kn_executor_bind(pass->executor, pass->stats, o->stats);
-    kn_executor_bind(pass->executor, pass->loss_sum, o->stats);
+    kn_executor_bind(pass->executor, graph->stats, o->stats);
+    kn_executor_bind(pass->executor, graph->loss_sum, o->stats);
 }
 
 int kn_train_pass_create(KnTrainPass **pass, const KnTrainPassOptions *options, KnBackend *backend)
@@ -121,18 +65,22 @@ int kn_train_pass_create(KnTrainPass **pass, const KnTrainPassOptions *options, 
     KnTrainPass *made = kn_alloc(sizeof *made);
     *pass = NULL;
     made->parts = options->parts;
-    build(made, options, backend);
-    int code = kn_executor_create(&made->executor, made->built.graph, backend, NULL, 0);
+    int code = kn_pass_graph_create(&made->graph, options, backend);
+    if (code == KN_OK)
+        code = kn_executor_create_beside(&made->executor, made->graph.built.graph, backend, NULL, 0,
+                                         options->beside ? options->beside->executor : NULL);
     if (code < 0) {
         kn_train_pass_destroy(made);
         return code;
     }
+    KnCost cost = kn_graph_cost(made->graph.built.graph);
+    made->flops = cost.matmul_flops + cost.attention_flops;
     made->rope_table = kn_alloc((size_t)(KN_ROPE_POSITIONS * (config->hidden / config->heads)) * sizeof(float));
     kn_dit_rope_table(config, made->rope_table);
-    kn_executor_bind(made->executor, made->built.leaves.rope_table, made->rope_table);
-    if (made->built.text) {
-        made->text = kn_alloc(kn_tensor_bytes(made->built.text));
-        kn_executor_bind(made->executor, made->built.text, made->text);
+    kn_executor_bind(made->executor, made->graph.built.leaves.rope_table, made->rope_table);
+    if (made->graph.built.text) {
+        made->text = kn_alloc(kn_tensor_bytes(made->graph.built.text));
+        kn_executor_bind(made->executor, made->graph.built.text, made->text);
     }
     kn_executor_set_comms(made->executor, options->layout->comms.groups);
     bind_parameters(made, options);
@@ -145,10 +93,7 @@ void kn_train_pass_destroy(KnTrainPass *pass)
     if (!pass)
         return;
     kn_executor_destroy(pass->executor);
-    kn_gradient_plan_clear(&pass->gradients);
-    kn_invariant_plan_clear(&pass->invariant);
-    free(pass->shards);
-    kn_graph_destroy(pass->built.graph);
+    kn_pass_graph_destroy(&pass->graph);
     free(pass->rope_table);
     free(pass->text);
     free(pass);
@@ -157,12 +102,12 @@ void kn_train_pass_destroy(KnTrainPass *pass)
 void kn_train_pass_bind(KnTrainPass *pass, const KnTrainBatch *batch)
 {
     KnExecutor *executor = pass->executor;
-    const KnTensor *patches = pass->built.patches;
-    int64_t first = pass->tokens.first, dim = kn_tensor_columns(patches);
-    kn_stream_bind(executor, &pass->built.leaves, &batch->stream, first, pass->text_tokens.first);
+    const KnTensor *patches = pass->graph.built.patches;
+    int64_t first = pass->graph.tokens.first, dim = kn_tensor_columns(patches);
+    kn_stream_bind(executor, &pass->graph.built.leaves, &batch->stream, first, pass->graph.text_tokens.first);
     kn_executor_bind(executor, patches, batch->patches + first * dim);
-    kn_executor_bind(executor, pass->target, batch->target + first * dim);
-    kn_executor_bind(executor, pass->weight, batch->weight + first);
+    kn_executor_bind(executor, pass->graph.target, batch->target + first * dim);
+    kn_executor_bind(executor, pass->graph.weight, batch->weight + first);
 }
 
 void kn_train_pass_parameters_changed(KnTrainPass *pass)
@@ -173,6 +118,16 @@ void kn_train_pass_parameters_changed(KnTrainPass *pass)
 int kn_train_pass_run(KnTrainPass *pass)
 {
     return kn_executor_run(pass->executor);
+}
+
+KnExecutor *kn_train_pass_executor(const KnTrainPass *pass)
+{
+    return pass->executor;
+}
+
+const KnPassGraph *kn_train_pass_graph(const KnTrainPass *pass)
+{
+    return &pass->graph;
 }
 
 const KnPlan *kn_train_pass_plan(const KnTrainPass *pass)

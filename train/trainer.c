@@ -35,9 +35,9 @@ typedef struct Trainer {
     int save_is_due;
     KnProgress progress;
     float stats[2];
-    KnPackParts parts;   /* of the layout-invariant mode, as are: */
+    KnPackParts parts;      /* of the layout-invariant mode, as are: */
     float (*pack_stats)[2]; /* [packs here]: loss and denoised tokens of each */
-    double peak_flops; /* of all ranks */
+    double peak_flops;      /* of all ranks */
     int64_t skipped;
     int stop; /* a signal asked any rank to end the run */
 } Trainer;
@@ -74,6 +74,7 @@ static int create_pass(Trainer *t, KnTrainPass **pass, int backward, int reduce)
         .parts = backward && t->state.layout.invariant ? &t->parts : NULL,
         .self_pairs = t->state.pairs_per_token * (double)c->data.tokens,
         .cross_pairs = (double)c->data.tokens * (double)c->text.max_tokens,
+        .beside = t->pass ? t->pass : t->last_pass,
     };
     return kn_train_pass_create(pass, &options, kn_cpu_backend());
 }
@@ -134,9 +135,16 @@ static KnLoaderOptions loader_options(const Trainer *t, int validation)
                              .validation = validation};
 }
 
+/* Of the passes that take turns in one arena, that which fills it. */
+static const KnPlan *largest_plan(const Trainer *t)
+{
+    const KnPlan *last = kn_train_pass_plan(t->last_pass), *others = t->pass ? kn_train_pass_plan(t->pass) : last;
+    return others->arena_bytes > last->arena_bytes ? others : last;
+}
+
 static void report_plan(const Trainer *t)
 {
-    char *memory = kn_plan_report(kn_train_pass_plan(t->last_pass));
+    char *memory = kn_plan_report(largest_plan(t));
     int64_t count = kn_parameter_count(&t->state.model.parameters);
     kn_log("%.2f M parameters, %lld tokens in %lld packs a step, %s on %d rank%s x %d thread%s", (double)count * 1e-6,
            (long long)(t->config->data.tokens * t->config->train.packs), (long long)t->config->train.packs,
@@ -309,8 +317,8 @@ static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
 
 /* --- Now and then ------------------------------------------------------------------------------------------------- */
 
-/* Every rank takes part in as many passes as any other, since they may exchange weights and tokens: where packs have run
- * out, with an empty one. results [passes]: each pack's loss times tokens, and denoised tokens. */
+/* Every rank takes part in as many passes as any other, since they may exchange weights and tokens: where packs have
+ * run out, with an empty one. results [passes]: each pack's loss times tokens, and denoised tokens. */
 static int run_validation_packs(Trainer *t, KnLoader *loader, int64_t passes, float (*results)[2])
 {
     KnTrainBatchOptions batch = t->batch_options;

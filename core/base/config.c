@@ -118,6 +118,24 @@ static int set_triple(const KnConfigRow *row, int64_t triple[3], const KnYamlNod
     return KN_OK;
 }
 
+/* true and false are the words of older files. */
+static int parse_recompute(const KnYamlNode *value, int64_t *recompute)
+{
+    static const struct {
+        const char *word;
+        int64_t value;
+    } words[] = {{"none", KN_RECOMPUTE_NONE},
+                 {"block", KN_RECOMPUTE_BLOCK},
+                 {"false", KN_RECOMPUTE_NONE},
+                 {"true", KN_RECOMPUTE_BLOCK}};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (strcmp(value->text, words[i].word) == 0) {
+            *recompute = words[i].value;
+            return 1;
+        }
+    return kn_parse_bytes(value->text, recompute) && *recompute > 0;
+}
+
 static int set_scalar(const KnConfigRow *row, void *field, const KnYamlNode *value, const char *place)
 {
     if (value->kind != KN_YAML_SCALAR)
@@ -142,6 +160,10 @@ static int set_scalar(const KnConfigRow *row, void *field, const KnYamlNode *val
         if (value->quoted || (strcmp(value->text, "true") != 0 && strcmp(value->text, "false") != 0))
             return wrong(row, value, place);
         *(int *)field = value->text[0] == 't';
+        break;
+    case KN_CONFIG_RECOMPUTE:
+        if (!parse_recompute(value, field))
+            return wrong(row, value, place);
         break;
     case KN_CONFIG_CHOICE:
         *(int *)field = choice;

@@ -16,6 +16,7 @@ typedef enum KnPrecision { KN_PRECISION_F32, KN_PRECISION_BF16 } KnPrecision;
 typedef enum KnPrediction { KN_PREDICT_VELOCITY, KN_PREDICT_SAMPLE } KnPrediction;
 typedef enum KnSigmaDistribution { KN_SIGMA_LOGIT_NORMAL, KN_SIGMA_UNIFORM } KnSigmaDistribution;
 typedef enum KnSchedule { KN_SCHEDULE_CONSTANT, KN_SCHEDULE_COSINE, KN_SCHEDULE_LINEAR } KnSchedule;
+enum { KN_RECOMPUTE_NONE = 0, KN_RECOMPUTE_BLOCK = -1 }; /* no block, every block */
 typedef enum KnFaultAction { KN_FAULT_SKIP, KN_FAULT_ROLLBACK, KN_FAULT_WARN } KnFaultAction;
 typedef enum KnParallelMode { KN_PARALLEL_FAST, KN_PARALLEL_LAYOUT_INVARIANT } KnParallelMode;
 typedef enum KnTextKind { KN_TEXT_TRAINED, KN_TEXT_NONE } KnTextKind;
@@ -32,7 +33,8 @@ typedef struct KnModelConfig {
     int64_t text_dim;    /* model.text_dim: width of the text states that enter the transformer */
     double eps;          /* model.eps: of all norms */
     int cross_attn_norm; /* model.cross_attn_norm: affine layer norm before cross-attention */
-    int recompute;       /* model.recompute: recompute each block's forward in its backward */
+    int64_t
+        recompute; /* model.recompute: KN_RECOMPUTE_*, or most bytes of a pass's arena: as few blocks as that takes */
 } KnModelConfig;
 
 typedef struct KnTextConfig {
@@ -75,13 +77,13 @@ typedef struct KnOptimizerConfig {
 } KnOptimizerConfig;
 
 typedef struct KnParallelConfig {
-    int64_t data;    /* parallel.data: ranks that each take other packs; 0 = what the others leave */
-    int64_t shard;   /* parallel.shard: ranks that each take other packs and cut the state among themselves */
-    int64_t ulysses; /* parallel.ulysses: ranks that share a pack's tokens; attention by heads */
-    int64_t ring;    /* parallel.ring: ranks that share a pack's tokens; keys and values go round */
-    int64_t tensor;  /* parallel.tensor: ranks that share each matrix */
-    int64_t cfg;     /* parallel.cfg: 2 = guidance's two forwards on two groups; generate alone */
-    int64_t zero;    /* parallel.zero: 0 to 3; what the shard, ring and ulysses ranks cut among themselves */
+    int64_t data;        /* parallel.data: ranks that each take other packs; 0 = what the others leave */
+    int64_t shard;       /* parallel.shard: ranks that each take other packs and cut the state among themselves */
+    int64_t ulysses;     /* parallel.ulysses: ranks that share a pack's tokens; attention by heads */
+    int64_t ring;        /* parallel.ring: ranks that share a pack's tokens; keys and values go round */
+    int64_t tensor;      /* parallel.tensor: ranks that share each matrix */
+    int64_t cfg;         /* parallel.cfg: 2 = guidance's two forwards on two groups; generate alone */
+    int64_t zero;        /* parallel.zero: 0 to 3; what the shard, ring and ulysses ranks cut among themselves */
     KnParallelMode mode; /* parallel.mode */
 } KnParallelConfig;
 

@@ -51,6 +51,12 @@ static void append_value(KnText *out, const KnConfig *config, const KnConfigRow 
         else
             kn_text_appendf(out, "%lld", (long long)*integers);
         break;
+    case KN_CONFIG_RECOMPUTE:
+        if (*integers > 0)
+            kn_text_appendf(out, "%lldB", (long long)*integers);
+        else
+            kn_text_append(out, *integers == KN_RECOMPUTE_NONE ? "none" : "block");
+        break;
     case KN_CONFIG_FLOAT:
         append_double(out, *(const double *)field);
         break;

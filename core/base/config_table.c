@@ -33,8 +33,9 @@ const KnConfigRow kn_config_rows[] = {
      .reads_state = 1},
     {"model.cross_attn_norm", KN_CONFIG_BOOL, AT(model.cross_attn_norm), "true",
      "affine layer norm before cross-attention", .choices = NULL},
-    {"model.recompute", KN_CONFIG_BOOL, AT(model.recompute), "false",
-     "recompute each block's forward in its backward: less memory, more time", .no_result = 1},
+    {"model.recompute", KN_CONFIG_RECOMPUTE, AT(model.recompute), "none",
+     "blocks whose forward is computed again in the backward: none, every block, or as few as let a pass's arena fit",
+     .no_result = 1},
     {"model.text.kind", KN_CONFIG_CHOICE, AT(text.kind), "trained",
      "text encoder: learned with the transformer, or states from outside", .choices = "trained|none"},
     {"model.text.vocabulary", KN_CONFIG_INT, AT(text.vocabulary), "256", "most pieces learned from the captions",
@@ -117,7 +118,7 @@ const KnConfigRow kn_config_rows[] = {
     {"parallel.cfg", KN_CONFIG_INT, AT(parallel.cfg), "1",
      "2 = guidance's two forwards on two groups of ranks; for generate alone", .low = 1, .high = 2, .no_result = 1},
     {"parallel.mode", KN_CONFIG_CHOICE, AT(parallel.mode), "fast",
-     "layout_invariant = the same bits for every data x shard x ring x ulysses, in f32; slow", 
+     "layout_invariant = the same bits for every data x shard x ring x ulysses, in f32; slow",
      .choices = "fast|layout_invariant"},
     {"parallel.zero", KN_CONFIG_INT, AT(parallel.zero), "3",
      "what parallel.shard, ulysses and ring cut: 0 nothing, 1 optimizer, 2 and gradients, 3 and weights", .high = 3},
@@ -199,7 +200,7 @@ void kn_config_describe(const KnConfigRow *row, char *text, size_t size)
         [KN_CONFIG_INT] = "an integer",          [KN_CONFIG_FLOAT] = "a number",
         [KN_CONFIG_BOOL] = "true or false",      [KN_CONFIG_CHOICE] = "",
         [KN_CONFIG_STRING] = "a text",           [KN_CONFIG_TRIPLE] = "a list of three integers, each",
-        [KN_CONFIG_STRINGS] = "a list of texts",
+        [KN_CONFIG_STRINGS] = "a list of texts", [KN_CONFIG_RECOMPUTE] = "none, block, or a size such as 2GiB",
     };
     char range[96] = "";
     if (row->choices) {

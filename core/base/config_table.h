@@ -6,13 +6,14 @@
 #include "core/base/config.h"
 
 typedef enum KnConfigType {
-    KN_CONFIG_INT,     /* int64_t */
-    KN_CONFIG_FLOAT,   /* double, finite */
-    KN_CONFIG_BOOL,    /* int */
-    KN_CONFIG_CHOICE,  /* an enum that counts the words of `choices` from 0 */
-    KN_CONFIG_STRING,  /* char *; with `choices`, one of them; NULL stands for "" */
-    KN_CONFIG_TRIPLE,  /* int64_t[3] */
-    KN_CONFIG_STRINGS, /* KnStringList */
+    KN_CONFIG_INT,       /* int64_t */
+    KN_CONFIG_FLOAT,     /* double, finite */
+    KN_CONFIG_BOOL,      /* int */
+    KN_CONFIG_CHOICE,    /* an enum that counts the words of `choices` from 0 */
+    KN_CONFIG_STRING,    /* char *; with `choices`, one of them; NULL stands for "" */
+    KN_CONFIG_TRIPLE,    /* int64_t[3] */
+    KN_CONFIG_STRINGS,   /* KnStringList */
+    KN_CONFIG_RECOMPUTE, /* int64_t: KN_RECOMPUTE_* or bytes */
 } KnConfigType;
 
 typedef struct KnConfigRow {

@@ -92,6 +92,27 @@ void kn_string_list_clear(KnStringList *list)
     *list = (KnStringList){0};
 }
 
+int kn_parse_bytes(const char *text, int64_t *bytes)
+{
+    static const struct {
+        const char *name;
+        double bytes;
+    } units[] = {{"B", 1},    {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40},
+                 {"kB", 1e3}, {"MB", 1e6},     {"GB", 1e9},     {"TB", 1e12}};
+    char *end;
+    double number = strtod(text, &end);
+    size_t digits = strspn(text, "0123456789.");
+    if (digits == 0 || end != text + digits)
+        return 0;
+    end += strspn(end, " ");
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        if (strcmp(end, units[i].name) == 0 && number * units[i].bytes < 0x1p62) {
+            *bytes = (int64_t)(number * units[i].bytes);
+            return 1;
+        }
+    return 0;
+}
+
 int kn_starts_with(const char *text, const char *prefix)
 {
     return strncmp(text, prefix, strlen(prefix)) == 0;

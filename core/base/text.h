@@ -7,6 +7,7 @@
 #define KN_BASE_TEXT_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* Starts as {0}. `bytes` is NUL-terminated once anything was appended (NULL before). */
 typedef struct KnText {
@@ -29,6 +30,9 @@ typedef struct KnStringList {
 void kn_string_list_add(KnStringList *list, const char *item); /* copies */
 void kn_string_list_sort(KnStringList *list);                  /* by byte value: the same on every machine */
 void kn_string_list_clear(KnStringList *list);
+
+/* A size in bytes as people write it: "2GiB", "1.5 GB", "64MiB", "4096B"; 0 where it is none, or beyond 2^62. */
+int kn_parse_bytes(const char *text, int64_t *bytes);
 
 int kn_starts_with(const char *text, const char *prefix);
 int kn_ends_with(const char *text, const char *suffix);

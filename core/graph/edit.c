@@ -44,7 +44,8 @@ static void emit_again(KnGraph *graph, const KnNodeList *old, int block, KnTenso
         KnNode *clone =
             kn_node_append(graph, node->op, node->attributes, KN_ATTRIBUTE_BYTES, inputs, node->input_count);
         clone->block = block;
-        clone->backward = 1;
+        clone->exchange = node->exchange;
+        clone->backward = clone->again = 1;
         for (int k = 0; k < node->output_count; k++) {
             const KnTensor *output = node->outputs[k];
             KnTensor *made = kn_node_output(graph, clone, output->dtype, output->dims, output->shape);
@@ -56,20 +57,26 @@ static void emit_again(KnGraph *graph, const KnNodeList *old, int block, KnTenso
     }
 }
 
-void kn_recompute_blocks(KnGraph *graph)
+int kn_graph_blocks(const KnGraph *graph)
 {
-    int tensors = graph->tensor_count, blocks = 0;
+    int blocks = 0;
+    for (int i = 0; i < graph->node_count; i++)
+        if (graph->nodes[i]->block >= blocks)
+            blocks = graph->nodes[i]->block + 1;
+    return blocks;
+}
+
+void kn_recompute_blocks(KnGraph *graph, const char *chosen)
+{
+    int tensors = graph->tensor_count, blocks = kn_graph_blocks(graph);
     KnNodeList old;
     kn_graph_mark_prologue(graph); /* weights for compute are never made twice */
     kn_graph_take_nodes(graph, &old);
-    for (int i = 0; i < old.count; i++)
-        if (old.nodes[i]->block >= blocks)
-            blocks = old.nodes[i]->block + 1;
     KnTensor **clones = kn_alloc((size_t)tensors * sizeof *clones);
     char *emitted = kn_alloc((size_t)blocks);
     for (int i = 0; i < old.count; i++) {
         KnNode *node = old.nodes[i];
-        if (node->backward && node->block >= 0) {
+        if (node->backward && node->block >= 0 && chosen[node->block]) {
             if (!emitted[node->block])
                 emit_again(graph, &old, node->block, clones);
             emitted[node->block] = 1;

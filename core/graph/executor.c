@@ -9,21 +9,64 @@
 #include <string.h>
 #include <time.h>
 
+/* Memory for intermediate values, of one executor or of several that take turns. */
+typedef struct Arena {
+    unsigned char *memory;
+    size_t bytes;
+    int users;
+    const KnExecutor *holds; /* whose values are in it */
+} Arena;
+
 struct KnExecutor {
     const KnGraph *graph;
     KnBackend *backend;
     KnComm *const *comms;
     KnPlan plan;
-    unsigned char *arena;
-    void **data;      /* per tensor id */
+    Arena *arena;
+    void **data;      /* per tensor id, of leaves */
     int64_t *tickets; /* per tensor id */
     double *seconds;  /* per node id, when profiling */
     int64_t runs;
     int prologue_stale;
 };
 
+static void release_arena(KnExecutor *executor)
+{
+    Arena *arena = executor->arena;
+    if (!arena || --arena->users > 0)
+        return;
+    if (arena->memory)
+        executor->backend->release(executor->backend, arena->memory);
+    free(arena);
+}
+
+/* What was in it is lost when it grows. */
+static int take_arena(KnExecutor *executor, const KnExecutor *beside)
+{
+    Arena *arena = executor->arena = beside ? beside->arena : kn_alloc(sizeof *arena);
+    KnBackend *backend = executor->backend;
+    void *memory = NULL;
+    arena->users++;
+    if (arena->memory && arena->bytes >= executor->plan.arena_bytes)
+        return KN_OK;
+    if (arena->memory)
+        backend->release(backend, arena->memory);
+    arena->memory = NULL;
+    arena->holds = NULL;
+    arena->bytes = executor->plan.arena_bytes;
+    KN_TRY(backend->allocate(backend, &memory, arena->bytes, "the step's intermediate values"));
+    arena->memory = memory;
+    return KN_OK;
+}
+
 int kn_executor_create(KnExecutor **executor, const KnGraph *graph, KnBackend *backend, KnTensor *const *keep,
                        int keep_count)
+{
+    return kn_executor_create_beside(executor, graph, backend, keep, keep_count, NULL);
+}
+
+int kn_executor_create_beside(KnExecutor **executor, const KnGraph *graph, KnBackend *backend, KnTensor *const *keep,
+                              int keep_count, const KnExecutor *beside)
 {
     KnExecutor *made = kn_alloc(sizeof *made);
     *executor = NULL;
@@ -34,17 +77,12 @@ int kn_executor_create(KnExecutor **executor, const KnGraph *graph, KnBackend *b
     made->data = kn_alloc((size_t)graph->tensor_count * sizeof *made->data);
     made->tickets = kn_alloc((size_t)graph->tensor_count * sizeof *made->tickets);
     if (getenv("KINORA_PROFILE"))
-        made->seconds = kn_alloc((size_t)graph->node_count * sizeof *made->seconds);
-    void *arena = NULL;
-    int code = backend->allocate(backend, &arena, made->plan.arena_bytes, "the step's intermediate values");
+        kn_executor_time_nodes(made);
+    int code = take_arena(made, beside);
     if (code < 0) {
         kn_executor_destroy(made);
         return code;
     }
-    made->arena = arena;
-    for (int i = 0; i < graph->tensor_count; i++)
-        if (made->plan.offsets[i] != SIZE_MAX)
-            made->data[i] = made->arena + made->plan.offsets[i];
     *executor = made;
     return KN_OK;
 }
@@ -53,8 +91,7 @@ void kn_executor_destroy(KnExecutor *executor)
 {
     if (!executor)
         return;
-    if (executor->arena)
-        executor->backend->release(executor->backend, executor->arena);
+    release_arena(executor);
     kn_plan_clear(&executor->plan);
     free(executor->data);
     free(executor->tickets);
@@ -76,7 +113,9 @@ void kn_executor_bind(KnExecutor *executor, const KnTensor *leaf, void *memory)
 void *kn_executor_data(const KnExecutor *executor, const KnTensor *tensor)
 {
     size_t offset;
-    unsigned char *root = executor->data[kn_tensor_root(tensor, &offset)->id];
+    int id = kn_tensor_root(tensor, &offset)->id;
+    size_t at = executor->plan.offsets[id];
+    unsigned char *root = at == SIZE_MAX ? executor->data[id] : executor->arena->memory + at;
     return root ? root + offset : NULL;
 }
 
@@ -88,6 +127,17 @@ void kn_executor_set_comms(KnExecutor *executor, KnComm *const *comms)
 void kn_executor_parameters_changed(KnExecutor *executor)
 {
     executor->prologue_stale = 1;
+}
+
+void kn_executor_time_nodes(KnExecutor *executor)
+{
+    if (!executor->seconds)
+        executor->seconds = kn_alloc((size_t)executor->graph->node_count * sizeof *executor->seconds);
+}
+
+const double *kn_executor_node_seconds(const KnExecutor *executor)
+{
+    return executor->seconds;
 }
 
 static double now_seconds(void)
@@ -102,7 +152,7 @@ static int run_node(KnExecutor *executor, const KnNode *node)
     KnCall call = {.node = node,
                    .comms = executor->comms,
                    .tickets = executor->tickets,
-                   .workspace = executor->arena + executor->plan.workspace_offsets[node->id],
+                   .workspace = executor->arena->memory + executor->plan.workspace_offsets[node->id],
                    .workspace_bytes = executor->plan.workspace_bytes[node->id]};
     for (int k = 0; k < node->input_count; k++) {
         if (!node->inputs[k])
@@ -122,6 +172,8 @@ static int run_node(KnExecutor *executor, const KnNode *node)
 
 int kn_executor_run(KnExecutor *executor)
 {
+    executor->prologue_stale |= executor->arena->holds != executor;
+    executor->arena->holds = executor;
     for (int i = 0; i < executor->graph->node_count; i++) {
         const KnNode *node = executor->graph->nodes[i];
         if (node->prologue && !executor->prologue_stale)

@@ -53,6 +53,10 @@ typedef struct KnExecutor KnExecutor;
 /* Plans and allocates. The graph must be finished and outlive the executor. */
 int kn_executor_create(KnExecutor **executor, const KnGraph *graph, KnBackend *backend, KnTensor *const *keep,
                        int keep_count);
+/* In the arena of `beside` (NULL: its own), which grows where it is too small: for graphs that run in turns. What the
+ * one kept, prologue included, is lost when the other runs. */
+int kn_executor_create_beside(KnExecutor **executor, const KnGraph *graph, KnBackend *backend, KnTensor *const *keep,
+                              int keep_count, const KnExecutor *beside);
 void kn_executor_destroy(KnExecutor *executor);
 const KnPlan *kn_executor_plan(const KnExecutor *executor);
 
@@ -66,7 +70,12 @@ void kn_executor_set_comms(KnExecutor *executor, KnComm *const *comms);
 void kn_executor_parameters_changed(KnExecutor *executor);
 int kn_executor_run(KnExecutor *executor);
 
-/* Seconds spent in each op since the last reset, when profiling is on (KINORA_PROFILE=1): a table for people. */
+/* Times every node from now on, as KINORA_PROFILE=1 does from the beginning. */
+void kn_executor_time_nodes(KnExecutor *executor);
+const double *
+kn_executor_node_seconds(const KnExecutor *executor); /* by node id, of all runs so far; NULL: not timed */
+
+/* Seconds spent in each op, when nodes are timed: a table for people. */
 char *kn_executor_profile(const KnExecutor *executor); /* free() it */
 
 #endif

@@ -166,7 +166,7 @@ KnCost kn_graph_cost(const KnGraph *graph)
     for (int i = 0; i < graph->node_count; i++) {
         const KnNode *node = graph->nodes[i];
         KnCost cost = {0};
-        if (node->prologue)
+        if (node->prologue || node->again)
             continue;
         node->op->cost(node, &cost);
         total.matmul_flops += cost.matmul_flops;

@@ -36,6 +36,7 @@ typedef enum KnCategory {
     KN_MEMORY_INPUTS,
     KN_MEMORY_WEIGHTS,     /* compute copies: casts and packed forms of parameters (prologue values) */
     KN_MEMORY_ACTIVATIONS, /* forward values that the backward needs */
+    KN_MEMORY_EXCHANGED,   /* what arrives from other ranks */
     KN_MEMORY_TEMPORARY,   /* all other values */
     KN_MEMORY_WORKSPACE,   /* scratch of single nodes */
     KN_MEMORY_CATEGORIES
@@ -88,6 +89,8 @@ struct KnNode {
     KnTensor *outputs[KN_MAX_OUTPUTS];
     int block;    /* which recompute block the node belongs to; -1 = none */
     int backward; /* appended by the gradient pass */
+    int again;    /* what a forward node does, once more (kn_recompute_blocks) */
+    int exchange; /* what it makes comes from other ranks */
     int prologue; /* depends on parameters alone: run once per parameter change (set by kn_graph_finish) */
     _Alignas(16) unsigned char attributes[KN_ATTRIBUTE_BYTES];
 };
@@ -133,15 +136,18 @@ typedef KnTensor *(*KnAddRule)(KnGraph *graph, KnTensor *a, KnTensor *b);
 void kn_gradient(KnGraph *graph, KnTensor *loss, KnTensor *const *wanted, int wanted_count, KnTensor **gradients,
                  KnAddRule add);
 
-/* Marks as recomputed: between forward and backward only the values that enter a block stay; the block's forward
- * nodes are emitted again right before its backward. Call after kn_gradient. */
-void kn_recompute_blocks(KnGraph *graph);
+/* How many recompute blocks there are: they are numbered in the order in which they were begun. */
+int kn_graph_blocks(const KnGraph *graph);
+
+/* Recomputes the blocks with chosen[block] != 0: between forward and backward only the values that enter a block stay;
+ * the block's forward nodes are emitted again right before its backward. Call after kn_gradient. */
+void kn_recompute_blocks(KnGraph *graph, const char *chosen);
 
 /* Removes nodes whose outputs nobody needs (`keep` and in-place nodes are needed), marks the prologue (what depends on
  * parameters alone), moves it to the front and renumbers. */
 void kn_graph_finish(KnGraph *graph, KnTensor *const *keep, int keep_count);
 
-/* Sum over nodes, prologue left out. */
+/* Sum over nodes; the prologue and what is recomputed are left out. */
 KnCost kn_graph_cost(const KnGraph *graph);
 
 /* Prints every node on its own line, for people. free() it. */

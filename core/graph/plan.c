@@ -28,8 +28,8 @@ typedef struct Items {
 static const char *const category_names[KN_MEMORY_CATEGORIES] = {
     [KN_MEMORY_PARAMETERS] = "parameters",   [KN_MEMORY_STATE] = "gradients and optimizer",
     [KN_MEMORY_INPUTS] = "inputs",           [KN_MEMORY_WEIGHTS] = "weights for compute",
-    [KN_MEMORY_ACTIVATIONS] = "activations", [KN_MEMORY_TEMPORARY] = "temporary",
-    [KN_MEMORY_WORKSPACE] = "workspace",
+    [KN_MEMORY_ACTIVATIONS] = "activations", [KN_MEMORY_EXCHANGED] = "exchanged",
+    [KN_MEMORY_TEMPORARY] = "temporary",     [KN_MEMORY_WORKSPACE] = "workspace",
 };
 
 static size_t aligned(size_t bytes)
@@ -62,6 +62,8 @@ static KnCategory category_of(const KnNode *node, int used_by_backward)
 {
     if (node->prologue)
         return KN_MEMORY_WEIGHTS;
+    if (node->exchange)
+        return KN_MEMORY_EXCHANGED;
     return !node->backward && used_by_backward ? KN_MEMORY_ACTIVATIONS : KN_MEMORY_TEMPORARY;
 }
 
@@ -109,26 +111,31 @@ static int larger_first(const void *left, const void *right)
     return a->owner - b->owner;
 }
 
-/* Places items[index]; `placed` holds the indices of those before it in order of offset. */
-static void place(Items *items, int index, int *placed)
+/* Those that are placed, in order of offset: what a search for room reads, close together. */
+typedef struct Placed {
+    size_t offset, end;
+    int first, last;
+} Placed;
+
+/* Gives the item the lowest offset where nothing lies that is alive at the same time. */
+static void place(Item *item, Placed *placed, int count)
 {
-    Item *item = &items->list[index];
     size_t offset = 0;
     int at = 0;
-    for (int i = 0; i < index; i++) {
-        const Item *other = &items->list[placed[i]];
+    for (int i = 0; i < count; i++) {
+        const Placed *other = &placed[i];
         if (other->last < item->first || other->first > item->last)
             continue;
         if (other->offset >= offset + item->bytes)
             break;
-        if (other->offset + other->bytes > offset)
-            offset = other->offset + other->bytes;
+        if (other->end > offset)
+            offset = other->end;
     }
     item->offset = offset;
-    while (at < index && items->list[placed[at]].offset <= offset)
+    while (at < count && placed[at].offset <= offset)
         at++;
-    memmove(placed + at + 1, placed + at, (size_t)(index - at) * sizeof *placed);
-    placed[at] = index;
+    memmove(placed + at + 1, placed + at, (size_t)(count - at) * sizeof *placed);
+    placed[at] = (Placed){offset, offset + item->bytes, item->first, item->last};
 }
 
 static void count_categories(KnPlan *plan, const KnGraph *graph, const Items *items)
@@ -167,10 +174,10 @@ void kn_plan_make(KnPlan *plan, const KnGraph *graph, KnBackend *backend, KnTens
     plan->workspace_bytes = kn_alloc((size_t)graph->node_count * sizeof *plan->workspace_bytes);
     memset(plan->offsets, 0xff, (size_t)graph->tensor_count * sizeof *plan->offsets);
     Items items = list_items(graph, backend, keep, keep_count);
-    int *placed = kn_alloc((size_t)items.count * sizeof *placed);
+    Placed *placed = kn_alloc((size_t)items.count * sizeof *placed);
     qsort(items.list, (size_t)items.count, sizeof(Item), larger_first);
     for (int i = 0; i < items.count; i++) {
-        place(&items, i, placed);
+        place(&items.list[i], placed, i);
         const Item *item = &items.list[i];
         if (item->offset + item->bytes > plan->arena_bytes)
             plan->arena_bytes = item->offset + item->bytes;

@@ -40,9 +40,8 @@ int kn_model_create(KnModel *model, const KnModelConfig *config, const KnTextCon
     }
     kn_dit_parameters(config, &model->parameters);
     if (text->kind == KN_TEXT_TRAINED) {
-        KN_ASSERT(tokenizer);
-        kn_text_encoder_parameters(text, config->text_dim, kn_tokenizer_vocabulary(tokenizer), (int)config->layers + 1,
-                                   &model->parameters);
+        int64_t vocabulary = tokenizer ? kn_tokenizer_vocabulary(tokenizer) : text->vocabulary;
+        kn_text_encoder_parameters(text, config->text_dim, vocabulary, (int)config->layers + 1, &model->parameters);
     }
     kn_parameter_set_finish(&model->parameters);
     return KN_OK;

@@ -17,7 +17,8 @@ typedef struct KnModel {
     KnParameterSet parameters;
 } KnModel;
 
-/* Takes over the tokenizer (NULL with text.kind none). Checks what the YAML loader checks too, since shapes may also
+/* Takes over the tokenizer (NULL with text.kind none, or for a model that is only planned: as if all of text.vocabulary
+ * had been learned). Checks what the YAML loader checks too, since shapes may also
  * come from a published config.json; KN_EINPUT says which number does not fit. */
 int kn_model_create(KnModel *model, const KnModelConfig *config, const KnTextConfig *text, KnPrediction prediction,
                     KnTokenizer *tokenizer);

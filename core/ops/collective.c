@@ -65,6 +65,7 @@ KnTensor *kn_collective(KnGraph *graph, const KnCollective *c, KnTensor *x, int 
     KN_ASSERT(kn_is_float(x));
     KnTensor *arriving =
         kn_node_simple(graph, &kn_op_collective_start, &c, sizeof(KnCollective *), &x, 1, x->dtype, dims, shape);
+    arriving->producer->exchange = 1;
     check_sizes(c, kn_tensor_elements(x), kn_tensor_elements(arriving));
     KnTensor *arrived = kn_node_simple(graph, &kn_op_collective_wait, &c, sizeof(KnCollective *),
                                        (KnTensor *[]){arriving, x}, 2, x->dtype, dims, shape);

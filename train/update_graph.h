@@ -1,0 +1,45 @@
+/* The graph of one optimizer step, before there is any memory: train/optimizer.h runs it; a plan walks it.
+ *
+ * Square of the global gradient norm, then for each block the step and the averaged weights, all in place on what this
+ * rank holds of the block buffers; where weights are held whole but updated in parts (ZeRO 1 and 2), they are gathered.
+ * Where the norm is not finite no weight, moment or average changes. Optimizers are rows of a table, each a way to
+ * append the nodes of a block. */
+#ifndef KN_TRAIN_UPDATE_GRAPH_H
+#define KN_TRAIN_UPDATE_GRAPH_H
+
+#include "core/base/config.h"
+#include "core/graph/executor.h"
+#include "dist/layout.h"
+
+typedef enum KnUpdateBuffer {
+    KN_UPDATE_WEIGHTS,
+    KN_UPDATE_GRADIENTS,
+    KN_UPDATE_MOMENT1,
+    KN_UPDATE_MOMENT2,
+    KN_UPDATE_AVERAGE
+} KnUpdateBuffer;
+
+/* A state leaf and where its memory is: from element `offset` of a block on. */
+typedef struct KnUpdateBinding {
+    KnTensor *leaf;
+    KnUpdateBuffer buffer;
+    int block;
+    int64_t offset;
+} KnUpdateBinding;
+
+typedef struct KnUpdateGraph {
+    KnGraph *graph;
+    KnTensor *hyper, *norm2; /* norm2 is kept */
+    KnUpdateBinding *bindings;
+    int binding_count, binding_capacity;
+} KnUpdateGraph;
+
+/* KN_EINPUT names the optimizers there are. `norm_given`: norm2 is an input, found elsewhere. */
+int kn_update_graph_create(KnUpdateGraph *update, const KnOptimizerConfig *config, const KnLayout *layout,
+                           int norm_given);
+void kn_update_graph_destroy(KnUpdateGraph *update);
+
+/* Does the optimizer update matrices as wholes, so that they must not be cut? */
+int kn_optimizer_whole_matrices(const KnOptimizerConfig *config);
+
+#endif
