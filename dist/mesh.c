@@ -172,6 +172,15 @@ int kn_mesh_group_rank(const KnMesh *mesh, KnGroup group)
     return place(mesh, group, 1);
 }
 
+int64_t kn_mesh_group_stride(const KnMesh *mesh, KnGroup group)
+{
+    int axis = KN_AXIS_COUNT - 1;
+    int64_t stride = 1;
+    for (; axis > 0 && !(in_group(group, axis) && mesh->sizes[axis] > 1); axis--)
+        stride *= mesh->sizes[axis];
+    return stride;
+}
+
 int kn_mesh_replicas(const KnMesh *mesh)
 {
     return mesh->sizes[KN_AXIS_DATA] * mesh->sizes[KN_AXIS_SHARD];

@@ -53,6 +53,8 @@ int kn_mesh_create(KnMesh *mesh, const KnParallelConfig *config, int rank, int r
 /* Of a group: how many ranks it has and which of them this one is. */
 int kn_mesh_group_size(const KnMesh *mesh, KnGroup group);
 int kn_mesh_group_rank(const KnMesh *mesh, KnGroup group);
+/* How far apart in the job two neighbours of a group are. */
+int64_t kn_mesh_group_stride(const KnMesh *mesh, KnGroup group);
 
 /* Which pack of `data x shard` this rank works on. */
 int kn_mesh_replicas(const KnMesh *mesh);

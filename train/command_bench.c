@@ -3,10 +3,13 @@
 
 #include "core/base/args.h"
 #include "core/base/error.h"
+#include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/base/random.h"
 #include "core/cpu/backend.h"
 #include "core/cpu/matmul.h"
+#include "dist/comm.h"
+#include "train/calibrate.h"
 #include "train/optimizer.h"
 #include "train/pass.h"
 
@@ -16,7 +19,7 @@
 #include <time.h>
 
 typedef struct Options {
-    const char *config, *dtype, *mode;
+    const char *config, *dtype, *mode, *out;
     int64_t hidden, layers, heads, ffn, tokens, batch, text, channels, steps, threads;
     KnArgInts patch;
     int json, recompute;
@@ -45,17 +48,23 @@ static const KnArg rows[] = {
     ROW(steps, KN_ARG_INT, "N", "7", "timed steps, after two that are not; the median counts", .low = 1, .high = 1e6),
     ROW(threads, KN_ARG_INT, "N", "0", "threads; 0 = all cores", .low = 0, .high = 4096),
     ROW(recompute, KN_ARG_FLAG, NULL, NULL, "recompute each block in the backward"),
+    ROW(out, KN_ARG_STRING, "FILE", NULL, "calibrate: write the device here; otherwise to standard output"),
     ROW(json, KN_ARG_FLAG, NULL, NULL, "print one JSON object"),
 };
 
 static const KnArgSpec spec = {
     .command = "bench",
     .usage =
-        "step [--config FILE | --hidden N --layers N --heads N --ffn N] [--tokens N --batch N] [--mode train|sample]",
-    .description = "Times steps of the transformer on random data. FLOP are 2 per multiply-add of matrix products and\n"
-                   "attention; recomputation is not counted. KINORA_PROFILE=1 adds a table of time by op.",
+        "step [--config FILE | --hidden N --layers N --heads N --ffn N] [--tokens N --batch N] [--mode train|sample]\n"
+        "calibrate [--threads N] [--out FILE.yaml]",
+    .description =
+        "step: times steps of the transformer on random data. FLOP are 2 per multiply-add of matrix products and\n"
+        "attention; recomputation is not counted. KINORA_PROFILE=1 adds a table of time by op.\n"
+        "calibrate: measures this machine in about half a minute, alone or under mpirun, for `kinora plan\n"
+        "--device FILE.yaml`.",
     .examples = "kinora bench step --hidden 384 --layers 8 --heads 6 --tokens 8192 --batch 1 --mode sample\n"
-                "kinora bench step --config configs/demo.yaml --tokens 64 --batch 16",
+                "kinora bench step --config configs/demo.yaml --tokens 64 --batch 16\n"
+                "mpirun --bind-to none -n 2 kinora bench calibrate --out two-ranks.yaml",
     .args = rows,
     .arg_count = sizeof rows / sizeof rows[0],
     .least_positionals = 1,
@@ -119,7 +128,7 @@ static int choose_model(Bench *b)
         b->config.optimizer.name = kn_strdup("adamw");
         b->config.optimizer.ema = 0;
     }
-    m->recompute = o->recompute;
+    m->recompute = o->recompute ? KN_RECOMPUTE_BLOCK : KN_RECOMPUTE_NONE;
     KnTextConfig text = {.kind = KN_TEXT_NONE, .heads = 1, .max_tokens = o->text};
     return kn_model_create(&b->model, m, &text, b->config.flow.prediction, NULL);
 }
@@ -254,14 +263,42 @@ static int bench_step(const Options *options)
     return code;
 }
 
+static int calibrate(const Options *o, KnComm *comm)
+{
+    KnDevice device;
+    int share = kn_cpu_threads() / comm->local_ranks;
+    kn_cpu_set_threads(o->threads ? (int)o->threads : share > 1 ? share : 1);
+    KN_TRY(kn_calibrate(&device, comm));
+    char *yaml = kn_device_to_yaml(&device);
+    int code = KN_OK;
+    if (comm->rank == 0 && o->out)
+        code = kn_file_write(o->out, yaml, strlen(yaml));
+    else if (comm->rank == 0)
+        fputs(yaml, stdout);
+    free(yaml);
+    kn_device_clear(&device);
+    return code;
+}
+
+static int bench_calibrate(const Options *options)
+{
+    KnComm *comm = NULL;
+    KN_TRY(kn_comm_open(&comm));
+    return kn_comm_close(comm, calibrate(options, comm));
+}
+
 int kn_command_bench(int argc, char **argv)
 {
     Options options = {0};
     KnArgList what = {0};
     KN_TRY(kn_args_parse(&spec, argc, argv, &options, &what));
-    int code = strcmp(what.items[0], "step")
-                   ? kn_fail(KN_EINPUT, "there is no benchmark \"%s\": `kinora bench step` is the one", what.items[0])
-                   : bench_step(&options);
+    int code;
+    if (!strcmp(what.items[0], "step"))
+        code = bench_step(&options);
+    else if (!strcmp(what.items[0], "calibrate"))
+        code = bench_calibrate(&options);
+    else
+        code = kn_fail(KN_EINPUT, "there is no benchmark \"%s\": they are step and calibrate", what.items[0]);
     kn_args_clear(&spec, &options, &what);
     return code;
 }

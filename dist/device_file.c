@@ -1,0 +1,322 @@
+/* Devices as YAML: reading, writing, and the built-in ones. */
+#include "dist/device.h"
+
+#include "core/base/error.h"
+#include "core/base/file.h"
+#include "core/base/yaml.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Measured: docs/gpu.md. Data sheet: NVIDIA's for H200 SXM, H100 SXM 80 GB and A100 SXM 80 GB. The other chips' curves
+ * are the measured ones, times the ratio of the data sheets' peaks. */
+static const char h200_yaml[] =
+    "name: h200\n"
+    "backend: gpu\n"
+    "memory: 143771MiB\n"
+    "reserved: 5GiB\n"
+    "overhead: 1.0e-6\n"
+    "peak: {bf16: 989e12, f32: 494e12}\n"
+    "overlap: 1\n"
+    "ranks_per_node: 8\n"
+    "inside: {latency: 5e-6, bandwidth: 360e9}\n"
+    "between: {latency: 10e-6, bandwidth: 40e9}\n"
+    "rates:\n"
+    "- {kind: matmul, dtype: bf16, points: [[1.93e10, 595e12], [1.55e11, 663e12], [9.0e11, 665e12], [1.1e12, "
+    "713e12]]}\n"
+    "- {kind: matmul_transposed, dtype: bf16, points: [[1.93e10, 565e12], [1.55e11, 688e12], [9.0e11, 695e12]]}\n"
+    "- {kind: matmul, dtype: f32, points: [[1.93e10, 300e12]]}\n"
+    "- {kind: attention, points: [[512, 559e12], [4096, 623e12], [8192, 652e12], [32760, 562e12]]}\n"
+    "- {kind: attention_backward, points: [[512, 177e12], [4096, 518e12], [8192, 560e12], [32760, 525e12]]}\n"
+    "- {kind: memory, points: [[2.5e7, 2040e9], [2.0e8, 3590e9], [4.3e9, 4290e9]]}\n"
+    "- {kind: adamw, points: [[4.0e10, 2660e9]]}\n"
+    "notes:\n"
+    "- no CUDA backend has run yet; the graph is the CPU's without its packed weights and workspaces\n"
+    "- rates of products, attention, memory, AdamW and nodes of a captured graph as measured on an H200 (docs/gpu.md)\n"
+    "- peak and links by NVIDIA's data sheet (989 TFLOP/s, NVLink 450 GB/s each way), 400 Gb/s of network a GPU\n"
+    "- links reach four fifths of that, latencies of 5 and 10 microseconds, 5 GiB for contexts and libraries "
+    "(assumed)\n";
+
+static const char h100_yaml[] =
+    "name: h100\n"
+    "backend: gpu\n"
+    "memory: 80GiB\n"
+    "reserved: 5GiB\n"
+    "overhead: 1.0e-6\n"
+    "peak: {bf16: 989e12, f32: 494e12}\n"
+    "overlap: 1\n"
+    "ranks_per_node: 8\n"
+    "inside: {latency: 5e-6, bandwidth: 360e9}\n"
+    "between: {latency: 10e-6, bandwidth: 40e9}\n"
+    "rates:\n"
+    "- {kind: matmul, dtype: bf16, points: [[1.93e10, 595e12], [1.55e11, 663e12], [9.0e11, 665e12], [1.1e12, "
+    "713e12]]}\n"
+    "- {kind: matmul_transposed, dtype: bf16, points: [[1.93e10, 565e12], [1.55e11, 688e12], [9.0e11, 695e12]]}\n"
+    "- {kind: matmul, dtype: f32, points: [[1.93e10, 300e12]]}\n"
+    "- {kind: attention, points: [[512, 559e12], [4096, 623e12], [8192, 652e12], [32760, 562e12]]}\n"
+    "- {kind: attention_backward, points: [[512, 177e12], [4096, 518e12], [8192, 560e12], [32760, 525e12]]}\n"
+    "- {kind: memory, points: [[2.5e7, 1420e9], [2.0e8, 2500e9], [4.3e9, 2990e9]]}\n"
+    "- {kind: adamw, points: [[4.0e10, 1860e9]]}\n"
+    "notes:\n"
+    "- no CUDA backend has run yet; the graph is the CPU's without its packed weights and workspaces\n"
+    "- products and attention as measured on an H200 (docs/gpu.md: the same chip); memory 3.35/4.8 of it (data sheet)\n"
+    "- peak and links by NVIDIA's data sheet (989 TFLOP/s, NVLink 450 GB/s each way), 400 Gb/s of network a GPU\n"
+    "- links reach four fifths of that, latencies of 5 and 10 microseconds, 5 GiB for contexts and libraries "
+    "(assumed)\n";
+
+static const char a100_yaml[] =
+    "name: a100\n"
+    "backend: gpu\n"
+    "memory: 80GiB\n"
+    "reserved: 5GiB\n"
+    "overhead: 1.0e-6\n"
+    "peak: {bf16: 312e12, f32: 156e12}\n"
+    "overlap: 1\n"
+    "ranks_per_node: 8\n"
+    "inside: {latency: 5e-6, bandwidth: 240e9}\n"
+    "between: {latency: 10e-6, bandwidth: 20e9}\n"
+    "rates:\n"
+    "- {kind: matmul, dtype: bf16, points: [[1.93e10, 188e12], [1.55e11, 209e12], [9.0e11, 210e12], [1.1e12, "
+    "225e12]]}\n"
+    "- {kind: matmul, dtype: f32, points: [[1.93e10, 95e12]]}\n"
+    "- {kind: attention, points: [[512, 176e12], [4096, 197e12], [8192, 206e12], [32760, 177e12]]}\n"
+    "- {kind: attention_backward, points: [[512, 56e12], [4096, 163e12], [8192, 177e12], [32760, 166e12]]}\n"
+    "- {kind: memory, points: [[2.5e7, 867e9], [2.0e8, 1520e9], [4.3e9, 1820e9]]}\n"
+    "- {kind: adamw, points: [[4.0e10, 1130e9]]}\n"
+    "notes:\n"
+    "- no CUDA backend has run yet; the graph is the CPU's without its packed weights and workspaces\n"
+    "- rates of an H200 (docs/gpu.md) times the data sheets' ratios: 312/989 of products, 2.04/4.8 of memory\n"
+    "- peak and links by NVIDIA's data sheet (312 TFLOP/s, NVLink 300 GB/s each way), 200 Gb/s of network a GPU\n"
+    "- links reach four fifths of that, latencies of 5 and 10 microseconds, 5 GiB for contexts and libraries "
+    "(assumed)\n";
+
+static const struct {
+    const char *name, *yaml;
+} built_in[] = {{"h200", h200_yaml}, {"h100", h100_yaml}, {"a100", a100_yaml}};
+enum { BUILT_IN_COUNT = sizeof built_in / sizeof *built_in };
+
+const char *kn_device_names(void)
+{
+    return "h200, h100, a100";
+}
+
+/* --- Reading ------------------------------------------------------------------------------------------------------ */
+
+static int wrong(const char *file, const KnYamlNode *node, const char *key, const char *expected)
+{
+    return kn_fail(KN_EFORMAT, "%s:%d:%d: %s must be %s", file, node->line, node->column, key, expected);
+}
+
+static int read_number(const char *file, const KnYamlNode *node, const char *key, double *number)
+{
+    char *end = NULL;
+    if (node->kind == KN_YAML_SCALAR)
+        *number = strtod(node->text, &end);
+    if (!end || end == node->text || *end || !isfinite(*number) || *number < 0)
+        return wrong(file, node, key, "a number of at least 0");
+    return KN_OK;
+}
+
+static int read_bytes(const char *file, const KnYamlNode *node, const char *key, double *bytes)
+{
+    int64_t count;
+    if (node->kind != KN_YAML_SCALAR || !kn_parse_bytes(node->text, &count))
+        return wrong(file, node, key, "a size such as 80GiB");
+    *bytes = (double)count;
+    return KN_OK;
+}
+
+static int read_dtype(const char *file, const KnYamlNode *node, int *dtype)
+{
+    for (*dtype = 0; node->kind == KN_YAML_SCALAR && *dtype < KN_DTYPE_COUNT; ++*dtype)
+        if (strcmp(node->text, kn_dtype_name((KnDtype)*dtype)) == 0)
+            return KN_OK;
+    return wrong(file, node, "dtype", "f32 or bf16");
+}
+
+static int read_peak(const char *file, const KnYamlNode *node, double *peak)
+{
+    if (node->kind != KN_YAML_MAPPING)
+        return wrong(file, node, "peak", "FLOP a second by dtype, as in {bf16: 989e12}");
+    for (int i = 0; i < node->count; i++) {
+        int dtype;
+        KN_TRY(read_dtype(file, node->keys[i], &dtype));
+        KN_TRY(read_number(file, node->values[i], "peak", &peak[dtype]));
+    }
+    return KN_OK;
+}
+
+static int read_link(const char *file, const KnYamlNode *node, const char *key, KnLink *link)
+{
+    const KnYamlNode *latency = node->kind == KN_YAML_MAPPING ? kn_yaml_get(node, "latency") : NULL;
+    const KnYamlNode *bandwidth = node->kind == KN_YAML_MAPPING ? kn_yaml_get(node, "bandwidth") : NULL;
+    if (!latency || !bandwidth)
+        return wrong(file, node, key, "{latency: SECONDS, bandwidth: BYTES A SECOND}");
+    KN_TRY(read_number(file, latency, "latency", &link->latency));
+    return read_number(file, bandwidth, "bandwidth", &link->bandwidth);
+}
+
+static int read_points(const char *file, const KnYamlNode *node, KnRate *rate)
+{
+    if (!node || node->kind != KN_YAML_SEQUENCE || node->count < 1 || node->count > KN_RATE_POINTS)
+        return kn_fail(KN_EFORMAT, "%s: the rate of %s needs points: from 1 to %d pairs [SIZE, FLOP OR BYTES A SECOND]",
+                       file, rate->kind, KN_RATE_POINTS);
+    for (int i = 0; i < node->count; i++) {
+        const KnYamlNode *pair = node->values[i];
+        KnRatePoint *point = &rate->points[i];
+        if (pair->kind != KN_YAML_SEQUENCE || pair->count != 2)
+            return wrong(file, pair, "a point", "a pair [SIZE, FLOP OR BYTES A SECOND]");
+        KN_TRY(read_number(file, pair->values[0], "a size", &point->size));
+        KN_TRY(read_number(file, pair->values[1], "a rate", &point->rate));
+        if (point->rate <= 0 || point->size <= 0 || (i > 0 && point->size <= rate->points[i - 1].size))
+            return wrong(file, pair, "points", "above 0, by rising size");
+    }
+    rate->count = node->count;
+    return KN_OK;
+}
+
+static int read_rate(const char *file, const KnYamlNode *node, KnDevice *device)
+{
+    const KnYamlNode *kind = node->kind == KN_YAML_MAPPING ? kn_yaml_get(node, "kind") : NULL, *field;
+    if (!kind || kind->kind != KN_YAML_SCALAR)
+        return wrong(file, node, "a rate", "{kind: NAME, dtype: ..., width: ..., points: [...]}");
+    KnRate *rate = kn_device_add_rate(device, kind->text, KN_DTYPE_COUNT, 0);
+    if ((field = kn_yaml_get(node, "dtype")))
+        KN_TRY(read_dtype(file, field, &rate->dtype));
+    if ((field = kn_yaml_get(node, "width"))) {
+        double width = 0;
+        KN_TRY(read_number(file, field, "width", &width));
+        rate->width = (int64_t)width;
+    }
+    return read_points(file, kn_yaml_get(node, "points"), rate);
+}
+
+static int read_text(const char *file, const KnYamlNode *node, const char *key, char *text, size_t size)
+{
+    if (node->kind != KN_YAML_SCALAR || strlen(node->text) >= size)
+        return wrong(file, node, key, "a short text");
+    snprintf(text, size, "%s", node->text);
+    return KN_OK;
+}
+
+static int read_key(const char *file, const char *key, const KnYamlNode *value, KnDevice *d)
+{
+    static const struct {
+        const char *key;
+        size_t offset;
+    } numbers[] = {{"overhead", offsetof(KnDevice, overhead)}, {"overlap", offsetof(KnDevice, overlap)}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (strcmp(key, numbers[i].key) == 0)
+            return read_number(file, value, key, (double *)((char *)d + numbers[i].offset));
+    if (strcmp(key, "name") == 0)
+        return read_text(file, value, key, d->name, sizeof d->name);
+    if (strcmp(key, "backend") == 0)
+        return read_text(file, value, key, d->backend, sizeof d->backend);
+    if (strcmp(key, "memory") == 0 || strcmp(key, "reserved") == 0)
+        return read_bytes(file, value, key, key[0] == 'm' ? &d->memory : &d->reserved);
+    if (strcmp(key, "peak") == 0)
+        return read_peak(file, value, d->peak);
+    if (strcmp(key, "inside") == 0 || strcmp(key, "between") == 0)
+        return read_link(file, value, key, key[0] == 'i' ? &d->inside : &d->between);
+    if (strcmp(key, "ranks_per_node") == 0) {
+        double ranks = 1;
+        KN_TRY(read_number(file, value, key, &ranks));
+        d->ranks_per_node = (int64_t)ranks;
+        return KN_OK;
+    }
+    if (strcmp(key, "rates") == 0) {
+        for (int i = 0; value->kind == KN_YAML_SEQUENCE && i < value->count; i++)
+            KN_TRY(read_rate(file, value->values[i], d));
+        return value->kind == KN_YAML_SEQUENCE ? KN_OK : wrong(file, value, key, "a list");
+    }
+    if (strcmp(key, "notes") == 0) {
+        for (int i = 0; value->kind == KN_YAML_SEQUENCE && i < value->count; i++)
+            kn_string_list_add(&d->notes, value->values[i]->text ? value->values[i]->text : "");
+        return value->kind == KN_YAML_SEQUENCE ? KN_OK : wrong(file, value, key, "a list of texts");
+    }
+    return kn_fail(KN_EFORMAT, "%s:%d:%d: a device has no key %s", file, value->line, value->column, key);
+}
+
+static int check(const KnDevice *d, const char *file)
+{
+    if (strcmp(d->backend, "cpu") != 0 && strcmp(d->backend, "gpu") != 0)
+        return kn_fail(KN_EFORMAT, "%s: backend is \"%s\": it must be cpu or gpu", file, d->backend);
+    if (d->memory <= d->reserved || d->ranks_per_node < 1 || d->inside.bandwidth <= 0 || d->between.bandwidth <= 0)
+        return kn_fail(KN_EFORMAT,
+                       "%s: a device needs memory beyond what is reserved, ranks_per_node of at least 1, and a "
+                       "bandwidth above 0 inside and between nodes",
+                       file);
+    static const char *const classes[] = {"matmul", "attention", "memory"};
+    for (int i = 0; i < 3; i++)
+        if (kn_device_rate(d, classes[i], KN_F32, 0, 1) == 0)
+            return kn_fail(KN_EFORMAT, "%s: there is no rate of kind %s for f32, the one that every device must have",
+                           file, classes[i]);
+    return KN_OK;
+}
+
+static int read_device(KnDevice *device, const char *file, const KnYamlNode *root)
+{
+    if (root->kind != KN_YAML_MAPPING)
+        return wrong(file, root, "a device", "made of keys such as `memory:`");
+    for (int i = 0; i < root->count; i++)
+        KN_TRY(read_key(file, root->keys[i]->text, root->values[i], device));
+    return check(device, file);
+}
+
+int kn_device_load(KnDevice *device, const char *name)
+{
+    KnArena *arena = kn_arena_create();
+    KnYamlNode *root = NULL;
+    int row = 0;
+    *device = (KnDevice){.ranks_per_node = 1};
+    while (row < BUILT_IN_COUNT && strcmp(name, built_in[row].name) != 0)
+        row++;
+    int code = row < BUILT_IN_COUNT ? kn_yaml_parse(arena, built_in[row].yaml, strlen(built_in[row].yaml), name, &root)
+               : kn_file_exists(name) ? kn_yaml_read(arena, name, &root)
+                                      : kn_fail(KN_EINPUT,
+                                                "there is no device \"%s\" and no file of that name: the devices are "
+                                                "%s, and `kinora bench calibrate --out FILE.yaml` writes one",
+                                                name, kn_device_names());
+    if (code == KN_OK)
+        code = read_device(device, name, root);
+    kn_arena_destroy(arena);
+    if (code < 0)
+        kn_device_clear(device);
+    return code;
+}
+
+/* --- Writing ------------------------------------------------------------------------------------------------------ */
+
+static void append_rate(KnText *out, const KnRate *rate)
+{
+    kn_text_appendf(out, "- {kind: %s", rate->kind);
+    if (rate->dtype < KN_DTYPE_COUNT)
+        kn_text_appendf(out, ", dtype: %s", kn_dtype_name((KnDtype)rate->dtype));
+    if (rate->width)
+        kn_text_appendf(out, ", width: %lld", (long long)rate->width);
+    kn_text_append(out, ", points: [");
+    for (int i = 0; i < rate->count; i++)
+        kn_text_appendf(out, "%s[%.6g, %.4g]", i ? ", " : "", rate->points[i].size, rate->points[i].rate);
+    kn_text_append(out, "]}\n");
+}
+
+char *kn_device_to_yaml(const KnDevice *d)
+{
+    KnText out = {0};
+    kn_text_appendf(&out, "name: %s\nbackend: %s\nmemory: %.0fB\nreserved: %.0fB\noverhead: %.3g\n", d->name,
+                    d->backend, d->memory, d->reserved, d->overhead);
+    kn_text_appendf(&out, "peak: {bf16: %.4g, f32: %.4g}\noverlap: %.3g\nranks_per_node: %lld\n", d->peak[KN_BF16],
+                    d->peak[KN_F32], d->overlap, (long long)d->ranks_per_node);
+    kn_text_appendf(&out, "inside: {latency: %.3g, bandwidth: %.4g}\nbetween: {latency: %.3g, bandwidth: %.4g}\n",
+                    d->inside.latency, d->inside.bandwidth, d->between.latency, d->between.bandwidth);
+    kn_text_append(&out, "rates:\n");
+    for (int i = 0; i < d->rate_count; i++)
+        append_rate(&out, &d->rates[i]);
+    kn_text_append(&out, "notes:\n");
+    for (int i = 0; i < d->notes.count; i++)
+        kn_text_appendf(&out, "- \"%s\"\n", d->notes.items[i]);
+    return kn_text_take(&out);
+}
