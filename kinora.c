@@ -38,6 +38,7 @@ static const KnCommand commands[] = {
     {"inspect", "explain a shard, data set, checkpoint, run, model, safetensors file or video", kn_command_inspect},
     {"checkpoint", "verify, list, consolidate or prune the checkpoints of a run", kn_command_checkpoint},
     {"forward", "one pass of a model on given tensors, to compare with other implementations", kn_command_forward},
+    {"plan", "what a training step will need and take, on a device and a layout, or on all", kn_command_plan},
     {"bench", "time training or denoising steps on this machine", kn_command_bench},
     {"config", "explain every configuration key, or print what a file resolves to", kn_command_config},
 };

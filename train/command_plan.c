@@ -1,0 +1,302 @@
+/* `kinora plan`: what a training step will need and take on a described device, for one layout or for all of them. */
+#include "train/commands.h"
+
+#include "core/base/args.h"
+#include "core/base/error.h"
+#include "core/base/log.h"
+#include "core/base/text.h"
+#include "core/cpu/backend.h"
+#include "train/calibrate.h"
+#include "train/plan_search.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Options {
+    KnArgList set;
+    const char *mesh, *device;
+    int64_t nodes, ranks_per_node, clip_tokens, rows;
+    int search, json;
+} Options;
+
+static const KnArg rows[] = {
+    {.name = "mesh",
+     .kind = KN_ARG_STRING,
+     .offset = offsetof(Options, mesh),
+     .metavariable = "AXIS=N,...",
+     .meaning = "the layout, as in data=2,ulysses=4,zero=3; otherwise that of the configuration"},
+    {.name = "device",
+     .kind = KN_ARG_STRING,
+     .offset = offsetof(Options, device),
+     .metavariable = "NAME",
+     .fallback = "cpu",
+     .meaning = "h200, h100, a100, a FILE.yaml of `kinora bench calibrate`, or cpu: calibrates this machine now"},
+    {.name = "nodes",
+     .kind = KN_ARG_INT,
+     .offset = offsetof(Options, nodes),
+     .metavariable = "N",
+     .meaning = "nodes of the job; otherwise as many as the layout needs",
+     .low = 1,
+     .high = 1 << 20},
+    {.name = "gpus-per-node",
+     .kind = KN_ARG_INT,
+     .offset = offsetof(Options, ranks_per_node),
+     .metavariable = "N",
+     .meaning = "ranks of a node; otherwise what the device says",
+     .low = 1,
+     .high = 1024},
+    {.name = "clip-tokens",
+     .kind = KN_ARG_INT,
+     .offset = offsetof(Options, clip_tokens),
+     .metavariable = "N",
+     .meaning = "tokens of one clip, which attend to each other; otherwise one clip fills the pack",
+     .low = 1,
+     .high = 1 << 30},
+    {.name = "search",
+     .kind = KN_ARG_FLAG,
+     .offset = offsetof(Options, search),
+     .meaning = "all layouts, ZeRO stages and recomputation on all nodes' ranks, fastest first"},
+    {.name = "rows",
+     .kind = KN_ARG_INT,
+     .offset = offsetof(Options, rows),
+     .metavariable = "N",
+     .fallback = "10",
+     .meaning = "with --search: layouts that are printed",
+     .low = 1,
+     .high = 1e6},
+    {.name = "set",
+     .kind = KN_ARG_STRINGS,
+     .offset = offsetof(Options, set),
+     .metavariable = "KEY=VALUE",
+     .meaning = "override one key of the configuration; may be repeated"},
+    {.name = "json", .kind = KN_ARG_FLAG, .offset = offsetof(Options, json), .meaning = "print one JSON object"},
+};
+
+static const KnArgSpec spec = {
+    .command = "plan",
+    .usage = "CONFIG.yaml [--mesh data=2,ulysses=4] [--device NAME] [--nodes N] [--search] [--set key=value ...]",
+    .description = "Says what memory a rank will need and how long a step will take, by walking the graphs that would\n"
+                   "run. Nothing is allocated, no data set is read. Time is simulated; what was assumed is printed.",
+    .examples = "kinora plan configs/demo.yaml\n"
+                "kinora plan configs/plan-14b.yaml --device h200 --mesh shard=8,ulysses=8\n"
+                "kinora plan configs/plan-14b.yaml --device h200 --nodes 128 --search",
+    .args = rows,
+    .arg_count = sizeof rows / sizeof rows[0],
+    .least_positionals = 1,
+    .most_positionals = 1,
+};
+
+/* --- What is asked ------------------------------------------------------------------------------------------------ */
+
+static int load_config(KnConfig *config, const char *path, const Options *o)
+{
+    KN_TRY(kn_config_load(config, path, o->set.items, o->set.count));
+    return o->mesh ? kn_mesh_parse(o->mesh, &config->parallel) : KN_OK;
+}
+
+/* As training does: workspaces have a part for each thread. */
+static void set_threads(const KnConfig *c, int ranks, const KnDevice *device)
+{
+    int64_t neighbours = ranks < device->ranks_per_node ? ranks : device->ranks_per_node;
+    int share = (int)(kn_cpu_threads() / neighbours);
+    kn_cpu_set_threads(c->train.threads > 0 ? (int)c->train.threads : share > 1 ? share : 1);
+}
+
+static int load_device(KnDevice *device, const Options *o)
+{
+    if (strcmp(o->device, "cpu") == 0)
+        KN_TRY(kn_calibrate(device, NULL));
+    else
+        KN_TRY(kn_device_load(device, o->device));
+    if (o->ranks_per_node)
+        device->ranks_per_node = o->ranks_per_node;
+    return KN_OK;
+}
+
+/* All ranks of the nodes, or what the layout multiplies to. */
+static int count_ranks(const KnConfig *c, const Options *o, const KnDevice *device)
+{
+    const KnParallelConfig *p = &c->parallel;
+    if (o->nodes)
+        return (int)(o->nodes * device->ranks_per_node);
+    return (int)((p->data ? p->data : 1) * p->shard * p->cfg * p->ring * p->ulysses * p->tensor);
+}
+
+/* --- What is printed ---------------------------------------------------------------------------------------------- */
+
+static const char *const kind_names[KN_TIME_KINDS] = {
+    [KN_TIME_MATMUL] = "matmul", [KN_TIME_ATTENTION] = "attention", [KN_TIME_MEMORY] = "memory-bound"};
+
+static void print_memory(const KnStepPlan *plan, const KnDevice *device)
+{
+    printf("memory of a rank, MiB\n");
+    for (int row = 0; row < KN_STEP_MEMORY_ROWS; row++)
+        if (plan->memory[row] > 0)
+            printf("  %-22s %12.1f%s\n", kn_step_memory_name((KnStepMemory)row), plan->memory[row] / 1048576.0,
+                   row == KN_STEP_PEAK && plan->memory[row] > device->memory - device->reserved ? "  does not fit"
+                                                                                                : "");
+}
+
+static void print_time(const KnStepPlan *plan)
+{
+    const KnTimeline *t = &plan->time;
+    printf("time of a step, ms\n");
+    for (int i = 0; i < KN_TIME_KINDS; i++)
+        printf("  %-22s %12.3f\n", kind_names[i], 1e3 * t->by_kind[i]);
+    if (plan->host > 0)
+        printf("  %-22s %12.3f\n", "host", 1e3 * plan->host);
+    if (t->exchange_count)
+        printf("  %-22s %12.3f\n  %-48s %12s %12s %12s %8s\n", "exposed exchanges", 1e3 * t->exposed, "exchanges",
+               "MiB", "ms", "exposed", "hidden");
+    for (int i = 0; i < t->exchange_count; i++) {
+        const KnExchangeTime *e = &t->exchanges[i];
+        char label[96];
+        snprintf(label, sizeof label, "%s: %.0f x %s of %s", e->name, e->count, e->kind, e->group);
+        printf("  %-48s %12.1f %12.3f %12.3f %7.0f%%\n", label, e->bytes / 1048576.0, 1e3 * e->seconds,
+               1e3 * e->exposed, e->exposed < e->seconds ? 100 * (1 - e->exposed / e->seconds) : 0);
+    }
+    printf("  %-22s %12.3f\n", "step", 1e3 * plan->seconds);
+}
+
+static void print_assumptions(const KnStepPlanOptions *o)
+{
+    int64_t clip = o->clip_tokens ? o->clip_tokens : o->config->data.tokens;
+    printf("assumed\n");
+    printf("  - rank 0 stands for all; ranks are equally fast; a clip has %lld tokens; the vocabulary is full\n",
+           (long long)clip);
+    printf("  - exchanges of different groups do not slow each other; ring algorithms over a group's slowest link\n");
+    for (int i = 0; i < o->device->notes.count; i++)
+        printf("  - %s\n", o->device->notes.items[i]);
+}
+
+static void print_json_assumptions(const KnDevice *device)
+{
+    printf("\"assumed\": [");
+    for (int i = 0; i < device->notes.count; i++)
+        printf("%s\"%s\"", i ? ", " : "", device->notes.items[i]);
+    printf("]");
+}
+
+static void print_json_plan(const KnStepPlan *plan, const KnStepPlanOptions *o)
+{
+    printf("\"memory_bytes\": {");
+    for (int row = 0; row < KN_STEP_MEMORY_ROWS; row++)
+        printf("%s\"%s\": %.0f", row ? ", " : "", kn_step_memory_name((KnStepMemory)row), plan->memory[row]);
+    printf("}, \"seconds\": {");
+    for (int i = 0; i < KN_TIME_KINDS; i++)
+        printf("\"%s\": %.6g, ", kind_names[i], plan->time.by_kind[i]);
+    printf("\"host\": %.6g, \"exposed\": %.6g, \"step\": %.6g}, \"exchanges\": [", plan->host, plan->time.exposed,
+           plan->seconds);
+    for (int i = 0; i < plan->time.exchange_count; i++) {
+        const KnExchangeTime *e = &plan->time.exchanges[i];
+        printf("%s{\"name\": \"%s\", \"kind\": \"%s\", \"group\": \"%s\", \"count\": %.0f, \"bytes\": %.0f, "
+               "\"seconds\": %.6g, \"exposed\": %.6g}",
+               i ? ", " : "", e->name, e->kind, e->group, e->count, e->bytes, e->seconds, e->exposed);
+    }
+    printf("], \"tokens_per_second\": %.6g, \"peak_share\": %.4f, \"recomputed_blocks\": %d, \"blocks\": %d",
+           plan->tokens / plan->seconds, kn_step_plan_peak_share(plan, o), plan->recomputed, plan->blocks);
+}
+
+static int plan_one(const Options *options, const KnStepPlanOptions *o)
+{
+    KnStepPlan plan;
+    KnMesh mesh;
+    KN_TRY(kn_step_plan(&plan, o));
+    KN_TRY(kn_mesh_create(&mesh, &o->config->parallel, 0, o->ranks));
+    char *layout = kn_mesh_describe(&mesh);
+    if (options->json) {
+        printf("{\"device\": \"%s\", \"ranks\": %d, \"layout\": \"%s\", ", o->device->name, o->ranks, layout);
+        print_json_plan(&plan, o);
+        printf(", ");
+        print_json_assumptions(o->device);
+        printf("}\n");
+    } else {
+        printf("%d x %s: %s, zero %lld, %d of %d blocks recomputed\n", o->ranks, o->device->name, layout,
+               (long long)o->config->parallel.zero, plan.recomputed, plan.blocks);
+        print_memory(&plan, o->device);
+        print_time(&plan);
+        printf("%.0f tokens/s, %.0f a rank, %.1f%% of peak\n", plan.tokens / plan.seconds,
+               plan.tokens / plan.seconds / o->ranks, 100 * kn_step_plan_peak_share(&plan, o));
+        print_assumptions(o);
+    }
+    free(layout);
+    return KN_OK;
+}
+
+static void print_found(const KnFoundLayout *f, const KnStepPlanOptions *o)
+{
+    printf("%12.0f %10.0f %6.1f%% %9.1f %9.3f %6.1f%%  %s, zero %d%s\n", f->plan.tokens / f->plan.seconds,
+           f->plan.tokens / f->plan.seconds / o->ranks, 100 * kn_step_plan_peak_share(&f->plan, o),
+           f->plan.memory[KN_STEP_PEAK] / 0x1p30, f->plan.seconds, 100 * f->plan.time.exposed / f->plan.seconds,
+           f->name, (int)f->parallel.zero, f->recompute ? ", recompute" : "");
+}
+
+static void print_json_found(const KnFoundLayout *f, const KnStepPlanOptions *o, int index)
+{
+    printf("%s{\"layout\": \"%s\", \"zero\": %d, \"recompute\": %s, ", index ? ", " : "", f->name,
+           (int)f->parallel.zero, f->recompute ? "true" : "false");
+    print_json_plan(&f->plan, o);
+    printf("}");
+}
+
+static int plan_all(const Options *options, const KnStepPlanOptions *o)
+{
+    KnLayoutSearch search;
+    KN_TRY(kn_layout_search(&search, o));
+    int shown = search.count < (int)options->rows ? search.count : (int)options->rows;
+    if (options->json)
+        printf("{\"device\": \"%s\", \"ranks\": %d, \"layouts\": [", o->device->name, o->ranks);
+    else
+        printf("%d x %s, %d layouts fit\n%12s %10s %7s %9s %9s %7s  %s\n", o->ranks, o->device->name, search.count,
+               "tokens/s", "a rank", "peak", "GiB", "s a step", "exposed", "layout");
+    for (int i = 0; i < shown; i++)
+        if (options->json)
+            print_json_found(&search.found[i], o, i);
+        else
+            print_found(&search.found[i], o);
+    printf(options->json ? "], \"refused\": {" : "refused\n");
+    for (int i = 0; i < KN_REFUSALS; i++)
+        if (options->json)
+            printf("%s\"%s\": %d", i ? ", " : "", kn_refusal_text((KnRefusal)i), search.refused[i]);
+        else if (search.refused[i])
+            printf("  %6d %s%s%s\n", search.refused[i], kn_refusal_text((KnRefusal)i),
+                   search.examples[i] ? ": as " : "", search.examples[i] ? search.examples[i] : "");
+    if (options->json) {
+        printf("}, ");
+        print_json_assumptions(o->device);
+        printf("}\n");
+    } else {
+        print_assumptions(o);
+    }
+    kn_layout_search_clear(&search);
+    return KN_OK;
+}
+
+int kn_command_plan(int argc, char **argv)
+{
+    Options options = {0};
+    KnArgList files = {0};
+    KnConfig config;
+    KnDevice device = {0};
+    KN_TRY(kn_args_parse(&spec, argc, argv, &options, &files));
+    kn_config_init(&config);
+    kn_log_set_quiet(options.json);
+    int code = load_config(&config, files.items[0], &options);
+    kn_cpu_set_threads((int)config.train.threads);
+    if (code == KN_OK)
+        code = load_device(&device, &options);
+    if (code == KN_OK) {
+        KnStepPlanOptions step = {.config = &config,
+                                  .device = &device,
+                                  .cpu = kn_cpu_backend(),
+                                  .ranks = count_ranks(&config, &options, &device),
+                                  .clip_tokens = options.clip_tokens};
+        set_threads(&config, step.ranks, &device);
+        code = options.search ? plan_all(&options, &step) : plan_one(&options, &step);
+    }
+    kn_device_clear(&device);
+    kn_config_clear(&config);
+    kn_args_clear(&spec, &options, &files);
+    return code;
+}

@@ -1,0 +1,335 @@
+/* Building a rank's graphs for a plan, and adding up what they say. */
+#include "train/step_plan.h"
+
+#include "core/base/error.h"
+#include "core/ops/ops.h"
+#include "train/update_graph.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const memory_names[KN_STEP_MEMORY_ROWS] = {
+    [KN_STEP_PARAMETERS] = "parameters",
+    [KN_STEP_GRADIENTS] = "gradients",
+    [KN_STEP_OPTIMIZER] = "optimizer",
+    [KN_STEP_INPUTS] = "inputs",
+    [KN_STEP_WEIGHTS] = "weights for compute",
+    [KN_STEP_ACTIVATIONS] = "activations",
+    [KN_STEP_EXCHANGED] = "exchanged",
+    [KN_STEP_TEMPORARY] = "temporary",
+    [KN_STEP_WORKSPACE] = "workspace",
+    [KN_STEP_GAPS] = "gaps",
+    [KN_STEP_UPDATE] = "update",
+    [KN_STEP_PEAK] = "peak",
+    [KN_STEP_ARENA] = "arena",
+};
+
+const char *kn_step_memory_name(KnStepMemory row)
+{
+    return memory_names[row];
+}
+
+static size_t no_workspace(KnBackend *backend, const KnNode *node)
+{
+    (void)backend;
+    (void)node;
+    return 0;
+}
+
+/* Of a backend that takes the graph as it is. */
+static KnBackend plain_backend = {.name = "gpu", .workspace_bytes = no_workspace};
+
+typedef struct Planner {
+    const KnStepPlanOptions *options;
+    const KnConfig *config;
+    KnBackend *backend;
+    KnModel model;
+    KnLayout layout;
+    KnPackParts parts; /* packs alone, for the layout-invariant mode's graphs */
+    KnStepPlan *plan;
+} Planner;
+
+/* --- Memory ------------------------------------------------------------------------------------------------------- */
+
+static KnStreamShape stream_shape(const KnConfig *c)
+{
+    int64_t text = c->data.text_tokens ? c->data.text_tokens : c->data.clips * c->text.max_tokens;
+    return (KnStreamShape){c->data.tokens, c->data.clips, text};
+}
+
+/* The layout-invariant mode keeps what each pack and chunk gives to each parameter. */
+static double invariant_parts(const Planner *p)
+{
+    KnSharding sharding = {.mesh = &p->layout.mesh, .shape = stream_shape(p->config), .invariant = 1};
+    int64_t parts = p->parts.packs * kn_invariant_chunks(&sharding).count;
+    return (double)parts * (double)kn_parameter_values_bytes(&p->layout.part);
+}
+
+static void count_state(Planner *p)
+{
+    const KnZero *zero = &p->layout.zero;
+    double *memory = p->plan->memory;
+    int moments = p->config->optimizer.ema > 0 ? 3 : 2;
+    memory[KN_STEP_PARAMETERS] = (double)kn_zero_bytes(zero, 3);
+    memory[KN_STEP_GRADIENTS] = (double)kn_zero_bytes(zero, 2);
+    memory[KN_STEP_OPTIMIZER] = (double)kn_zero_bytes(zero, 1) * moments;
+    if (p->layout.invariant)
+        memory[KN_STEP_GRADIENTS] += invariant_parts(p);
+}
+
+static void count_arena(const Planner *p, KnPassMemo *memo)
+{
+    static const int rows[KN_MEMORY_CATEGORIES] = {
+        [KN_MEMORY_INPUTS] = KN_STEP_INPUTS,           [KN_MEMORY_WEIGHTS] = KN_STEP_WEIGHTS,
+        [KN_MEMORY_ACTIVATIONS] = KN_STEP_ACTIVATIONS, [KN_MEMORY_EXCHANGED] = KN_STEP_EXCHANGED,
+        [KN_MEMORY_TEMPORARY] = KN_STEP_TEMPORARY,     [KN_MEMORY_WORKSPACE] = KN_STEP_WORKSPACE};
+    KnPlan plan;
+    kn_plan_make(&plan, memo->pass.built.graph, p->backend, NULL, 0);
+    memset(memo->memory, 0, sizeof memo->memory);
+    for (int i = 0; i < KN_MEMORY_CATEGORIES; i++)
+        if (i != KN_MEMORY_PARAMETERS && i != KN_MEMORY_STATE)
+            memo->memory[rows[i]] = (double)plan.category_bytes[i];
+    memo->memory[KN_STEP_GAPS] = (double)(plan.arena_bytes - plan.live_peak_bytes);
+    memo->memory[KN_STEP_ARENA] = (double)plan.arena_bytes;
+    kn_plan_clear(&plan);
+}
+
+/* The passes take turns in one arena: the largest counts. */
+static void take_largest(Planner *p, const KnPassMemo *memo)
+{
+    double *memory = p->plan->memory;
+    if (memo->memory[KN_STEP_ARENA] <= memory[KN_STEP_ARENA])
+        return;
+    for (int row = KN_STEP_INPUTS; row <= KN_STEP_GAPS; row++)
+        memory[row] = memo->memory[row];
+    memory[KN_STEP_ARENA] = memo->memory[KN_STEP_ARENA];
+}
+
+static void sum_memory(Planner *p)
+{
+    double *memory = p->plan->memory;
+    for (int row = 0; row < KN_STEP_PEAK; row++)
+        memory[KN_STEP_PEAK] += memory[row];
+}
+
+/* --- The step ----------------------------------------------------------------------------------------------------- */
+
+/* Runs of one pass are alike. */
+static void run_pass(Planner *p, const KnPassMemo *memo, int prologue, int64_t times)
+{
+    double ranges = (double)memo->zero_ranks / kn_mesh_group_size(&p->layout.mesh, KN_GROUP_ZERO);
+    KnTimeline once = {0};
+    if (times == 0)
+        return;
+    kn_timeline_run(&once, memo->pass.built.graph, prologue, p->options->device, &p->layout.mesh, ranges);
+    kn_timeline_add(&p->plan->time, &once, (double)times);
+}
+
+static KnTrainPassOptions pass_options(Planner *p, int backward, int reduce)
+{
+    const KnConfig *c = p->config;
+    int64_t clip = p->options->clip_tokens ? p->options->clip_tokens : c->data.tokens;
+    return (KnTrainPassOptions){.layout = &p->layout,
+                                .shape = stream_shape(c),
+                                .dtype = c->train.precision == KN_PRECISION_BF16 ? KN_BF16 : KN_F32,
+                                .backward = backward,
+                                .reduce = reduce,
+                                .parts = &p->parts,
+                                .self_pairs = (double)clip * (double)c->data.tokens,
+                                .cross_pairs = (double)c->text.max_tokens * (double)c->data.tokens};
+}
+
+static int build_pass(Planner *p, KnPassMemo *memo, int backward, int reduce)
+{
+    const KnMesh *mesh = &p->layout.mesh;
+    const int64_t sizes[9] = {mesh->sizes[KN_AXIS_RING],
+                              mesh->sizes[KN_AXIS_ULYSSES],
+                              mesh->sizes[KN_AXIS_TENSOR],
+                              mesh->sizes[KN_AXIS_DATA] > 1,
+                              kn_mesh_group_size(mesh, KN_GROUP_ZERO) > 1,
+                              p->layout.zero.stage,
+                              p->config->model.recompute,
+                              p->model.config.layers,
+                              backward};
+    if (memo->pass.built.graph && memcmp(memo->sizes, sizes, sizeof sizes) == 0)
+        return KN_OK;
+    KnTrainPassOptions options = pass_options(p, backward, reduce);
+    kn_pass_graph_destroy(&memo->pass);
+    KN_TRY(kn_pass_graph_create(&memo->pass, &options, p->backend));
+    KnCost cost = kn_graph_cost(memo->pass.built.graph);
+    memo->flops = cost.matmul_flops + cost.attention_flops;
+    memcpy(memo->sizes, sizes, sizeof sizes);
+    memo->zero_ranks = kn_mesh_group_size(mesh, KN_GROUP_ZERO);
+    count_arena(p, memo);
+    return KN_OK;
+}
+
+/* One kind of pass, so many times: the first time with the prologue. */
+static int plan_pass(Planner *p, int backward, int reduce, int64_t times)
+{
+    KnPassMemo own = {0}, *kept = p->options->memos, *memo = kept ? &kept[2 * (p->options->layers % 2) + reduce] : &own;
+    int code = build_pass(p, memo, backward, reduce);
+    if (code == KN_OK)
+        take_largest(p, memo);
+    if (code == KN_OK && times > 0) {
+        run_pass(p, memo, 1, 1);
+        run_pass(p, memo, 0, times - 1);
+        p->plan->flops += memo->flops * (double)times;
+        p->plan->blocks = memo->pass.blocks;
+        p->plan->recomputed = memo->pass.recomputed;
+    }
+    kn_pass_graph_destroy(&own.pass);
+    return code;
+}
+
+void kn_pass_memos_clear(KnPassMemo *memos)
+{
+    for (int i = 0; i < KN_PASS_MEMOS; i++)
+        kn_pass_graph_destroy(&memos[i].pass);
+}
+
+static int plan_update(Planner *p)
+{
+    KnUpdateGraph update;
+    KnPlan plan;
+    KN_TRY(kn_update_graph_create(&update, &p->config->optimizer, &p->layout, p->layout.invariant));
+    kn_plan_make(&plan, update.graph, p->backend, &update.norm2, 1);
+    p->plan->memory[KN_STEP_UPDATE] = (double)plan.arena_bytes;
+    kn_plan_clear(&plan);
+    kn_timeline_run(&p->plan->time, update.graph, 1, p->options->device, &p->layout.mesh, 1);
+    kn_update_graph_destroy(&update);
+    return KN_OK;
+}
+
+static int check_packs(const Planner *p, int64_t *packs)
+{
+    int replicas = kn_mesh_replicas(&p->layout.mesh);
+    if (p->config->train.packs % replicas)
+        return kn_fail(KN_EINPUT, "train.packs is %lld, which %d replicas cannot share evenly",
+                       (long long)p->config->train.packs, replicas);
+    *packs = p->config->train.packs / replicas;
+    return KN_OK;
+}
+
+/* What the host does around the graphs, where the device has rates for it. */
+static double host_seconds(const Planner *p, int64_t packs)
+{
+    const KnDevice *device = p->options->device;
+    double pack = (double)(p->config->data.tokens * kn_model_patch_dim(&p->config->model)) * sizeof(float);
+    double gradients = p->plan->memory[KN_STEP_GRADIENTS];
+    double fill = kn_device_rate(device, "fill", KN_F32, 0, pack),
+           clear = kn_device_rate(device, "clear", KN_F32, 0, gradients);
+    return (fill > 0 ? (double)packs * pack / fill : 0) + (clear > 0 ? gradients / clear : 0);
+}
+
+static int plan_step(Planner *p)
+{
+    const KnConfig *c = p->config;
+    int many = p->options->ranks > 1 || p->layout.invariant;
+    int64_t packs = 0;
+    KN_TRY(check_packs(p, &packs));
+    p->parts.packs = packs;
+    count_state(p);
+    if (!many || packs > 1)
+        KN_TRY(plan_pass(p, 1, 0, packs - many));
+    if (many)
+        KN_TRY(plan_pass(p, 1, 1, 1));
+    if (c->data.validation_clips > 0 && c->train.validate_every > 0)
+        KN_TRY(plan_pass(p, 0, 0, 0));
+    KN_TRY(plan_update(p));
+    sum_memory(p);
+    p->plan->host = host_seconds(p, packs);
+    p->plan->seconds = p->plan->time.now + p->plan->host;
+    p->plan->flops *= p->options->ranks;
+    p->plan->tokens = (double)(c->data.tokens * c->train.packs);
+    return KN_OK;
+}
+
+int kn_step_plan(KnStepPlan *plan, const KnStepPlanOptions *options)
+{
+    Planner p = {.options = options, .config = options->config, .plan = plan};
+    KnModelConfig model = options->config->model;
+    *plan = (KnStepPlan){0};
+    p.backend = strcmp(options->device->backend, "cpu") ? &plain_backend : options->cpu;
+    model.layers = options->layers ? options->layers : model.layers;
+    KN_TRY(kn_model_create(&p.model, &model, &options->config->text, options->config->flow.prediction, NULL));
+    int code =
+        kn_layout_create(&p.layout, &p.model,
+                         &(KnLayoutOptions){.parallel = &options->config->parallel,
+                                            .training = 1,
+                                            .whole_matrices = kn_optimizer_whole_matrices(&options->config->optimizer),
+                                            .ranks = options->ranks});
+    if (code == KN_OK)
+        code = plan_step(&p);
+    kn_layout_destroy(&p.layout);
+    kn_model_destroy(&p.model);
+    return code;
+}
+
+/* --- Many layers from few ----------------------------------------------------------------------------------------- */
+
+enum { FEW_LAYERS = 3, MORE_LAYERS = 4 };
+
+static void grow(double *value, double few, double more, double layers)
+{
+    *value = few + (layers - FEW_LAYERS) * (more - few) / (MORE_LAYERS - FEW_LAYERS);
+}
+
+/* Gaps are chance, and do not grow. */
+static void grow_memory(double *memory, const double *few, const double *more, double layers)
+{
+    double gaps[2] = {few[KN_STEP_GAPS], more[KN_STEP_GAPS]};
+    for (int i = 0; i < KN_STEP_MEMORY_ROWS; i++)
+        grow(&memory[i], few[i], more[i], layers);
+    memory[KN_STEP_GAPS] = gaps[1];
+    for (int row = KN_STEP_PEAK; row <= KN_STEP_ARENA; row++) {
+        grow(&memory[row], few[row] - gaps[0], more[row] - gaps[1], layers);
+        memory[row] += gaps[1];
+    }
+}
+
+static void grow_time(KnTimeline *t, const KnTimeline *few, const KnTimeline *more, double layers)
+{
+    *t = *more;
+    grow(&t->now, few->now, more->now, layers);
+    grow(&t->exposed, few->exposed, more->exposed, layers);
+    for (int i = 0; i < KN_TIME_KINDS; i++)
+        grow(&t->by_kind[i], few->by_kind[i], more->by_kind[i], layers);
+    KN_ASSERT(few->exchange_count == more->exchange_count);
+    for (int i = 0; i < t->exchange_count; i++) {
+        const KnExchangeTime *a = &few->exchanges[i], *b = &more->exchanges[i];
+        grow(&t->exchanges[i].count, a->count, b->count, layers);
+        grow(&t->exchanges[i].bytes, a->bytes, b->bytes, layers);
+        grow(&t->exchanges[i].seconds, a->seconds, b->seconds, layers);
+        grow(&t->exchanges[i].exposed, a->exposed, b->exposed, layers);
+    }
+}
+
+int kn_step_plan_estimate(KnStepPlan *plan, const KnStepPlanOptions *options)
+{
+    int64_t layers = options->config->model.layers;
+    if (layers <= MORE_LAYERS || options->config->model.recompute > 0)
+        return kn_step_plan(plan, options);
+    KnStepPlanOptions shallow = *options;
+    KnStepPlan few, more;
+    shallow.layers = FEW_LAYERS;
+    KN_TRY(kn_step_plan(&few, &shallow));
+    shallow.layers = MORE_LAYERS;
+    KN_TRY(kn_step_plan(&more, &shallow));
+    *plan = more;
+    grow_memory(plan->memory, few.memory, more.memory, (double)layers);
+    grow_time(&plan->time, &few.time, &more.time, (double)layers);
+    grow(&plan->host, few.host, more.host, (double)layers);
+    grow(&plan->seconds, few.seconds, more.seconds, (double)layers);
+    grow(&plan->flops, few.flops, more.flops, (double)layers);
+    plan->recomputed = plan->recomputed ? (int)(plan->recomputed + layers - MORE_LAYERS) : 0;
+    plan->blocks += (int)layers - MORE_LAYERS;
+    return KN_OK;
+}
+
+double kn_step_plan_peak_share(const KnStepPlan *plan, const KnStepPlanOptions *options)
+{
+    KnDtype dtype = options->config->train.precision == KN_PRECISION_BF16 ? KN_BF16 : KN_F32;
+    double peak = options->device->peak[dtype] * options->ranks;
+    return peak > 0 ? plan->flops / plan->seconds / peak : 0;
+}
