@@ -154,8 +154,8 @@ static void recompute_changes_no_bit_and_saves_memory(void **state)
     (void)state;
     for (int dtype = KN_F32; dtype <= KN_BF16; dtype++) {
         Trial kept, again;
-        create(&kept, 0, (KnDtype)dtype);
-        create(&again, 1, (KnDtype)dtype);
+        create(&kept, KN_RECOMPUTE_NONE, (KnDtype)dtype);
+        create(&again, KN_RECOMPUTE_BLOCK, (KnDtype)dtype);
         assert_int_equal(kn_train_pass_run(kept.pass), KN_OK);
         assert_int_equal(kn_train_pass_run(again.pass), KN_OK);
         assert_true(kept.stats[0] > 0);

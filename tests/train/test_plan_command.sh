@@ -54,7 +54,7 @@ awk '/^ +[0-9]+ +[0-9]+ +[0-9.]+%/ {if (last && $1 > last) exit 1; last = $1; co
 awk '/^ +[0-9]+ +[0-9]+ +[0-9.]+%/ && $4 > 135.5 {exit 1}' search.txt || fail "a layout that does not fit is listed"
 
 refuse "cannot be cut into groups of 3" "$kinora" plan "$plan" --device h200 --nodes 1 --mesh ring=3
-refuse "unknown key parallel.rings" "$kinora" plan "$plan" --device h200 --mesh rings=3
+refuse "a mesh has no axis \"rings\"" "$kinora" plan "$plan" --device h200 --mesh rings=3
 refuse "there is no device \"tpu\"" "$kinora" plan "$plan" --device tpu
 refuse "train.packs is 256" "$kinora" plan "$plan" --device h200 --mesh data=3
 refuse "model.recompute allows 1048576B" "$kinora" plan "$plan" --device h200 --mesh shard=8 --set model.recompute=1MiB
