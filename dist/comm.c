@@ -74,32 +74,34 @@ static int names_its_rank(const char *sentence)
 _Noreturn void kn_comm_abort(KnComm *comm)
 {
     if (comm->ranks > 1 && !names_its_rank(kn_error_message()))
-        kn_fail_prefix(0, "rank %d", comm->rank);
+        kn_fail_prefix(0, "rank %d", comm->job_rank);
     comm->table->abort(comm);
     exit(EXIT_FAILURE);
 }
 
 int kn_comm_error_agree(KnComm *comm, int code)
 {
+    typedef struct Result {
+        int32_t code, job_rank;
+    } Result;
     if (comm->ranks == 1)
         return code < 0 ? code : KN_OK;
-    int32_t mine = code;
-    int32_t *codes = kn_alloc((size_t)comm->ranks * sizeof *codes);
+    Result mine = {code, comm->job_rank}, *all = kn_alloc((size_t)comm->ranks * sizeof *all);
     char sentence[SENTENCE_BYTES]; /* taken now: the exchange may leave another one */
     snprintf(sentence, sizeof sentence, "%s", kn_error_message());
-    int result = comm->table->all_gather(comm, &mine, codes, sizeof mine, "agreement on errors");
+    int result = comm->table->all_gather(comm, &mine, all, sizeof mine, "agreement on errors");
     int first = 0;
-    while (result == KN_OK && first < comm->ranks && codes[first] >= 0)
+    while (result == KN_OK && first < comm->ranks && all[first].code >= 0)
         first++;
     if (result == KN_OK && first < comm->ranks) {
         result = comm->table->broadcast(comm, sentence, sizeof sentence, first, "sentence of the rank that failed");
         sentence[sizeof sentence - 1] = '\0';
         if (result == KN_OK && names_its_rank(sentence))
-            result = kn_fail(codes[first], "%s", sentence);
+            result = kn_fail(all[first].code, "%s", sentence);
         else if (result == KN_OK)
-            result = kn_fail(codes[first], "rank %d: %s", first, sentence);
+            result = kn_fail(all[first].code, "rank %d: %s", all[first].job_rank, sentence);
     }
-    free(codes);
+    free(all);
     return result;
 }
 

@@ -238,6 +238,7 @@ static KnComm *make_group(const KnMpiComm *parent, const Membership *all, const 
     const char *own_host = engine->hosts[engine->world->base.rank];
     KnMpiComm *group = comm_create(engine, base->ranks, name);
     group->base.table = base->table;
+    group->base.job_rank = base->job_rank;
     for (int rank = 0; rank < base->ranks; rank++) {
         if (all[rank].color != all[base->rank].color)
             continue;
@@ -274,7 +275,9 @@ static int mpi_split(KnComm *comm, int color, const char *name, KnComm **group)
     if ((*group)->ranks > 1)
         return KN_OK;
     comm_free((KnMpiComm *)*group);
-    return kn_comm_self_open(group);
+    KN_TRY(kn_comm_self_open(group));
+    (*group)->job_rank = comm->job_rank;
+    return KN_OK;
 }
 
 /* ---- the end ---- */

@@ -8,6 +8,7 @@
 #include "core/base/memory.h"
 #include "dist/comm_mpi.h"
 
+#include <errno.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -18,8 +19,8 @@
 
 #define GRACE_SECONDS 20.0  /* for rank 0 to end the job; then the failing rank does it */
 #define STAGGER_SECONDS 0.2 /* by rank, where rank 0 is known to be silent: the first one's end ends the others */
-#define ABORT_SECONDS 5.0   /* for the launcher to end this process */
-#define FINALIZE_SECONDS 60.0
+#define ABORT_SECONDS 5     /* for the launcher to end this process */
+#define FINALIZE_SECONDS 60
 #define FLUSH_SECONDS 0.02 /* the launcher drops what it has not read when it aborts */
 
 static void pause_seconds(double seconds)
@@ -32,24 +33,47 @@ static void pause_seconds(double seconds)
 
 typedef struct Deadline {
     pthread_t thread;
-    double seconds;
+    pthread_mutex_t mutex;
+    pthread_cond_t met;
+    int is_met;
+    struct timespec until;
     const char *sentence; /* NULL: said already */
 } Deadline;
 
+/* Ends the process, unless the deadline is met before. */
 static void *run_deadline(void *argument)
 {
-    const Deadline *deadline = argument;
-    pause_seconds(deadline->seconds);
+    Deadline *deadline = argument;
+    int late = 0;
+    pthread_mutex_lock(&deadline->mutex);
+    while (!deadline->is_met && !late)
+        late = pthread_cond_timedwait(&deadline->met, &deadline->mutex, &deadline->until) == ETIMEDOUT;
+    int is_met = deadline->is_met;
+    pthread_mutex_unlock(&deadline->mutex);
+    if (is_met)
+        return NULL;
     if (deadline->sentence)
         kn_log_error("%s", deadline->sentence);
     _exit(EXIT_FAILURE);
 }
 
-static int set_deadline(Deadline *deadline, double seconds, const char *sentence)
+static int set_deadline(Deadline *deadline, int seconds, const char *sentence)
 {
-    deadline->seconds = seconds;
-    deadline->sentence = sentence;
+    *deadline = (Deadline){.sentence = sentence};
+    pthread_mutex_init(&deadline->mutex, NULL);
+    pthread_cond_init(&deadline->met, NULL);
+    clock_gettime(CLOCK_REALTIME, &deadline->until);
+    deadline->until.tv_sec += seconds;
     return pthread_create(&deadline->thread, NULL, run_deadline, deadline) == 0;
+}
+
+static void meet_deadline(Deadline *deadline)
+{
+    pthread_mutex_lock(&deadline->mutex);
+    deadline->is_met = 1;
+    pthread_cond_signal(&deadline->met);
+    pthread_mutex_unlock(&deadline->mutex);
+    pthread_join(deadline->thread, NULL);
 }
 
 void kn_mpi_finalize(void)
@@ -59,10 +83,10 @@ void kn_mpi_finalize(void)
                            "the ranks do not come to an end together: another rank's process is stopped or gone, or "
                            "the link to its host is down");
     MPI_Finalize();
-    if (set) {
-        pthread_cancel(deadline.thread);
-        pthread_join(deadline.thread, NULL);
-    }
+    if (set)
+        meet_deadline(&deadline);
+    pthread_cond_destroy(&deadline.met);
+    pthread_mutex_destroy(&deadline.mutex);
 }
 
 /* MPI_Abort waits for the launcher, which may be out of reach. */

@@ -353,6 +353,7 @@ static int start_mpi(KnMpiEngine *engine)
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     MPI_Comm_rank(MPI_COMM_WORLD, &base->rank);
     MPI_Comm_size(MPI_COMM_WORLD, &base->ranks);
+    base->job_rank = base->rank;
     if (base->ranks == 1)
         return kn_fail(KN_EPEER, "the launcher started several processes but MPI connects none of them; use the mpirun "
                                  "of the Open MPI that kinora was built with, or srun --mpi=pmix");

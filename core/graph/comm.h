@@ -65,6 +65,7 @@ struct KnComm {
     const KnCommTable *table;
     int rank, ranks;
     int local_rank, local_ranks; /* among the ranks of this host */
+    int job_rank;                /* in the whole job: what sentences name */
 };
 
 #endif

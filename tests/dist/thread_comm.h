@@ -85,7 +85,7 @@ static ThreadWorld *thread_world_create(int ranks)
 static KnComm *thread_comm_create(ThreadWorld *world, int rank)
 {
     ThreadComm *comm = kn_alloc(sizeof *comm);
-    comm->base = (KnComm){&thread_table, rank, world->ranks, rank, world->ranks};
+    comm->base = (KnComm){&thread_table, rank, world->ranks, rank, world->ranks, rank};
     comm->world = world;
     return &comm->base;
 }
@@ -264,7 +264,10 @@ static void thread_run_split(const ThreadWorld *world, ThreadPart *parts)
 
 static int thread_split(KnComm *comm, int color, const char *name, KnComm **group)
 {
-    return thread_run(comm, thread_run_split, (ThreadPart){.get = group, .number = color}, name);
+    int code = thread_run(comm, thread_run_split, (ThreadPart){.get = group, .number = color}, name);
+    if (code == KN_OK)
+        (*group)->job_rank = comm->job_rank;
+    return code;
 }
 
 static int thread_all_reduce_start(KnComm *comm, void *values, int64_t count, KnDtype dtype, const char *name,
