@@ -24,7 +24,7 @@ YAML
 shares() { # RUN
     sed -n 's/.*"seconds":\([0-9.e-]*\).*"rank_work_seconds":\[\([0-9.e-]*\),\([0-9.e-]*\)\].*/\1 \2 \3/p' "$1/metrics.jsonl" |
         awk 'NR > 1 { step += $1; work += ($2 + $3) / 2; most += $2 > $3 ? $2 : $3 }
-             END { printf "%10.3f %12.1f%% %12.1f%%\n", step / (NR - 1), 100 * (1 - work / step), 100 * (1 - most / step) }'
+             END { printf "%10.3f %12.1f%% %12.1f%%\n", step / (NR - 1), 100 * (1 - work / step), 100 * (step - most + 1e-9) / step }'
 }
 
 lscpu | sed -n 's/^Model name: *//p'
