@@ -5,6 +5,7 @@
  * captions are turned into ids once, when the loader opens. */
 #include "data/loader.h"
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/memory.h"
 #include "core/base/random.h"
@@ -15,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { SLOTS = 3 };
 
@@ -63,13 +63,6 @@ struct KnLoader {
     double waste; /* of the epoch last delivered */
     int64_t epoch_packs;
 };
-
-static double now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* ---- what is loaded ---- */
 
@@ -394,7 +387,7 @@ void kn_loader_close(KnLoader *loader)
 
 int kn_loader_next(KnLoader *loader, const KnBatch **batch)
 {
-    double began = now_seconds();
+    double began = kn_seconds_now();
     int code = KN_OK;
     *batch = NULL;
     pthread_mutex_lock(&loader->mutex);
@@ -404,7 +397,7 @@ int kn_loader_next(KnLoader *loader, const KnBatch **batch)
         pthread_cond_wait(&loader->changed, &loader->mutex);
     if (loader->produced > loader->delivered) {
         Slot *slot = &loader->slots[loader->delivered++ % SLOTS];
-        slot->batch.wait_seconds = now_seconds() - began;
+        slot->batch.wait_seconds = kn_seconds_now() - began;
         loader->waste = slot->waste;
         loader->epoch_packs = slot->epoch_packs;
         *batch = &slot->batch;

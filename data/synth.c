@@ -6,6 +6,7 @@
  * clips are lossless RGB H.264, so that what `prep` reads is what was drawn, whatever versions of the encoder and
  * decoder are between. */
 #include "core/base/args.h"
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -23,7 +24,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 static const char settings_name[] = "synth.json", captions_name[] = "captions.csv";
@@ -344,17 +344,10 @@ static void report(const Synth *synth, double seconds)
     json_decref(object);
 }
 
-static double now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 static int synthesize(Synth *synth, const char *world)
 {
     const SynthOptions *o = synth->options;
-    double began = now_seconds();
+    double began = kn_seconds_now();
     if (o->json)
         kn_log_set_quiet(1);
     KN_TRY(kn_world_find(world, &synth->world));
@@ -362,7 +355,7 @@ static int synthesize(Synth *synth, const char *world)
     KN_TRY(claim_folder(synth));
     KN_TRY(write_clips(synth));
     KN_TRY(write_captions(synth));
-    report(synth, now_seconds() - began);
+    report(synth, kn_seconds_now() - began);
     return KN_OK;
 }
 

@@ -2,6 +2,7 @@
  * commit (rank 0's thread writes the manifest and gives the folder its name).
  *
  * Between the stages all ranks meet; no rank goes on to the next before every thread has come to its end. */
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -57,13 +58,6 @@ struct KnCheckpointSaver {
     KnCheckpointReport report;
     double began;
 };
-
-static double now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* ---- the thread ---- */
 
@@ -296,7 +290,7 @@ static int reserve_copy(KnCheckpointSaver *saver)
 
 static void copy_tensors(KnCheckpointSaver *saver)
 {
-    double start = now_seconds();
+    double start = kn_seconds_now();
     size_t at = 0;
     for (int i = 0; i < saver->tensor_count; i++) {
         size_t bytes = kn_safetensor_bytes(&saver->tensors[i]);
@@ -304,7 +298,7 @@ static void copy_tensors(KnCheckpointSaver *saver)
         saver->tensors[i].data = saver->copy + at;
         at += aligned(bytes);
     }
-    saver->report.copied_seconds = now_seconds() - start;
+    saver->report.copied_seconds = kn_seconds_now() - start;
 }
 
 /* Copies where every rank has the memory for it: *copied. */
@@ -430,7 +424,7 @@ static void end_save(KnCheckpointSaver *saver, int code)
     saver->parts = NULL;
     saver->arena = NULL;
     saver->stage = IDLE;
-    saver->report.seconds = now_seconds() - saver->began;
+    saver->report.seconds = kn_seconds_now() - saver->began;
 }
 
 /* All ranks' threads are done: have they written well? Then rank 0 commits. */
@@ -472,7 +466,7 @@ static int wait_for_end(KnCheckpointSaver *saver)
 /* Adds the time since `start` to what the caller was held up, and tells how things stand. */
 static int tell(KnCheckpointSaver *saver, double start, int code, KnCheckpointReport *report)
 {
-    saver->report.held_seconds += now_seconds() - start;
+    saver->report.held_seconds += kn_seconds_now() - start;
     saver->report.done = saver->stage == IDLE;
     *report = saver->report;
     return code;
@@ -534,7 +528,7 @@ int kn_checkpoint_reserve(KnCheckpointSaver *saver, const KnCheckpointSave *save
 
 int kn_checkpoint_begin(KnCheckpointSaver *saver, const KnCheckpointSave *save, KnCheckpointReport *report)
 {
-    double start = now_seconds();
+    double start = kn_seconds_now();
     saver->began = start;
     int code = prepare(saver, save);
     if (code < 0 && saver->arena)
@@ -544,14 +538,14 @@ int kn_checkpoint_begin(KnCheckpointSaver *saver, const KnCheckpointSave *save, 
 
 int kn_checkpoint_poll(KnCheckpointSaver *saver, KnCheckpointReport *report)
 {
-    double start = now_seconds();
+    double start = kn_seconds_now();
     KN_ASSERT(saver->stage != IDLE && !is_busy(&saver->worker));
     return tell(saver, start, advance(saver), report);
 }
 
 int kn_checkpoint_finish(KnCheckpointSaver *saver, KnCheckpointReport *report)
 {
-    double start = now_seconds();
+    double start = kn_seconds_now();
     *report = (KnCheckpointReport){0};
     return saver->stage == IDLE ? KN_OK : tell(saver, start, wait_for_end(saver), report);
 }

@@ -30,11 +30,6 @@ static const struct {
     [KN_GROUP_CFG] = {"cfg", BIT(CFG)},
 };
 
-const char *kn_axis_name(KnAxis axis)
-{
-    return axis_names[axis];
-}
-
 const char *kn_group_name(KnGroup group)
 {
     return groups[group].name;

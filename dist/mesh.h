@@ -22,7 +22,6 @@ typedef enum KnAxis {
     KN_AXIS_TENSOR,
     KN_AXIS_COUNT
 } KnAxis;
-const char *kn_axis_name(KnAxis axis); /* as in the YAML: "data" ... */
 
 /* Groups of ranks that collectives run over: those that differ in the named axes alone. */
 typedef enum KnGroup {

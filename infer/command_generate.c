@@ -2,6 +2,7 @@
  * in a pass (infer/generate.h), many are shared among all who work on them (infer/generate_many.h). */
 #include "infer/commands.h"
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -18,7 +19,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 typedef struct Options {
     const char *model, *prompts, *template, *variables, *from, *sheet, *mesh;
@@ -341,13 +341,6 @@ static int make_many(Run *run)
 
 /* ---- telling ---- */
 
-static double now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 static void print_json(const Run *run, double seconds)
 {
     json_t *videos = json_array(), *root = json_object();
@@ -401,7 +394,7 @@ static int generate(Run *run, KnComm *comm)
     const Options *o = run->options;
     KnRequest described;
     KnOutputOrigin origin = {0};
-    double start = now_seconds();
+    double start = kn_seconds_now();
     KN_TRY(form_groups(run, comm));
     kn_request_init(&described);
     if (o->from) {
@@ -415,7 +408,7 @@ static int generate(Run *run, KnComm *comm)
     if (comm->rank > 0)
         return KN_OK;
     if (o->json)
-        print_json(run, now_seconds() - start);
+        print_json(run, kn_seconds_now() - start);
     else
         print_names(run);
     return KN_OK;

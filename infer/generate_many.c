@@ -2,6 +2,7 @@
 #include "infer/generate_many.h"
 
 #include "core/base/activity.h"
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -12,7 +13,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 typedef struct Worker {
     const KnManyOptions *options;
@@ -34,13 +34,6 @@ typedef struct Worker {
 static int is_first(const Worker *w)
 {
     return kn_workers_rank(w->workers) == 0;
-}
-
-static double now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 /* ---- progress of the whole job ---- */
@@ -69,9 +62,9 @@ static void show_pass(void *context, int64_t done, int64_t total)
     int64_t work = 0;
     if (!is_first(w))
         return;
-    if (now_seconds() - w->looked > 1) {
+    if (kn_seconds_now() - w->looked > 1) {
         kn_claims_read(w->claims);
-        w->looked = now_seconds();
+        w->looked = kn_seconds_now();
     }
     for (int i = 0; i < w->count; i++)
         if (kn_report_status(kn_claims_report(w->claims), w->indices[i]) == KN_REPORT_OPEN)
@@ -84,7 +77,7 @@ static void show_pass(void *context, int64_t done, int64_t total)
 /* A clip's part of the time since its pass began. */
 static double seconds_of(const Worker *w, int index)
 {
-    return (now_seconds() - w->began) * (double)w->work[index] / (double)w->pass_work;
+    return (kn_seconds_now() - w->began) * (double)w->work[index] / (double)w->pass_work;
 }
 
 static int take_clip(void *context, int index, int place, const uint8_t *pixels)
@@ -134,7 +127,7 @@ static int check_outputs(Worker *w)
 static int claim_pass(Worker *w)
 {
     int code = kn_claims_next(w->claims, w->indices, &w->count);
-    w->began = now_seconds();
+    w->began = kn_seconds_now();
     w->pass_work = 0;
     for (int i = 0; code == KN_OK && i < w->count; i++)
         w->pass_work += w->work[w->indices[i]];

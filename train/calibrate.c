@@ -1,6 +1,7 @@
 /* Running small training steps of several sizes and timing every node. */
 #include "train/calibrate.h"
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/cpu/backend.h"
 #include "core/cpu/isa.h"
@@ -14,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* Widths, numbers of tokens and lengths of clips that models of this program's kind have on a CPU, so that curves have
  * points on both sides; head sizes 32, 64 and 128. */
@@ -45,13 +45,6 @@ typedef struct Calibration {
     KnRateSamples samples;
     double outside, nodes; /* seconds that runs took beyond their nodes, and nodes */
 } Calibration;
-
-static double now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* --- One size ----------------------------------------------------------------------------------------------------- */
 
@@ -131,9 +124,9 @@ static double fill(Trial *t, int64_t clips, int64_t patch_dim)
                     .patches = pixels,
                     .step_tokens = t->size->tokens,
                     .step_clips = clips};
-    double start = now_seconds();
+    double start = kn_seconds_now();
     kn_train_batch_fill(&t->batch, &t->batch_options, &pack);
-    double seconds = now_seconds() - start;
+    double seconds = kn_seconds_now() - start;
     free(list);
     free(pixels);
     return seconds;
@@ -146,9 +139,9 @@ static void time_host(Trial *t, Calibration *c)
     double pack = (double)(t->size->tokens * dim) * sizeof(float);
     double gradients = (double)kn_zero_bytes(&t->layout.zero, 2);
     for (int run = 0; run < LEAST_RUNS + 1; run++) {
-        double filling = fill(t, clips, dim), start = now_seconds();
+        double filling = fill(t, clips, dim), start = kn_seconds_now();
         kn_parameter_values_zero(&t->state.gradients);
-        double clearing = now_seconds() - start;
+        double clearing = kn_seconds_now() - start;
         if (run == 0)
             continue;
         kn_rate_samples_add(&c->samples, "fill", KN_DTYPE_COUNT, 0, pack, pack / filling);
@@ -172,10 +165,10 @@ static int run(Trial *t, Calibration *c, KnComm *comm)
     int runs;
     double norm;
     time_host(t, c);
-    double start = now_seconds();
+    double start = kn_seconds_now();
     KN_TRY(kn_train_pass_run(t->pass));
     KN_TRY(kn_optimizer_step(t->optimizer, 0, 10, 0, &norm));
-    KN_TRY(choose_runs(comm, now_seconds() - start, &runs));
+    KN_TRY(choose_runs(comm, kn_seconds_now() - start, &runs));
     KN_TRY(kn_rate_samples_run(&c->samples, kn_train_pass_executor(t->pass), kn_train_pass_graph(t->pass)->built.graph,
                                runs, &c->outside, &c->nodes));
     return kn_rate_samples_run(&c->samples, kn_optimizer_executor(t->optimizer),

@@ -1,12 +1,13 @@
 /* Each kind of exchange at several sizes, and how much of one costs the computation beside it. */
 #include "train/calibrate_exchanges.h"
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/cpu/matmul.h"
+#include "train/median.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { RUNS = 5, LARGEST = 1 << 24, BESIDE = 1 << 22 };
 
@@ -16,13 +17,6 @@ typedef struct Bench {
     int64_t *offsets; /* [ranks + 1] */
     int64_t bytes;
 } Bench;
-
-static double now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* Even cuts of whole floats, counted in floats (unit 1) or bytes (unit 4). */
 static void cut(Bench *b, int64_t unit)
@@ -73,26 +67,19 @@ static const struct {
                  {"send_receive", send_receive}};
 enum { EXCHANGE_COUNT = sizeof exchanges / sizeof *exchanges };
 
-static int by_size(const void *left, const void *right)
-{
-    const double *a = left, *b = right;
-    return *a < *b ? -1 : *a > *b;
-}
-
 static int time_exchange(Bench *b, int which, double *seconds)
 {
     double times[RUNS];
     for (int run = -1; run < RUNS; run++) {
         KnCommTicket ticket = 0;
         KN_TRY(b->comm->table->barrier(b->comm, "calibrate"));
-        double start = now_seconds();
+        double start = kn_seconds_now();
         KN_TRY(exchanges[which].start(b, &ticket));
         KN_TRY(b->comm->table->wait(b->comm, ticket));
         if (run >= 0)
-            times[run] = now_seconds() - start;
+            times[run] = kn_seconds_now() - start;
     }
-    qsort(times, RUNS, sizeof *times, by_size);
-    *seconds = times[RUNS / 2];
+    *seconds = kn_median(times, RUNS);
     return KN_OK;
 }
 
@@ -122,10 +109,10 @@ static double compute(double seconds)
     KN_ASSERT(kn_alloc_large((void **)&c, N * N * sizeof *c, "c") == KN_OK);
     KnMatmul product = {.m = N, .n = N, .k = N, .a = a, .b = a, .c = c};
     KN_ASSERT(kn_alloc_large(&workspace, kn_matmul_workspace_bytes(&product) + 64, "workspace") == KN_OK);
-    double count = 0, start = now_seconds();
-    for (; now_seconds() - start < seconds; count++)
+    double count = 0, start = kn_seconds_now();
+    for (; kn_seconds_now() - start < seconds; count++)
         kn_matmul_run(&product, workspace);
-    double rate = count / (now_seconds() - start);
+    double rate = count / (kn_seconds_now() - start);
     kn_free_large(a);
     kn_free_large(c);
     kn_free_large(workspace);
@@ -148,8 +135,8 @@ static int measure_overlap(Bench *b, double *overlap)
         KN_TRY(b->comm->table->wait(b->comm, ticket));
         lost[run] = 2 * (1 - beside / alone); /* in times of the exchange */
     }
-    qsort(lost, RUNS, sizeof *lost, by_size);
-    *overlap = lost[RUNS / 2] < 0 ? 1 : lost[RUNS / 2] > 1 ? 0 : 1 - lost[RUNS / 2];
+    double typical = kn_median(lost, RUNS);
+    *overlap = typical < 0 ? 1 : typical > 1 ? 0 : 1 - typical;
     return KN_OK;
 }
 

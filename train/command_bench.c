@@ -2,6 +2,7 @@
 #include "train/commands.h"
 
 #include "core/base/args.h"
+#include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
@@ -10,13 +11,13 @@
 #include "core/cpu/matmul.h"
 #include "dist/comm.h"
 #include "train/calibrate.h"
+#include "train/median.h"
 #include "train/optimizer.h"
 #include "train/pass.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 typedef struct Options {
     const char *config, *dtype, *mode, *out;
@@ -83,13 +84,6 @@ typedef struct Bench {
     float stats[2];
     int training;
 } Bench;
-
-static double now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* The sizes of the command line, each with what it is when left out. */
 static int model_of_sizes(const Options *o, KnModelConfig *m)
@@ -187,25 +181,18 @@ static int one_step(Bench *b, int64_t step)
     return KN_OK;
 }
 
-static int by_size(const void *left, const void *right)
-{
-    const double *a = left, *b = right;
-    return *a < *b ? -1 : *a > *b;
-}
-
 static int measure(Bench *b, double *median)
 {
     int64_t count = b->options->steps;
     double *seconds = kn_alloc((size_t)count * sizeof *seconds);
     int code = KN_OK;
     for (int64_t i = -2; i < count && code == KN_OK; i++) {
-        double start = now_seconds();
+        double start = kn_seconds_now();
         code = one_step(b, i + 2);
         if (i >= 0)
-            seconds[i] = now_seconds() - start;
+            seconds[i] = kn_seconds_now() - start;
     }
-    qsort(seconds, (size_t)count, sizeof *seconds, by_size);
-    *median = seconds[count / 2];
+    *median = kn_median(seconds, count);
     free(seconds);
     return code;
 }

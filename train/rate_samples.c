@@ -1,12 +1,13 @@
 /* Timing nodes, grouping the times, medians. */
 #include "train/rate_samples.h"
 
+#include "core/base/clock.h"
 #include "core/base/error.h"
+#include "train/median.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 static const double same_size = 1.25; /* sizes nearer than this factor make one point */
 
@@ -19,25 +20,6 @@ void kn_rate_samples_add(KnRateSamples *samples, const char *kind, int dtype, in
 }
 
 /* --- Timing ------------------------------------------------------------------------------------------------------- */
-
-static double now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static int by_size(const void *left, const void *right)
-{
-    const double *a = left, *b = right;
-    return *a < *b ? -1 : *a > *b;
-}
-
-static double median(double *values, int count)
-{
-    qsort(values, (size_t)count, sizeof *values, by_size);
-    return values[count / 2];
-}
 
 static void add_node(KnRateSamples *samples, const KnNode *node, double seconds)
 {
@@ -55,7 +37,7 @@ static int time_runs(KnExecutor *executor, int count, int runs, double *seconds,
     double *before = kn_alloc((size_t)count * sizeof *before);
     int code = KN_OK;
     for (int run = -1; run < runs && code == KN_OK; run++) { /* the first one warms up */
-        double start = now_seconds();
+        double start = kn_seconds_now();
         memcpy(before, kn_executor_node_seconds(executor), (size_t)count * sizeof *before);
         kn_executor_parameters_changed(executor);
         code = kn_executor_run(executor);
@@ -63,7 +45,7 @@ static int time_runs(KnExecutor *executor, int count, int runs, double *seconds,
             seconds[i * runs + run] = kn_executor_node_seconds(executor)[i] - before[i];
             totals[run] += seconds[i * runs + run];
         }
-        *outside += run >= 0 ? now_seconds() - start - totals[run] : 0;
+        *outside += run >= 0 ? kn_seconds_now() - start - totals[run] : 0;
     }
     free(before);
     return code;
@@ -79,8 +61,8 @@ int kn_rate_samples_run(KnRateSamples *samples, KnExecutor *executor, const KnGr
     int code = time_runs(executor, count, runs, seconds, totals, outside);
     *nodes += count * runs;
     for (int i = 0; i < count; i++)
-        sum += median(seconds + i * runs, runs);
-    double usual = sum > 0 ? median(totals, runs) / sum : 1;
+        sum += kn_median(seconds + i * runs, runs);
+    double usual = sum > 0 ? kn_median(totals, runs) / sum : 1;
     for (int i = 0; i < count && code == KN_OK; i++)
         add_node(samples, graph->nodes[i], usual * seconds[i * runs + runs / 2]);
     free(seconds);
@@ -115,7 +97,7 @@ static void add_point(KnRate *rate, const KnRateSample *samples, int first, int 
     for (int i = first; i < last; i++)
         rates[i - first] = samples[i].rate;
     if (rate->count < KN_RATE_POINTS)
-        rate->points[rate->count++] = (KnRatePoint){samples[(first + last) / 2].size, median(rates, last - first)};
+        rate->points[rate->count++] = (KnRatePoint){samples[(first + last) / 2].size, kn_median(rates, last - first)};
     free(rates);
 }
 

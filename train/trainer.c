@@ -2,6 +2,7 @@
 #include "train/trainer.h"
 
 #include "core/base/activity.h"
+#include "core/base/clock.h"
 #include "core/base/draw.h"
 #include "core/base/error.h"
 #include "core/base/file.h"
@@ -19,7 +20,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 typedef struct Trainer {
     const KnTrainOptions *options;
@@ -43,13 +43,6 @@ typedef struct Trainer {
     int64_t skipped;
     int stop; /* a signal asked any rank to end the run */
 } Trainer;
-
-static double now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* --- Setting up --------------------------------------------------------------------------------------------------- */
 
@@ -296,7 +289,7 @@ static int update(Trainer *t, KnStepMetrics *m, KnFault *fault)
 /* A step that a signal stops between two packs has changed nothing that is saved. */
 static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
 {
-    double start = now_seconds();
+    double start = kn_seconds_now();
     *fault = (KnFault){0};
     *m = (KnStepMetrics){.step = t->state.step + 1};
     kn_rank_times_begin(&t->times);
@@ -312,7 +305,7 @@ static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
         kn_warn("step %lld: its %s%s", (long long)m->step,
                 fault->kind == KN_FAULT_SPIKE ? "loss is far above the trend" : "loss or gradient is not finite",
                 m->skipped ? ", it changed nothing" : "");
-    m->seconds = now_seconds() - start;
+    m->seconds = kn_seconds_now() - start;
     kn_rank_times_end(&t->times, m->seconds);
     m->tokens_per_second = (double)m->tokens / m->seconds;
     m->peak_share = kn_train_pass_flops(t->last_pass) * (double)(packs_here(t) * t->comm->ranks) / m->seconds /

@@ -6,6 +6,7 @@
 #include "core/base/progress.h"
 
 #include "core/base/activity.h"
+#include "core/base/clock.h"
 #include "core/base/log.h"
 
 #include <math.h>
@@ -13,19 +14,11 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
 
 #define REDRAW_SECONDS 0.1
 #define PLAIN_SECONDS 5.0
 #define RATE_MEMORY_SECONDS 30.0
-
-static double now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 char *kn_progress_duration(double seconds, char text[16])
 {
@@ -47,7 +40,7 @@ void kn_progress_begin(KnProgress *progress, const KnProgressOptions *options)
     *progress = (KnProgress){.options = *options, .done = options->start, .seen = options->start};
     progress->shown = kn_log_is_shown();
     progress->on_terminal = isatty(STDERR_FILENO);
-    progress->began = progress->seen_at = now_seconds();
+    progress->began = progress->seen_at = kn_seconds_now();
     progress->printed_at = progress->on_terminal ? 0 : progress->began;
     if (progress->options.interval <= 0)
         progress->options.interval = PLAIN_SECONDS;
@@ -143,7 +136,7 @@ void kn_progress_update(KnProgress *progress, int64_t done, const char *extra, .
         vsnprintf(progress->extra, sizeof progress->extra, extra, arguments);
         va_end(arguments);
     }
-    double now = now_seconds();
+    double now = kn_seconds_now();
     measure_rate(progress, now);
     if (now - progress->printed_at < (progress->on_terminal ? REDRAW_SECONDS : progress->options.interval))
         return;
@@ -161,7 +154,7 @@ void kn_progress_end(KnProgress *progress, const char *extra, ...)
         return;
     const KnProgressOptions *options = &progress->options;
     char taken[16], rate[64] = "";
-    double seconds = now_seconds() - progress->began;
+    double seconds = kn_seconds_now() - progress->began;
     if (extra) {
         va_list arguments;
         va_start(arguments, extra);

@@ -2,12 +2,12 @@
 #include "core/graph/executor.h"
 
 #include "core/base/activity.h"
+#include "core/base/clock.h"
 #include "core/base/error.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* Memory for intermediate values, of one executor or of several that take turns. */
 typedef struct Arena {
@@ -140,13 +140,6 @@ const double *kn_executor_node_seconds(const KnExecutor *executor)
     return executor->seconds;
 }
 
-static double now_seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 static int run_node(KnExecutor *executor, const KnNode *node)
 {
     KnCall call = {.node = node,
@@ -162,11 +155,11 @@ static int run_node(KnExecutor *executor, const KnNode *node)
     }
     for (int k = 0; k < node->output_count; k++)
         call.outputs[k] = kn_executor_data(executor, node->outputs[k]);
-    double start = executor->seconds ? now_seconds() : 0;
+    double start = executor->seconds ? kn_seconds_now() : 0;
     kn_activity_op(node->op->name);
     int code = executor->backend->run(executor->backend, &call);
     if (executor->seconds)
-        executor->seconds[node->id] += now_seconds() - start;
+        executor->seconds[node->id] += kn_seconds_now() - start;
     return code;
 }
 

@@ -1,0 +1,11 @@
+/* The system's monotonic clock. */
+#include "core/base/clock.h"
+
+#include <time.h>
+
+double kn_seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
