@@ -1,8 +1,9 @@
 #!/bin/bash
 # What `kinora plan` predicts against what `kinora train` takes, on this machine: eight configurations, several rounds.
 #   bench/plan.sh [BUILD_FOLDER] [ROUNDS]
-# Each round calibrates and measures anew, since other programs change the machine's speed; the last columns are medians
-# over rounds. Takes about three minutes a round on two idle cores.
+# Other programs change the machine's speed from minute to minute, so each configuration is measured between two
+# calibrations and the prediction is the mean of theirs; the table shows medians over rounds. Takes about seven minutes a
+# round on two idle cores.
 set -euo pipefail
 kinora=$(cd "${1:-build}" && pwd)/kinora
 rounds=${2:-3}
@@ -40,23 +41,34 @@ median() {
     sort -g | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}'
 }
 
+calibrate() { # RANKS FILE
+    launch "$1" "$kinora" bench calibrate --out "$2" 2>/dev/null </dev/null
+}
+
+# What the two calibrations before and after predict: the mean.
+predict() { # RANKS CLIP-TOKENS options ...
+    local ranks=$1 clip=$2 mesh=() file
+    shift 2
+    [ "$ranks" = 1 ] || mesh=(--nodes 1 --gpus-per-node "$ranks")
+    for file in before.yaml after.yaml; do
+        "$kinora" plan base.yaml "$@" "${mesh[@]}" --device "$file" --clip-tokens "$clip" --json
+    done | sed -n 's/.*"step": \([-0-9.e+]*\)}.*/\1/p' | awk '{sum += $1} END {print sum / NR}'
+}
+
 echo "run: {seed: 1}" >base.yaml
 for round in $(seq "$rounds"); do
-    for ranks in 1 2; do
-        launch "$ranks" "$kinora" bench calibrate --out "cpu-$ranks.yaml" 2>/dev/null
-    done
+    calibrated=0
     while read -r name ranks patch clip settings; do
         options=(--set "data.shards=[shards-${patch//,/-}]" --set "model.patch=[$patch]" --set data.clips=64)
         for setting in $settings; do options+=(--set "$setting"); done
+        if [ "$ranks" = "$calibrated" ]; then mv after.yaml before.yaml; else calibrate "$ranks" before.yaml; fi
+        calibrated=$ranks
         rm -rf run
         launch "$ranks" "$kinora" train base.yaml "${options[@]}" --set run.dir=run --set train.steps=9 >train.log 2>&1 </dev/null ||
-            { tail -n 3 train.log >&2; continue; }
+            { tail -n 3 train.log >&2; exit 1; }
         measured=$(sed -n 's/.*"seconds":\([-0-9.e+]*\).*/\1/p' run/metrics.jsonl | tail -n +2 | median)
-        mesh=()
-        [ "$ranks" = 1 ] || mesh=(--nodes 1 --gpus-per-node "$ranks")
-        predicted=$("$kinora" plan base.yaml "${options[@]}" "${mesh[@]}" --device "cpu-$ranks.yaml" --clip-tokens "$clip" --json |
-            sed -n 's/.*"step": \([-0-9.e+]*\)}.*/\1/p')
-        echo "$name $ranks $measured $predicted" | tee -a results >&2
+        calibrate "$ranks" after.yaml
+        echo "$name $ranks $measured $(predict "$ranks" "$clip" "${options[@]}")" | tee -a results >&2
     done < <(configurations)
 done
 
