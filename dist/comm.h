@@ -51,6 +51,9 @@ int kn_comm_all_reduce(KnComm *comm, float *values, int64_t count, const char *n
  * every rank says so and ends itself. Every rank calls it; no effect on a communicator of one process. */
 void kn_comm_set_watchdog(KnComm *comm, double seconds);
 
+/* The same number; 0 where no one watches. */
+double kn_comm_watchdog_seconds(const KnComm *comm);
+
 /* Seconds that this rank's program has stood in waits since another rank had not come to the call yet, over all groups
  * of the job. The rank that waited least is the one that others wait for. */
 double kn_comm_waited_seconds(const KnComm *comm);
@@ -58,5 +61,25 @@ double kn_comm_waited_seconds(const KnComm *comm);
 /* The implementations, for kn_comm_open and tests. MPI: once a process, KN_EPEER on failure. */
 int kn_comm_self_open(KnComm **comm);
 int kn_comm_mpi_open(KnComm **comm);
+
+/* ---- GPUs: the same table over NCCL ---- */
+
+/* Collective over `host`, which stays the caller's and must outlive what came of it: a communicator whose start
+ * functions take memory of this process's present GPU, and whose control functions go on taking the host's. Nothing
+ * waits for the device: a start follows what was queued on `compute_stream` (a cudaStream_t) so far, and what is queued
+ * there after a wait follows the call. All ranks must start the calls of different groups in one order, since they
+ * share a stream. Sums have NCCL's order, the same for the same ranks, hosts and links; those of bfloat16 are rounded
+ * at each rank. Ranks that part ways, are late or dead end the job with the sentences that MPI has; so do errors of
+ * NCCL and calls that the device does not complete in the watchdog's time. It comes from the plugin at `path` (NULL:
+ * kinora-cuda.so beside the program). KN_EPEER where that is missing or there is no GPU. */
+int kn_comm_nccl_open(KnComm *host, const char *path, void *compute_stream, KnComm **comm);
+
+/* For a communicator whose bytes travel by another way. Collective over `host`, one of MPI with several ranks: a twin
+ * whose started calls meet those of the other ranks - what they call is compared, late ranks are named, as ever - and
+ * move nothing; addresses may be NULL. */
+int kn_comm_announcer(KnComm *host, const char *name, KnComm **announcer);
+/* 1: all ranks have come to this call of an announcer; 0: not yet; negative: they never will, with the sentence. Any
+ * thread may ask. */
+int kn_comm_announced(KnComm *announcer, KnCommTicket ticket);
 
 #endif

@@ -134,7 +134,7 @@ static int mpi_all_gather_start(KnComm *comm, const void *mine, void *all, const
     call->input = mine;
     call->output = all;
     call->out = copy_offsets(comm, offsets);
-    if (own > 0 && own <= KN_MPI_SMALL_BYTES)
+    if (own > 0 && own <= KN_MPI_SMALL_BYTES && !call->comm->announces)
         memcpy(call->header.small, mine, (size_t)own);
     return enqueue(call, ticket);
 }
@@ -365,6 +365,35 @@ double kn_comm_waited_seconds(const KnComm *comm)
     double waited = engine->waited;
     pthread_mutex_unlock(&engine->mutex);
     return waited;
+}
+
+double kn_comm_watchdog_seconds(const KnComm *comm)
+{
+    if (comm->table != &mpi_table)
+        return 0;
+    KnMpiEngine *engine = engine_of(comm);
+    pthread_mutex_lock(&engine->mutex);
+    double limit = engine->limit;
+    pthread_mutex_unlock(&engine->mutex);
+    return limit;
+}
+
+int kn_comm_announcer(KnComm *host, const char *name, KnComm **announcer)
+{
+    KN_ASSERT(host->table == &mpi_table && host->ranks > 1);
+    KN_TRY(host->table->split(host, 0, name, announcer));
+    ((KnMpiComm *)*announcer)->announces = 1;
+    return KN_OK;
+}
+
+int kn_comm_announced(KnComm *announcer, KnCommTicket ticket)
+{
+    const KnMpiComm *comm = (const KnMpiComm *)announcer;
+    KnMpiEngine *engine = comm->engine;
+    pthread_mutex_lock(&engine->mutex);
+    int code = comm->completed >= ticket ? 1 : failure(engine);
+    pthread_mutex_unlock(&engine->mutex);
+    return code;
 }
 
 static KnMpiEngine *engine_create(void)

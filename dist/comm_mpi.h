@@ -71,8 +71,9 @@ typedef struct KnMpiComm {
     KnComm base;
     KnMpiEngine *engine;
     char name[KN_MPI_NAME_BYTES];
-    int *members; /* [ranks]: rank in the world */
-    int *numbers; /* [ranks]: how each member numbers this communicator */
+    int *members;  /* [ranks]: rank in the world */
+    int *numbers;  /* [ranks]: how each member numbers this communicator */
+    int announces; /* its calls meet and move nothing (kn_comm_announcer) */
 
     int64_t next_ticket, next_number, completed; /* under the engine's mutex */
 
@@ -187,7 +188,7 @@ int kn_mpi_scratch(KnMpiComm *comm, size_t bytes, void **scratch);
 int kn_mpi_header_start(KnMpiCall *call);
 /* All headers are here: 0, or KN_EPEER with the sentence that names both calls. */
 int kn_mpi_header_compare(const KnMpiCall *call);
-const KnMpiMove *kn_mpi_kind_move(const KnMpiCall *call); /* NULL: the headers are all */
+const KnMpiMove *kn_mpi_move(const KnMpiCall *call); /* NULL: the headers are all */
 uint64_t kn_mpi_digest(const int64_t *offsets, int count);
 /* "call 4 of ring, send_receive 'keys' of 80 bytes". */
 void kn_mpi_describe_call(const KnMpiComm *comm, const KnMpiHeader *header, char *text, size_t size);

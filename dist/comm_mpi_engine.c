@@ -135,7 +135,7 @@ static void count_waiting(KnMpiEngine *engine, const KnMpiCall *call, double now
 /* All messages of the call's stage have arrived: 1 when that was the last one. */
 static int end_stage(KnMpiEngine *engine, KnMpiCall *call)
 {
-    const KnMpiMove *move = kn_mpi_kind_move(call);
+    const KnMpiMove *move = kn_mpi_move(call);
     if (call->moving)
         return 1;
     call->moving = 1;
@@ -165,7 +165,7 @@ static int advance(KnMpiEngine *engine, KnMpiCall *call, int *events)
         *events += count;
         call->progress = kn_mpi_now();
         for (int i = 0; i < count && code == KN_OK && call->moving; i++)
-            code = kn_mpi_kind_move(call)->completed(call, indices[i]);
+            code = kn_mpi_move(call)->completed(call, indices[i]);
     }
     if (indices != completed)
         free(indices);

@@ -25,9 +25,9 @@ static const struct {
     [KN_MPI_BROADCAST] = {"broadcast", &kn_mpi_broadcast_move, 0},
 };
 
-const KnMpiMove *kn_mpi_kind_move(const KnMpiCall *call)
+const KnMpiMove *kn_mpi_move(const KnMpiCall *call)
 {
-    return kinds[call->header.kind].move;
+    return call->comm->announces ? NULL : kinds[call->header.kind].move;
 }
 
 uint64_t kn_mpi_digest(const int64_t *offsets, int count)

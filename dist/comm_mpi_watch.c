@@ -84,14 +84,15 @@ static void ask(KnMpiEngine *engine, int world_rank, double limit, double now)
     kn_mpi_tell(engine, world_rank, &question);
 }
 
-/* The call that the program stands in a wait for, or NULL. */
+/* The call that the program stands in a wait for, or NULL. A call that is only announced (kn_comm_announcer) holds up a
+ * device, and the program in time: nobody sees when. */
 static const KnMpiCall *call_waited_for(KnMpiEngine *engine)
 {
     pthread_mutex_lock(&engine->mutex);
     const KnMpiComm *waiting = engine->waiting;
     pthread_mutex_unlock(&engine->mutex);
     for (const KnMpiComm *comm = engine->active; comm; comm = comm->next_active)
-        if (comm == waiting)
+        if (comm == waiting || (!waiting && comm->announces))
             return comm->calls;
     return NULL;
 }

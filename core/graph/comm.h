@@ -1,11 +1,11 @@
 /* The communicator table: what ranks can do together, whatever carries the bytes.
  *
- * Implementations live in dist/ (self: one process, no MPI started; mpi; later nccl). A communicator is the whole job
- * or a group of its ranks, one for each axis of the mesh. Every call is started, then waited for; calls on one
- * communicator complete in the order they were started, those of different communicators go on side by side. Each
- * carries a name: ranks that call different things, or the same with other sizes, get a sentence with both names and
- * no hang.
+ * Implementations live in dist/ (self: one process, no MPI started; mpi; nccl). A communicator is the whole job or a
+ * group of its ranks, one for each axis of the mesh. Every call is started, then waited for; calls on one communicator
+ * complete in the order they were started, those of different communicators go on side by side. Each carries a name:
+ * ranks that call different things, or the same with other sizes, get a sentence with both names and no hang.
  * Sums run in rank order (0 + 1 + 2 ...), in float32, so that a layout gives the same bits each time.
+ * What nccl promises otherwise stands at kn_comm_nccl_open (dist/comm.h).
  * Memory handed to a start belongs to the communicator until its wait. One thread at a time may call; after a failure
  * every further call fails with the same sentence. All functions that return int give 0 or a negative KN_E* code with
  * a sentence. */
@@ -23,7 +23,7 @@ typedef struct KnComm KnComm;
 typedef int64_t KnCommTicket;
 
 typedef struct KnCommTable {
-    const char *kind; /* "self", "mpi" */
+    const char *kind; /* "self", "mpi", "nccl" */
 
     /* Collective over `comm`: the ranks that give one color become a group, in their order here, called `name` in
      * sentences. A failure anywhere fails the whole job. Groups are destroyed before what they were split from. */

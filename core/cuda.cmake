@@ -1,0 +1,35 @@
+# The plugin for GPUs, kinora-cuda.so: built where the CUDA toolkit and NCCL are found, opened at run time. What it uses
+# of other rooms it finds in the program that opens it (kn_lends_to_plugins). Its twin kinora-cuda-emulated.so has the same sources and
+# is linked to libraries of the same names that need no GPU (tests/emulated), for tests.
+function(kn_lends_to_plugins program)
+  set_target_properties(${program} PROPERTIES ENABLE_EXPORTS ON)
+  target_link_libraries(${program} -Wl,--whole-archive kn_base kn_graph kn_ops kn_dist -Wl,--no-whole-archive)
+endfunction()
+
+find_path(CUDA_INCLUDE cuda_runtime_api.h HINTS $ENV{CUDA_HOME}/include /usr/local/cuda/include)
+find_path(NCCL_INCLUDE nccl.h HINTS ${CUDA_INCLUDE})
+find_library(CUDART_LIBRARY cudart HINTS ${CUDA_INCLUDE}/../lib64 ${CUDA_INCLUDE}/../lib)
+find_library(NCCL_LIBRARY nccl HINTS ${CUDA_INCLUDE}/../lib64 ${CUDA_INCLUDE}/../lib)
+if(NOT CUDA_INCLUDE OR NOT NCCL_INCLUDE OR NOT CUDART_LIBRARY OR NOT NCCL_LIBRARY)
+  message(STATUS "CUDA or NCCL not found: built without the plugin for GPUs")
+  return()
+endif()
+
+file(GLOB cuda_sources CONFIGURE_DEPENDS dist/comm_nccl/*.c)
+function(kn_cuda_plugin name)
+  add_library(${name} MODULE ${cuda_sources})
+  set_target_properties(${name} PROPERTIES PREFIX "" LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+  target_include_directories(${name} SYSTEM PRIVATE ${CUDA_INCLUDE} ${NCCL_INCLUDE})
+  target_link_libraries(${name} ${ARGN})
+endfunction()
+kn_cuda_plugin(kinora-cuda ${CUDART_LIBRARY} ${NCCL_LIBRARY})
+
+if(CMOCKA_FOUND)
+  file(GLOB emulated_sources CONFIGURE_DEPENDS tests/emulated/*.c)
+  add_library(kinora-emulated SHARED ${emulated_sources})
+  target_include_directories(kinora-emulated SYSTEM PUBLIC ${CUDA_INCLUDE} ${NCCL_INCLUDE})
+  target_compile_options(kinora-emulated PRIVATE -Wno-missing-prototypes)
+  set_target_properties(kinora-emulated PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  target_link_libraries(kinora-emulated Threads::Threads)
+  kn_cuda_plugin(kinora-cuda-emulated kinora-emulated)
+endif()
