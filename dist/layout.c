@@ -41,7 +41,7 @@ int kn_layout_create(KnLayout *layout, const KnModel *model, const KnLayoutOptio
     KN_TRY(check_mode(c, &layout->mesh));
     kn_parameter_set_split(&model->config, &model->parameters, layout->mesh.coordinates[KN_AXIS_TENSOR], tensor,
                            &layout->part);
-    kn_zero_create(&layout->zero, &layout->part, &layout->mesh, (int)c->zero, o->whole_matrices);
+    kn_zero_create(&layout->zero, &model->parameters, &layout->part, &layout->mesh, (int)c->zero, o->whole_matrices);
     return o->world && ranks > 1 ? kn_mesh_comms_create(&layout->comms, &layout->mesh, o->world) : KN_OK;
 }
 
