@@ -169,7 +169,7 @@ static void predicted_memory_is_what_is_allocated(void **state)
     (void)state;
     for (size_t i = 0; i < 2 * sizeof layouts / sizeof *layouts; i++) {
         const KnParallelConfig *parallel = &layouts[i / 2];
-        int muon = i % 2 && parallel->tensor == 1, ranks = product(parallel);
+        int muon = i % 2, ranks = product(parallel);
         Rank r;
         configure(&r, parallel, i % 2 ? KN_PRECISION_BF16 : KN_PRECISION_F32,
                   i % 3 ? KN_RECOMPUTE_NONE : KN_RECOMPUTE_BLOCK);
@@ -206,7 +206,7 @@ static void deep_models_are_estimated_from_shallow_ones(void **state)
         Rank r;
         configure(&r, &layouts[i], KN_PRECISION_BF16, i % 2 ? KN_RECOMPUTE_NONE : KN_RECOMPUTE_BLOCK);
         free(r.config.optimizer.name);
-        r.config.optimizer.name = kn_strdup("adamw");
+        r.config.optimizer.name = kn_strdup(i % 2 ? "muon" : "adamw");
         r.config.model.layers = 14;
         KnStepPlan whole = plan_of(&r, &device), estimate;
         KnStepPlanOptions options = {
