@@ -14,7 +14,7 @@ setting=(--set train.steps=$last --set train.checkpoint_every=2 --set train.keep
 ranks() { # RUN [option ...]
     local run=$1
     shift
-    exec mpirun -n 4 --bind-to none --oversubscribe --mca mpi_yield_when_idle 1 "$kinora" train small.yaml \
+    exec "${on_ranks[@]}" 4 "$kinora" train small.yaml \
         --set run.dir="$run" "${setting[@]}" "$@"
 }
 
