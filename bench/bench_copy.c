@@ -6,18 +6,13 @@
 #include "core/base/clock.h"
 #include "core/base/error.h"
 #include "core/base/memory.h"
+#include "train/median.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { COPIES = 5 };
-
-static int by_size(const void *left, const void *right)
-{
-    const double *a = left, *b = right;
-    return *a < *b ? -1 : *a > *b;
-}
 
 int main(int argc, char **argv)
 {
@@ -37,8 +32,7 @@ int main(int argc, char **argv)
         seconds[i] = kn_seconds_now() - start;
         memset(from, ((char *)to)[bytes - 1] + 1, bytes); /* no copy is like another: none is left out */
     }
-    qsort(seconds, COPIES, sizeof *seconds, by_size);
-    printf("%.6f\n", seconds[COPIES / 2]);
+    printf("%.6f\n", kn_median(seconds, COPIES));
     kn_free_large(from);
     kn_free_large(to);
     return 0;
