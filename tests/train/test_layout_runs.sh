@@ -18,8 +18,7 @@ run() { # RUN RANKS [key=value of parallel ... or option ...]
         *) options+=(--set "parallel.$word") ;;
         esac
     done
-    ASAN_OPTIONS=detect_leaks=0 mpirun -n "$ranks" --bind-to none --oversubscribe "$kinora" train small.yaml \
-        --set run.dir="$run" "${options[@]}" >>"$run.log" 2>&1 || fail "$run on $ranks ranks ($*) ended with $?"
+    "${on_ranks[@]}" "$ranks" "$kinora" train small.yaml --set run.dir="$run" "${options[@]}" >>"$run.log" 2>&1 || fail "$run on $ranks ranks ($*) ended with $?"
 }
 
 # Rewrites the last checkpoint as one rank would have written it: RUN.whole.
