@@ -64,9 +64,9 @@ int kn_command_train(int argc, char **argv, KnSampleHook draw_samples)
     KnArgList files = {0};
     KnComm *comm = NULL;
     KN_TRY(kn_args_parse(&spec, argc, argv, &options, &files));
+    kn_signals_install(); /* before the ranks find each other, which may take long */
     int code = kn_comm_open(&comm);
     if (code == KN_OK) {
-        kn_signals_install();
         code = train(&options, files.items[0], draw_samples, comm);
         int stopped = code == KN_TRAIN_STOPPED;
         code = kn_comm_close(comm, code < 0 ? code : KN_OK);

@@ -496,6 +496,7 @@ int kn_train(const KnTrainOptions *options, KnComm *comm)
             &t.progress, &(KnProgressOptions){
                              .label = "train", .unit = "steps", .total = t.config->train.steps, .start = t.state.step});
         code = train_steps(&t);
+        kn_progress_update(&t.progress, t.state.step, NULL); /* the last step may not have been shown */
         kn_progress_end(&t.progress, NULL);
         print_profile(&t);
         if (t.skipped)
