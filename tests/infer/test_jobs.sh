@@ -179,6 +179,7 @@ expect_exit 1 generate --prompts some.jsonl --out some
 expect 1 '"name":"0002.mp4".*made again: it was made with another first_frame_sha256' some/report.jsonl
 expect_exit 1 generate --prompts <(sed -n 3p some.jsonl) --out none --json
 expect 1 '"status": "failed"' exit.log
+expect 0 '"sheet"' exit.log
 
 refuse() { # PART COMMAND...
     local part=$1
@@ -193,6 +194,8 @@ expect_exit 1 ranks 2 --prompts bad.jsonl --out refused
 expect 1 'error: .*bad.jsonl:2: not a JSON object' exit.log
 printf '{"prompt": "x"}\n{"prompt": "y", "width": 17}\n' >bad.jsonl
 refuse 'refused/0002.mp4: width 17 is no multiple' generate --prompts bad.jsonl
+printf '{"prompt": "x", "out": "a.mp4"}\n{"prompt": "y", "out": "./sheet.png", "frames": 1}\n' >bad.jsonl
+refuse 'refused/./sheet.png is both video 2 of 2 and the contact sheet' generate --prompts bad.jsonl
 refuse 'go together' generate --template 'a {color} car'
 refuse 'exclude each other' generate --template 'a {color} car' --variables cars.csv --prompts bad.jsonl
 
