@@ -90,6 +90,10 @@ checkpoint prune whole --keep-last 1 >prune.txt 2>/dev/null
 [ "$(ls whole/checkpoints | paste -sd' ')" = "step-00000056 step-00000060" ] || fail "prune: $(ls whole/checkpoints)"
 
 refuse "neither a checkpoint nor a run" 2 list videos
+mkdir -p young/checkpoints
+refuse "young has no checkpoint yet" 2 verify young
+refuse "young/checkpoints has no checkpoint yet" 2 prune young --keep-last 1
+refuse "is one checkpoint: name the run" 2 prune whole/checkpoints/step-00000056 --keep-last 1
 refuse "did you mean verify" 2 verfy whole
 refuse "name it with --out" 2 consolidate whole
 refuse "--dry-run does not go with list" 2 list whole --dry-run
