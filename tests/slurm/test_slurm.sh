@@ -6,6 +6,15 @@ source "$(dirname "$0")/cluster.sh"
 scripts=$(cd "$(dirname "$0")/../../slurm" && pwd)
 source "$(dirname "$0")/../train/run.sh"
 trap 'code=$?; [ $code = 0 ] || tail -n 5 "$work"/*.log >&2' EXIT # the folder goes with the machine
+
+# Started by hand they say how to submit them.
+for script in train prep generate; do
+    code=0
+    env -u SLURM_JOB_ID bash "$scripts/$script.sh" --help >outside.log 2>&1 || code=$?
+    [ $code = 2 ] && grep -q "submit it with sbatch .*slurm/$script.sh" outside.log ||
+        fail "$script.sh outside of a job ended with $code: $(cat outside.log)"
+done
+
 start_slurm
 export KINORA=$kinora
 export ASAN_OPTIONS=detect_leaks=0 # of MPI's own
