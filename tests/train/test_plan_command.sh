@@ -56,5 +56,8 @@ awk '/^ +[0-9]+ +[0-9]+ +[0-9.]+%/ && $4 > 135.5 {exit 1}' search.txt || fail "a
 refuse "cannot be cut into groups of 3" "$kinora" plan "$plan" --device h200 --nodes 1 --mesh ring=3
 refuse "a mesh has no axis \"rings\"" "$kinora" plan "$plan" --device h200 --mesh rings=3
 refuse "there is no device \"tpu\"" "$kinora" plan "$plan" --device tpu
+refuse "a job of 1099511627776 ranks" "$kinora" plan "$plan" --device h200 --mesh data=1048576,shard=1048576
+refuse "cannot write nowhere/cpu.yaml" timeout 5 "$kinora" bench calibrate --out nowhere/cpu.yaml
+refuse "leave --mesh out" "$kinora" plan "$plan" --device h200 --mesh data=2 --search
 refuse "train.packs is 256" "$kinora" plan "$plan" --device h200 --mesh data=3
 refuse "model.recompute allows 1048576B" "$kinora" plan "$plan" --device h200 --mesh shard=8 --set model.recompute=1MiB
