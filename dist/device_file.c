@@ -224,7 +224,7 @@ static int read_rate(const char *file, const KnYamlNode *node, KnDevice *device)
 static int read_note(const char *file, const KnYamlNode *node, KnDevice *device)
 {
     if (node->kind != KN_YAML_SCALAR || strpbrk(node->text, "\"\\\n"))
-        return wrong(file, node, "a note", "a line of text without \" and \\");
+        return wrong(file, node, "a note", "a line of text without \" and \\, in quotes where it has a colon");
     kn_string_list_add(&device->notes, node->text);
     return KN_OK;
 }

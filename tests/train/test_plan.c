@@ -454,7 +454,7 @@ static void devices_survive_writing_and_say_what_is_wrong(void **state)
         {"rates:\n- {kind: matmul, points: [[2, 1e-300]]}\n", "of rates of at least 1"},
         {"rates:\n- {kind: matmul, wdth: 3, points: [[2, 1]]}\n", ":2:24: a rate has no key wdth"},
         {"rates:\n- {kind: matmul, points: [[2, 1], [1, 1]]}\n", "by rising size"},
-        {"notes:\n- page 3: fast\n", ":2:3: a note must be a text"},
+        {"notes:\n- page 3: fast\n", ":2:3: a note must be a line of text"},
         {"backend: tpu\n", "it must be cpu or gpu"},
         {"backend: gpu\nmemory: 1GiB\ninside: {latency: 0, bandwidth: 1}\nbetween: {latency: 0, bandwidth: 1}\n",
          "there is no rate of kind matmul"},
