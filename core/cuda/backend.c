@@ -33,7 +33,8 @@ static int run(KnBackend *backend, const KnCall *call)
     const KnCudaOp *op = kn_cuda_ops[call->node->op->id];
     if (!op)
         return kn_fail(KN_EINPUT, "the CUDA backend has no kernel for the op %s", call->node->op->name);
-    return kn_cuda_check(op->run((KnCuda *)backend, call), call->node->op->name);
+    cudaError_t result = op->run((KnCuda *)backend, call);
+    return (int)result == KN_CUDA_SENTENCE ? KN_EPEER : kn_cuda_check(result, call->node->op->name);
 }
 
 /* ---- memory ---- */

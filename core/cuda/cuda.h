@@ -24,6 +24,8 @@ typedef struct KnCuda {
     KnCudaFault *fault; /* on the device */
 } KnCuda;
 
+/* `run` gives back the first error of what it queued; where it leaves a sentence itself, KN_CUDA_SENTENCE. */
+enum { KN_CUDA_SENTENCE = -1 };
 typedef struct KnCudaOp {
     cudaError_t (*run)(KnCuda *cuda, const KnCall *call);
     size_t (*workspace_bytes)(const KnNode *node); /* NULL: none */
@@ -37,7 +39,30 @@ typedef struct KnCudaOp {
     OP(ADD_ROW, add_row)                                                                                               \
     OP(MULTIPLY, multiply)                                                                                             \
     OP(SCALE, scale)                                                                                                   \
-    OP(CAST, cast)
+    OP(CAST, cast)                                                                                                     \
+    OP(GATHER_ROWS, gather_rows)                                                                                       \
+    OP(SCATTER_ROWS, scatter_rows)                                                                                     \
+    OP(CONCATENATE, concatenate)                                                                                       \
+    OP(SLICE, slice)                                                                                                   \
+    OP(PAD, pad)                                                                                                       \
+    OP(SWAP_AXES, swap_axes)                                                                                           \
+    OP(GROUP_COLUMNS, group_columns)                                                                                   \
+    OP(UNGROUP_COLUMNS, ungroup_columns)                                                                               \
+    OP(ROPE, rope)                                                                                                     \
+    OP(TIMESTEP_EMBEDDING, timestep_embedding)                                                                         \
+    OP(MASKED_MSE, masked_mse)                                                                                         \
+    OP(MASKED_MSE_BACKWARD, masked_mse_backward)                                                                       \
+    OP(SUM_OF_SQUARES, sum_of_squares)                                                                                 \
+    OP(ACCUMULATE, accumulate)                                                                                         \
+    OP(ADAMW, adamw)                                                                                                   \
+    OP(EMA, ema)                                                                                                       \
+    OP(ATTENTION_MERGE, attention_merge)                                                                               \
+    OP(SPAN_WINDOW, span_window)                                                                                       \
+    OP(COLLECTIVE_START, collective_start)                                                                             \
+    OP(COLLECTIVE_WAIT, collective_wait)                                                                               \
+    OP(REPLICATE, replicate)                                                                                           \
+    OP(VIEW, view)                                                                                                     \
+    OP(ZEROS, zeros)
 
 #define KN_CUDA_DECLARE_OP(id, name) extern const KnCudaOp kn_cuda_op_##name;
 KN_CUDA_OPS(KN_CUDA_DECLARE_OP)

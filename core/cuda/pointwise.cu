@@ -1,19 +1,9 @@
 /* Kernels on single elements: activations and their gradients, sums, products, casts. Each streams its operands once,
  * 128 bits at a time where the addresses allow it, and is bound by memory: bytes moved are those of the operands. */
-#include "core/cuda/kernels.h"
+#include "core/cuda/grid.h"
 #include "core/cuda/vector.h"
 
 namespace {
-
-constexpr int THREADS = 256;
-constexpr int64_t MOST_BLOCKS = 1 << 20;
-
-/* How many blocks of THREADS threads give each thread one item, as far as the grid goes. */
-unsigned blocks_for(int64_t items)
-{
-    int64_t blocks = (items + THREADS - 1) / THREADS;
-    return (unsigned)(blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS);
-}
 
 /* ---- functions of one element ---- */
 
@@ -95,12 +85,11 @@ struct Multiply {
 
 /* out = f(a): `vectors` of sixteen bytes, then single elements up to n. */
 template <class T, class F>
-__global__ void __launch_bounds__(THREADS) map_one(F f, const T *__restrict__ a, T *__restrict__ out, int64_t n,
+__global__ void __launch_bounds__(KN_THREADS) map_one(F f, const T *__restrict__ a, T *__restrict__ out, int64_t n,
                                                    int64_t vectors)
 {
     constexpr int lanes = KnLanes<T>::count;
-    const int64_t step = (int64_t)gridDim.x * THREADS, first = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    for (int64_t i = first; i < vectors; i += step) {
+    for (int64_t i = kn_first(); i < vectors; i += kn_step()) {
         float x[lanes];
         kn_load(a + i * lanes, x);
 #pragma unroll
@@ -108,17 +97,16 @@ __global__ void __launch_bounds__(THREADS) map_one(F f, const T *__restrict__ a,
             x[k] = f(x[k]);
         kn_store(out + i * lanes, x);
     }
-    for (int64_t i = vectors * lanes + first; i < n; i += step)
+    for (int64_t i = vectors * lanes + kn_first(); i < n; i += kn_step())
         out[i] = kn_narrow<T>(f(kn_widen(a[i])));
 }
 
 /* out = f(a, b). `out` may be a or b. */
 template <class T, class F>
-__global__ void __launch_bounds__(THREADS) map_two(F f, const T *a, const T *b, T *out, int64_t n, int64_t vectors)
+__global__ void __launch_bounds__(KN_THREADS) map_two(F f, const T *a, const T *b, T *out, int64_t n, int64_t vectors)
 {
     constexpr int lanes = KnLanes<T>::count;
-    const int64_t step = (int64_t)gridDim.x * THREADS, first = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    for (int64_t i = first; i < vectors; i += step) {
+    for (int64_t i = kn_first(); i < vectors; i += kn_step()) {
         float x[lanes], y[lanes];
         kn_load(a + i * lanes, x);
         kn_load(b + i * lanes, y);
@@ -127,7 +115,7 @@ __global__ void __launch_bounds__(THREADS) map_two(F f, const T *a, const T *b, 
             x[k] = f(x[k], y[k]);
         kn_store(out + i * lanes, x);
     }
-    for (int64_t i = vectors * lanes + first; i < n; i += step)
+    for (int64_t i = vectors * lanes + kn_first(); i < n; i += kn_step())
         out[i] = kn_narrow<T>(f(kn_widen(a[i]), kn_widen(b[i])));
 }
 
@@ -136,7 +124,7 @@ template <class T, class F> cudaError_t run_one(F f, const void *a, void *out, i
     int64_t vectors = kn_aligned(a, out) ? n / KnLanes<T>::count : 0;
     if (n == 0)
         return cudaSuccess;
-    KN_LAUNCH((map_one<T, F>), blocks_for(vectors ? vectors : n), THREADS, 0, stream, f, (const T *)a, (T *)out, n,
+    KN_LAUNCH((map_one<T, F>), kn_blocks(vectors ? vectors : n), KN_THREADS, 0, stream, f, (const T *)a, (T *)out, n,
               vectors);
     return cudaGetLastError();
 }
@@ -147,7 +135,7 @@ cudaError_t run_two(F f, const void *a, const void *b, void *out, int64_t n, cud
     int64_t vectors = kn_aligned(a, b, out) ? n / KnLanes<T>::count : 0;
     if (n == 0)
         return cudaSuccess;
-    KN_LAUNCH((map_two<T, F>), blocks_for(vectors ? vectors : n), THREADS, 0, stream, f, (const T *)a, (const T *)b,
+    KN_LAUNCH((map_two<T, F>), kn_blocks(vectors ? vectors : n), KN_THREADS, 0, stream, f, (const T *)a, (const T *)b,
               (T *)out, n, vectors);
     return cudaGetLastError();
 }
@@ -167,10 +155,10 @@ cudaError_t map(F f, int bf16, const void *a, const void *b, void *out, int64_t 
 
 /* A thread adds one column's element, or a vector of them, to its share of the rows. */
 template <class T, int LANES>
-__global__ void __launch_bounds__(THREADS) add_row_kernel(const T *x, const float *__restrict__ row, T *out,
+__global__ void __launch_bounds__(KN_THREADS) add_row_kernel(const T *x, const float *__restrict__ row, T *out,
                                                           int64_t rows, int64_t columns)
 {
-    const int64_t column = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * LANES;
+    const int64_t column = ((int64_t)blockIdx.x * KN_THREADS + threadIdx.x) * LANES;
     if (column >= columns)
         return;
     float added[LANES];
@@ -200,22 +188,21 @@ cudaError_t run_add_row(const void *x, const float *row, void *out, int64_t rows
         return cudaSuccess;
     unsigned down = (unsigned)(rows < 65535 ? rows : 65535);
     if (kn_aligned(x, out) && columns % lanes == 0)
-        KN_LAUNCH((add_row_kernel<T, lanes>), dim3(blocks_for(columns / lanes), down), THREADS, 0, stream,
+        KN_LAUNCH((add_row_kernel<T, lanes>), dim3(kn_blocks(columns / lanes), down), KN_THREADS, 0, stream,
                   (const T *)x, row, (T *)out, rows, columns);
     else
-        KN_LAUNCH((add_row_kernel<T, 1>), dim3(blocks_for(columns), down), THREADS, 0, stream, (const T *)x, row,
+        KN_LAUNCH((add_row_kernel<T, 1>), dim3(kn_blocks(columns), down), KN_THREADS, 0, stream, (const T *)x, row,
                   (T *)out, rows, columns);
     return cudaGetLastError();
 }
 
 /* Eight elements a thread: sixteen bytes of bfloat16 against twice as many of float. */
 template <class From, class To>
-__global__ void __launch_bounds__(THREADS) cast_kernel(const From *__restrict__ x, To *__restrict__ out, int64_t n,
+__global__ void __launch_bounds__(KN_THREADS) cast_kernel(const From *__restrict__ x, To *__restrict__ out, int64_t n,
                                                        int64_t vectors)
 {
     constexpr int lanes = 8, from = KnLanes<From>::count, to = KnLanes<To>::count;
-    const int64_t step = (int64_t)gridDim.x * THREADS, first = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    for (int64_t i = first; i < vectors; i += step) {
+    for (int64_t i = kn_first(); i < vectors; i += kn_step()) {
         float values[lanes];
 #pragma unroll
         for (int k = 0; k < lanes; k += from)
@@ -224,7 +211,7 @@ __global__ void __launch_bounds__(THREADS) cast_kernel(const From *__restrict__ 
         for (int k = 0; k < lanes; k += to)
             kn_store(out + i * lanes + k, *reinterpret_cast<float(*)[to]>(values + k));
     }
-    for (int64_t i = vectors * lanes + first; i < n; i += step)
+    for (int64_t i = vectors * lanes + kn_first(); i < n; i += kn_step())
         out[i] = kn_narrow<To>(kn_widen(x[i]));
 }
 
@@ -233,7 +220,7 @@ template <class From, class To> cudaError_t run_cast(const void *x, void *out, i
     int64_t vectors = kn_aligned(x, out) ? n / 8 : 0;
     if (n == 0)
         return cudaSuccess;
-    KN_LAUNCH((cast_kernel<From, To>), blocks_for(vectors ? vectors : n), THREADS, 0, stream, (const From *)x,
+    KN_LAUNCH((cast_kernel<From, To>), kn_blocks(vectors ? vectors : n), KN_THREADS, 0, stream, (const From *)x,
               (To *)out, n, vectors);
     return cudaGetLastError();
 }
