@@ -33,6 +33,19 @@ typedef struct KnCudaOp {
 
 /* OP(op id without KN_OP_, name of its row without kn_cuda_op_) */
 #define KN_CUDA_OPS(OP)                                                                                                \
+    OP(SUM_ROWS, sum_rows)                                                                                             \
+    OP(LAYER_NORM, layer_norm)                                                                                         \
+    OP(LAYER_NORM_BACKWARD, layer_norm_backward)                                                                       \
+    OP(RMS_NORM, rms_norm)                                                                                             \
+    OP(RMS_NORM_BACKWARD, rms_norm_backward)                                                                           \
+    OP(ROW_SQUARES, row_squares)                                                                                       \
+    OP(ROW_SQUARES_BACKWARD, row_squares_backward)                                                                     \
+    OP(RMS_NORM_SPLIT, rms_norm_split)                                                                                 \
+    OP(RMS_NORM_SPLIT_BACKWARD, rms_norm_split_backward)                                                               \
+    OP(MODULATE, modulate)                                                                                             \
+    OP(MODULATE_BACKWARD, modulate_backward)                                                                           \
+    OP(GATED_RESIDUAL, gated_residual)                                                                                 \
+    OP(GATED_RESIDUAL_BACKWARD, gated_residual_backward)                                                               \
     OP(ACTIVATION, activation)                                                                                         \
     OP(ACTIVATION_BACKWARD, activation_backward)                                                                       \
     OP(ADD, add)                                                                                                       \

@@ -49,9 +49,60 @@ cudaError_t kn_cuda_copy_pieces(const KnCudaPieces *pieces, cudaStream_t stream)
 /* Row i of out is row index[i] of x, or zeros where that is negative. */
 cudaError_t kn_cuda_gather_rows(const void *x, const int32_t *index, void *out, int64_t rows, int64_t row_bytes,
                                 int64_t x_rows, KnCudaFault *fault, cudaStream_t stream);
+/* Sums over tokens take a workspace of slabs x rows x columns floats for each of the results. */
+int kn_cuda_row_sum_slabs(int64_t tokens, int64_t rows, int64_t columns);
 /* Row r of out [rows, columns] is the sum of the rows i of x [tokens, columns] with index[i] == r, in order of i. */
 cudaError_t kn_cuda_scatter_rows(int bf16, const void *x, const int32_t *index, void *out, int64_t tokens, int64_t rows,
-                                 int64_t columns, KnCudaFault *fault, cudaStream_t stream);
+                                 int64_t columns, float *workspace, KnCudaFault *fault, cudaStream_t stream);
+cudaError_t kn_cuda_sum_rows(int bf16, const void *x, float *out, int64_t rows, int64_t columns, float *workspace,
+                             cudaStream_t stream);
+
+/* ---- norm.cu: what a kernel does not use is NULL ---- */
+
+typedef struct KnCudaNorm {
+    int64_t tokens, columns, total_columns; /* total: of the whole row; an RMS norm's mean is over them */
+    float eps;
+    int split;
+    const void *x, *grad;       /* [tokens, columns] */
+    void *y;                    /* the result, or dx */
+    const float *weight, *bias; /* [columns] */
+    const float *scale, *shift; /* [scale_rows, columns] */
+    const int32_t *row_of;      /* [tokens]: rows of scale and shift */
+    int64_t scale_rows;
+    float *stats;         /* layer norm: [tokens, 2] of mean and 1/deviation; RMS norm: [tokens] of the latter */
+    const float *squares; /* [tokens]: given sums of squares, or their gradient */
+    float *dsquares;      /* [tokens]: sums of squares, or their gradient */
+    float *sums[2];       /* gradients of weight and bias, or of scale and shift */
+    float *workspace;
+    KnCudaFault *fault;
+} KnCudaNorm;
+/* y = (x - mean) / deviation, times weight plus bias, or times 1 + scale plus shift. */
+cudaError_t kn_cuda_layer_norm(int bf16, const KnCudaNorm *norm, cudaStream_t stream);
+cudaError_t kn_cuda_layer_norm_backward(int bf16, const KnCudaNorm *norm, cudaStream_t stream);
+/* y = x / sqrt(squares / total_columns + eps) weight; squares are found where they are not given. */
+cudaError_t kn_cuda_rms_norm(int bf16, const KnCudaNorm *norm, cudaStream_t stream);
+/* `split`: the squares were given; dsquares is their gradient. */
+cudaError_t kn_cuda_rms_norm_backward(int bf16, const KnCudaNorm *norm, cudaStream_t stream);
+/* dsquares = sums of squares; y = 2 x squares */
+cudaError_t kn_cuda_row_squares(int bf16, const KnCudaNorm *norm, cudaStream_t stream);
+cudaError_t kn_cuda_row_squares_backward(int bf16, const KnCudaNorm *norm, cudaStream_t stream);
+
+/* ---- modulate.cu ---- */
+
+/* out = base + x (one + factor[row]) + term[row]; base and term may be NULL. */
+typedef struct KnCudaModulate {
+    int64_t tokens, columns, rows;
+    const void *x, *base;
+    const float *factor, *term; /* [rows, columns] */
+    const int32_t *row_of;      /* [tokens] */
+    float one;
+    void *out;
+    KnCudaFault *fault;
+} KnCudaModulate;
+cudaError_t kn_cuda_modulate(int bf16, const KnCudaModulate *modulate, cudaStream_t stream);
+/* Per row, sums of x other and of x, x being the gradient. */
+cudaError_t kn_cuda_modulate_sums(int bf16, const KnCudaModulate *modulate, const void *other, float *factor_sum,
+                                  float *term_sum, float *workspace, cudaStream_t stream);
 
 /* ---- rope.cu ---- */
 

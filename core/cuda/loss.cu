@@ -3,7 +3,8 @@
 #include "core/cuda/grid.h"
 #include "core/cuda/vector.h"
 
-namespace {
+namespace
+{
 
 constexpr int64_t MOST_BLOCKS = KN_CUDA_SUM_BLOCKS;
 
@@ -26,8 +27,8 @@ cudaError_t total(const float *sums, unsigned count, float *out, cudaStream_t st
 }
 
 template <class T>
-__global__ void __launch_bounds__(KN_THREADS) squares_kernel(const T *__restrict__ x, int64_t n, int64_t vectors,
-                                                             float *sums)
+__global__ void __launch_bounds__(KN_THREADS)
+    squares_kernel(const T *__restrict__ x, int64_t n, int64_t vectors, float *sums)
 {
     constexpr int lanes = KnLanes<T>::count;
     float parts[lanes] = {0}, sum = 0;
@@ -59,9 +60,9 @@ template <class T> cudaError_t squares(const void *x, int64_t n, float *sums, fl
 
 /* A block takes whole rows; a weight of 0 masks a row whatever its values, NaN too. */
 template <class T>
-__global__ void __launch_bounds__(KN_THREADS) mse_kernel(const T *__restrict__ prediction,
-                                                         const float *__restrict__ target, const float *weight,
-                                                         int64_t rows, int64_t columns, float *sums)
+__global__ void __launch_bounds__(KN_THREADS)
+    mse_kernel(const T *__restrict__ prediction, const float *__restrict__ target, const float *weight, int64_t rows,
+               int64_t columns, float *sums)
 {
     float sum = 0;
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
@@ -79,10 +80,9 @@ __global__ void __launch_bounds__(KN_THREADS) mse_kernel(const T *__restrict__ p
 }
 
 template <class T>
-__global__ void __launch_bounds__(KN_THREADS) mse_backward_kernel(const T *__restrict__ prediction,
-                                                                  const float *__restrict__ target,
-                                                                  const float *weight, const float *grad,
-                                                                  T *__restrict__ out, int64_t rows, int64_t columns)
+__global__ void __launch_bounds__(KN_THREADS)
+    mse_backward_kernel(const T *__restrict__ prediction, const float *__restrict__ target, const float *weight,
+                        const float *grad, T *__restrict__ out, int64_t rows, int64_t columns)
 {
     const float factor = 2.0f * (grad ? *grad : 1.0f);
     for (int64_t i = kn_first(); i < rows * columns; i += kn_step()) {
@@ -107,8 +107,8 @@ cudaError_t mse_backward(const void *prediction, const float *target, const floa
 {
     if (rows * columns == 0)
         return cudaSuccess;
-    KN_LAUNCH((mse_backward_kernel<T>), kn_blocks(rows * columns), KN_THREADS, 0, stream, (const T *)prediction,
-              target, weight, grad, (T *)out, rows, columns);
+    KN_LAUNCH((mse_backward_kernel<T>), kn_blocks(rows * columns), KN_THREADS, 0, stream, (const T *)prediction, target,
+              weight, grad, (T *)out, rows, columns);
     return cudaGetLastError();
 }
 

@@ -1,8 +1,8 @@
-/* Moving rows and columns: copies of pieces, gather by index, and the scatter that is its gradient. */
-#include "core/cuda/grid.h"
-#include "core/cuda/vector.h"
+/* Moving rows and columns: copies of pieces, gather by index, the scatter that is its gradient, and sums over rows. */
+#include "core/cuda/row_sum.h"
 
-namespace {
+namespace
+{
 
 /* ---- copies ---- */
 
@@ -46,9 +46,9 @@ int64_t common_word(const KnCudaPieces &p)
 
 /* A block's row; columns in words. */
 template <class Word>
-__global__ void __launch_bounds__(KN_THREADS) gather_kernel(const Word *__restrict__ x, const int32_t *index, Word *out,
-                                                            int64_t rows, int64_t row_words, int64_t x_rows,
-                                                            KnCudaFault *fault)
+__global__ void __launch_bounds__(KN_THREADS)
+    gather_kernel(const Word *__restrict__ x, const int32_t *index, Word *out, int64_t rows, int64_t row_words,
+                  int64_t x_rows, KnCudaFault *fault)
 {
     const int64_t row = blockIdx.x;
     const int32_t from = index[row];
@@ -68,75 +68,36 @@ cudaError_t gather(const void *x, const int32_t *index, void *out, int64_t rows,
     return cudaGetLastError();
 }
 
-constexpr int SCATTER_COLUMNS = 8; /* of a thread */
-
-/* Which of the next KN_THREADS tokens belong to the row: their places, in order, and how many. */
-__device__ int find_tokens(const int32_t *index, int64_t first, int64_t tokens, int64_t row, int *places)
-{
-    __shared__ int counts[KN_THREADS / 32];
-    const int64_t token = first + threadIdx.x;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const bool mine = token < tokens && index[token] == row;
-    const unsigned votes = __ballot_sync(0xffffffffu, mine);
-    __syncthreads(); /* the former list may still be read */
-    if (lane == 0)
-        counts[warp] = __popc(votes);
-    __syncthreads();
-    int before = 0, total = 0;
-    for (int i = 0; i < KN_THREADS / 32; i++) {
-        before += i < warp ? counts[i] : 0;
-        total += counts[i];
-    }
-    if (mine)
-        places[before + __popc(votes & ((1u << lane) - 1))] = (int)threadIdx.x;
-    __syncthreads();
-    return total;
-}
-
-/* A block sums the tokens of one row in their order, a tile of columns at a time. */
-template <class T>
-__global__ void __launch_bounds__(KN_THREADS) scatter_kernel(const T *__restrict__ x, const int32_t *index, T *out,
-                                                             int64_t tokens, int64_t rows, int64_t columns)
-{
-    __shared__ int places[KN_THREADS];
-    const int64_t row = blockIdx.x, tile = (int64_t)blockIdx.y * KN_THREADS * SCATTER_COLUMNS;
-    float sums[SCATTER_COLUMNS] = {0};
-    for (int64_t first = 0; first < tokens; first += KN_THREADS) {
-        const int count = find_tokens(index, first, tokens, row, places);
-        for (int i = 0; i < count; i++) {
-            const T *from = x + (first + places[i]) * columns;
+template <class T> struct Taken {
+    static constexpr int sums = 1;
+    const T *x;
+    int64_t columns;
+    template <int LANES> __device__ void add(int64_t token, int64_t column, float (&sums)[2][LANES]) const
+    {
+        float values[LANES];
+        kn_read<LANES>(x + token * columns + column, values);
 #pragma unroll
-            for (int k = 0; k < SCATTER_COLUMNS; k++) {
-                const int64_t c = tile + k * KN_THREADS + threadIdx.x;
-                if (c < columns)
-                    sums[k] += kn_widen(from[c]);
-            }
-        }
+        for (int k = 0; k < LANES; k++)
+            sums[0][k] += values[k];
     }
-#pragma unroll
-    for (int k = 0; k < SCATTER_COLUMNS; k++) {
-        const int64_t c = tile + k * KN_THREADS + threadIdx.x;
-        if (c < columns)
-            out[row * columns + c] = kn_narrow<T>(sums[k]);
-    }
-}
+};
 
-__global__ void __launch_bounds__(KN_THREADS) check_index_kernel(const int32_t *index, int64_t count, int64_t rows,
-                                                                 KnCudaFault *fault)
+__global__ void __launch_bounds__(KN_THREADS)
+    check_index_kernel(const int32_t *index, int64_t count, int64_t rows, KnCudaFault *fault)
 {
     for (int64_t i = kn_first(); i < count; i += kn_step())
         if (index[i] >= rows)
             kn_report(fault, KN_CUDA_WILD_INDEX, i, index[i], rows);
 }
 
-template <class T>
-cudaError_t scatter(const void *x, const int32_t *index, void *out, int64_t tokens, int64_t rows, int64_t columns,
-                    cudaStream_t stream)
+template <class T> cudaError_t add_rows(const void *x, const KnRowSum &sum, cudaStream_t stream)
 {
-    const int64_t tile = KN_THREADS * SCATTER_COLUMNS;
-    KN_LAUNCH((scatter_kernel<T>), dim3((unsigned)rows, (unsigned)((columns + tile - 1) / tile)), KN_THREADS, 0,
-              stream, (const T *)x, index, (T *)out, tokens, rows, columns);
-    return cudaGetLastError();
+    return kn_row_sum<T>(Taken<T>{(const T *)x, sum.columns}, sum, kn_aligned(x), stream);
+}
+
+cudaError_t add_rows(int bf16, const void *x, const KnRowSum &sum, cudaStream_t stream)
+{
+    return bf16 ? add_rows<__nv_bfloat16>(x, sum, stream) : add_rows<float>(x, sum, stream);
 }
 
 } // namespace
@@ -146,11 +107,16 @@ cudaError_t kn_cuda_copy_pieces(const KnCudaPieces *pieces, cudaStream_t stream)
     if (pieces->pieces == 0 || pieces->bytes == 0)
         return cudaSuccess;
     switch (common_word(*pieces)) {
-    case 16: return copy_words<uint4>(*pieces, stream);
-    case 8: return copy_words<uint2>(*pieces, stream);
-    case 4: return copy_words<uint32_t>(*pieces, stream);
-    case 2: return copy_words<uint16_t>(*pieces, stream);
-    default: return copy_words<uint8_t>(*pieces, stream);
+    case 16:
+        return copy_words<uint4>(*pieces, stream);
+    case 8:
+        return copy_words<uint2>(*pieces, stream);
+    case 4:
+        return copy_words<uint32_t>(*pieces, stream);
+    case 2:
+        return copy_words<uint16_t>(*pieces, stream);
+    default:
+        return copy_words<uint8_t>(*pieces, stream);
     }
 }
 
@@ -167,15 +133,28 @@ cudaError_t kn_cuda_gather_rows(const void *x, const int32_t *index, void *out, 
 }
 
 cudaError_t kn_cuda_scatter_rows(int bf16, const void *x, const int32_t *index, void *out, int64_t tokens, int64_t rows,
-                                 int64_t columns, KnCudaFault *fault, cudaStream_t stream)
+                                 int64_t columns, float *workspace, KnCudaFault *fault, cudaStream_t stream)
 {
-    if (rows == 0 || columns == 0)
-        return cudaSuccess;
+    KnRowSum sum = {index, tokens, rows, columns, {out, nullptr}, bf16, workspace};
     if (tokens) {
         KN_LAUNCH(check_index_kernel, kn_blocks(tokens), KN_THREADS, 0, stream, index, tokens, rows, fault);
         if (cudaError_t error = cudaGetLastError())
             return error;
     }
-    return bf16 ? scatter<__nv_bfloat16>(x, index, out, tokens, rows, columns, stream)
-                : scatter<float>(x, index, out, tokens, rows, columns, stream);
+    return add_rows(bf16, x, sum, stream);
+}
+
+cudaError_t kn_cuda_sum_rows(int bf16, const void *x, float *out, int64_t rows, int64_t columns, float *workspace,
+                             cudaStream_t stream)
+{
+    KnRowSum sum = {nullptr, rows, 1, columns, {out, nullptr}, 0, workspace};
+    return add_rows(bf16, x, sum, stream);
+}
+
+int kn_cuda_row_sum_slabs(int64_t tokens, int64_t rows, int64_t columns)
+{
+    const int64_t blocks = 1024, tile = 1024, taken = rows * ((columns + tile - 1) / tile);
+    int64_t slabs = taken ? blocks / taken : 1, most = tokens / KN_THREADS;
+    slabs = slabs < most ? slabs : most;
+    return (int)(slabs > 1 ? slabs : 1);
 }

@@ -3,7 +3,8 @@
 #include "core/cuda/grid.h"
 #include "core/cuda/vector.h"
 
-namespace {
+namespace
+{
 
 /* ---- functions of one element ---- */
 
@@ -85,8 +86,8 @@ struct Multiply {
 
 /* out = f(a): `vectors` of sixteen bytes, then single elements up to n. */
 template <class T, class F>
-__global__ void __launch_bounds__(KN_THREADS) map_one(F f, const T *__restrict__ a, T *__restrict__ out, int64_t n,
-                                                   int64_t vectors)
+__global__ void __launch_bounds__(KN_THREADS)
+    map_one(F f, const T *__restrict__ a, T *__restrict__ out, int64_t n, int64_t vectors)
 {
     constexpr int lanes = KnLanes<T>::count;
     for (int64_t i = kn_first(); i < vectors; i += kn_step()) {
@@ -155,8 +156,8 @@ cudaError_t map(F f, int bf16, const void *a, const void *b, void *out, int64_t 
 
 /* A thread adds one column's element, or a vector of them, to its share of the rows. */
 template <class T, int LANES>
-__global__ void __launch_bounds__(KN_THREADS) add_row_kernel(const T *x, const float *__restrict__ row, T *out,
-                                                          int64_t rows, int64_t columns)
+__global__ void __launch_bounds__(KN_THREADS)
+    add_row_kernel(const T *x, const float *__restrict__ row, T *out, int64_t rows, int64_t columns)
 {
     const int64_t column = ((int64_t)blockIdx.x * KN_THREADS + threadIdx.x) * LANES;
     if (column >= columns)
@@ -198,8 +199,8 @@ cudaError_t run_add_row(const void *x, const float *row, void *out, int64_t rows
 
 /* Eight elements a thread: sixteen bytes of bfloat16 against twice as many of float. */
 template <class From, class To>
-__global__ void __launch_bounds__(KN_THREADS) cast_kernel(const From *__restrict__ x, To *__restrict__ out, int64_t n,
-                                                       int64_t vectors)
+__global__ void __launch_bounds__(KN_THREADS)
+    cast_kernel(const From *__restrict__ x, To *__restrict__ out, int64_t n, int64_t vectors)
 {
     constexpr int lanes = 8, from = KnLanes<From>::count, to = KnLanes<To>::count;
     for (int64_t i = kn_first(); i < vectors; i += kn_step()) {
@@ -231,7 +232,8 @@ cudaError_t kn_cuda_activation(int kind, int bf16, const void *x, void *out, int
 {
     if (kind == KN_CUDA_GELU_TANH)
         return map(GeluTanh{}, bf16, x, out, n, stream);
-    return kind == KN_CUDA_GELU_EXACT ? map(GeluExact{}, bf16, x, out, n, stream) : map(Silu{}, bf16, x, out, n, stream);
+    return kind == KN_CUDA_GELU_EXACT ? map(GeluExact{}, bf16, x, out, n, stream)
+                                      : map(Silu{}, bf16, x, out, n, stream);
 }
 
 cudaError_t kn_cuda_activation_backward(int kind, int bf16, const void *x, const void *grad, void *out, int64_t n,

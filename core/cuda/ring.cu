@@ -5,7 +5,8 @@
 
 #include <cmath>
 
-namespace {
+namespace
+{
 
 /* A warp takes one head of one row. */
 __global__ void __launch_bounds__(KN_THREADS) merge_kernel(KnCudaMerge m)
@@ -34,9 +35,9 @@ __device__ void cut_range(const int32_t *range, int64_t first, int64_t count, in
     cut[1] = begin < end ? (int32_t)(end - begin) : 0;
 }
 
-__global__ void __launch_bounds__(KN_THREADS) window_kernel(const int32_t *spans, int32_t *out, int64_t count,
-                                                            int64_t q_first, int64_t q_count, int64_t k_first,
-                                                            int64_t k_count, KnCudaFault *fault)
+__global__ void __launch_bounds__(KN_THREADS)
+    window_kernel(const int32_t *spans, int32_t *out, int64_t count, int64_t q_first, int64_t q_count, int64_t k_first,
+                  int64_t k_count, KnCudaFault *fault)
 {
     for (int64_t s = kn_first(); s < count; s += kn_step()) {
         const int32_t *span = spans + 4 * s;

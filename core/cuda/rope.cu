@@ -4,7 +4,8 @@
 
 #include <cmath>
 
-namespace {
+namespace
+{
 
 /* The angle of pair j of a head: its row of the table is the token's position on the pair's axis. */
 __device__ __forceinline__ float2 angle_of(const KnCudaRope &r, int64_t token, int pair)
@@ -80,8 +81,8 @@ __device__ __forceinline__ float reduced_angle(float t, float high, float low)
     return (angle + rest) * 0.31830988618379067f;
 }
 
-__global__ void __launch_bounds__(KN_THREADS) timestep_kernel(const float *timesteps, float *out, int64_t rows,
-                                                              int64_t half, Frequencies f)
+__global__ void __launch_bounds__(KN_THREADS)
+    timestep_kernel(const float *timesteps, float *out, int64_t rows, int64_t half, Frequencies f)
 {
     for (int64_t i = kn_first(); i < rows * f.count; i += kn_step()) {
         const int64_t row = i / f.count, k = i % f.count;

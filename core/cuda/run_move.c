@@ -38,14 +38,6 @@ static cudaError_t run_gather_rows(KnCuda *cuda, const KnCall *call)
                                cuda->stream);
 }
 
-static cudaError_t run_scatter_rows(KnCuda *cuda, const KnCall *call)
-{
-    const KnTensor *x = call->node->inputs[0];
-    return kn_cuda_scatter_rows(kn_cuda_is_bf16(x), call->inputs[0], call->inputs[1], call->outputs[0],
-                                kn_tensor_rows(x), kn_tensor_rows(call->node->outputs[0]), kn_tensor_columns(x),
-                                cuda->fault, cuda->stream);
-}
-
 static cudaError_t run_concatenate(KnCuda *cuda, const KnCall *call)
 {
     const KnSliceAttributes *p = (const KnSliceAttributes *)call->node->attributes;
@@ -121,7 +113,6 @@ static cudaError_t run_ungroup_columns(KnCuda *cuda, const KnCall *call)
 }
 
 const KnCudaOp kn_cuda_op_gather_rows = {run_gather_rows, NULL};
-const KnCudaOp kn_cuda_op_scatter_rows = {run_scatter_rows, NULL};
 const KnCudaOp kn_cuda_op_concatenate = {run_concatenate, NULL};
 const KnCudaOp kn_cuda_op_slice = {run_slice, NULL};
 const KnCudaOp kn_cuda_op_pad = {run_pad, NULL};

@@ -24,8 +24,8 @@ static cudaError_t run_activation(KnCuda *cuda, const KnCall *call)
 
 static cudaError_t run_activation_backward(KnCuda *cuda, const KnCall *call)
 {
-    return kn_cuda_activation_backward(kind_of(call), bf16_of(call), call->inputs[0], call->inputs[1],
-                                       call->outputs[0], elements_of(call), cuda->stream);
+    return kn_cuda_activation_backward(kind_of(call), bf16_of(call), call->inputs[0], call->inputs[1], call->outputs[0],
+                                       elements_of(call), cuda->stream);
 }
 
 static cudaError_t run_add(KnCuda *cuda, const KnCall *call)

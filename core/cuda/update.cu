@@ -3,7 +3,8 @@
 #include "core/cuda/grid.h"
 #include "core/cuda/vector.h"
 
-namespace {
+namespace
+{
 
 /* What the gradient is multiplied by so that its norm is at most `clip` (0: never clipped). */
 __device__ __forceinline__ float clip_factor(float clip, float norm2)
@@ -46,8 +47,8 @@ __global__ void __launch_bounds__(KN_THREADS) adamw_kernel(KnCudaAdamw a, int64_
         adamw_element(a.parameter[i], a.gradient[i], a.moment1[i], a.moment2[i], a, lr, clip, c1, c2);
 }
 
-__global__ void __launch_bounds__(KN_THREADS) ema_kernel(float *average, const float *__restrict__ parameter,
-                                                         const float *decay, const float *norm2, int64_t n)
+__global__ void __launch_bounds__(KN_THREADS)
+    ema_kernel(float *average, const float *__restrict__ parameter, const float *decay, const float *norm2, int64_t n)
 {
     if (!isfinite(*norm2))
         return;

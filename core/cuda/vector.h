@@ -50,10 +50,42 @@ template <class T> __device__ __forceinline__ void kn_store(T *to, const float (
     *reinterpret_cast<uint4 *>(to) = raw;
 }
 
+/* The same for LANES elements, one or sixteen bytes of them. */
+template <int LANES, class T> __device__ __forceinline__ void kn_read(const T *from, float (&values)[LANES])
+{
+    if constexpr (LANES > 1)
+        kn_load(from, values);
+    else
+        values[0] = kn_widen(*from);
+}
+
+template <int LANES, class T> __device__ __forceinline__ void kn_write(T *to, const float (&values)[LANES])
+{
+    if constexpr (LANES > 1)
+        kn_store(to, values);
+    else
+        *to = kn_narrow<T>(values[0]);
+}
+
+/* LANES floats beside as many elements of another type; aligned to 16 bytes where they are more than one. */
+template <int LANES> __device__ __forceinline__ void kn_read_floats(const float *from, float (&values)[LANES])
+{
+    if constexpr (LANES % 4 == 0) {
+#pragma unroll
+        for (int k = 0; k < LANES; k += 4)
+            kn_load(from + k, *reinterpret_cast<float(*)[4]>(values + k));
+    } else {
+#pragma unroll
+        for (int k = 0; k < LANES; k++)
+            values[k] = from[k];
+    }
+}
+
 /* On the host: may all of these be read sixteen bytes at a time? */
 static inline bool kn_aligned(const void *a, const void *b = nullptr, const void *c = nullptr)
 {
-    return ((reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) | reinterpret_cast<uintptr_t>(c)) & 15) == 0;
+    return ((reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) | reinterpret_cast<uintptr_t>(c)) & 15) ==
+           0;
 }
 
 #endif

@@ -29,7 +29,7 @@ struct KnExecutor {
     /* On a device: */
     unsigned char *inputs; /* all of them, one after another */
     size_t *input_offsets; /* per tensor id; SIZE_MAX: not an input */
-    double *seconds;  /* per node id, when profiling */
+    double *seconds;       /* per node id, when profiling */
     int64_t runs;
     int prologue_stale;
 };

@@ -38,7 +38,7 @@ typedef struct KnTwins KnTwins;
 struct KnBackend {
     const char *name;
     const KnDeviceMemory *memory; /* NULL: computes in the host's memory */
-    KnTwins *twins;         /* of core/graph/twin.c */
+    KnTwins *twins;               /* of core/graph/twin.c */
     int (*supports)(KnBackend *backend, const KnNode *node);
     size_t (*workspace_bytes)(KnBackend *backend, const KnNode *node);
     int (*run)(KnBackend *backend, const KnCall *call); /* 0 or KN_E* */
@@ -78,7 +78,8 @@ const KnPlan *kn_executor_plan(const KnExecutor *executor);
 /* Binds a leaf to the host's memory of kn_tensor_bytes(leaf); the caller keeps ownership and may rebind. Parameters and
  * state must have a twin before the run. */
 void kn_executor_bind(KnExecutor *executor, const KnTensor *leaf, void *memory);
-/* Copies a kept value or bound leaf, kn_tensor_bytes(tensor), to the host's memory `to`; after a run, until the next. */
+/* Copies a kept value or bound leaf, kn_tensor_bytes(tensor), to the host's memory `to`; after a run, until the next.
+ */
 int kn_executor_read(const KnExecutor *executor, const KnTensor *tensor, void *to);
 /* Where nodes find it: the host's memory on a backend without a device. Valid as long. */
 void *kn_executor_data(const KnExecutor *executor, const KnTensor *tensor);
