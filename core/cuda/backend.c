@@ -1,5 +1,6 @@
 /* The CUDA backend's table: memory of one GPU, copies, and nodes by the rows of table.c. */
 #include "core/cuda/cuda.h"
+#include "core/cuda/matmul.h"
 
 #include "core/base/error.h"
 #include "core/base/memory.h"
@@ -103,6 +104,7 @@ static void close_backend(KnBackend *backend)
 {
     KnCuda *cuda = (KnCuda *)backend;
     cudaStreamSynchronize(cuda->stream);
+    kn_cuda_matmul_close(cuda);
     cudaFree(cuda->fault);
     cudaStreamDestroy(cuda->stream);
     free(cuda);
@@ -138,6 +140,8 @@ int kn_cuda_open(int device, KnBackend **backend)
     made->fault = fault;
     if (code == KN_OK)
         code = zero_memory(&made->base, fault, sizeof *made->fault);
+    if (code == KN_OK)
+        code = kn_cuda_matmul_open(made);
     if (code < 0) {
         close_backend(&made->base);
         return code;

@@ -3,6 +3,7 @@
  *
  *     backend.c          the table: memory, copies, and each node to its row of table.c
  *     table.c            by op: which function runs it
+ *     matmul.c           products, by cuBLASLt
  *     run_*.c            from a node's tensors and attributes to the kernels' plain numbers, one file for an op family
  *     *.cu, kernels.h    the kernels; they take primitives only
  *
@@ -22,6 +23,7 @@ typedef struct KnCuda {
     int device;
     cudaStream_t stream;
     KnCudaFault *fault; /* on the device */
+    struct KnCudaMatmuls *matmuls;
 } KnCuda;
 
 /* `run` gives back the first error of what it queued; where it leaves a sentence itself, KN_CUDA_SENTENCE. */
@@ -33,6 +35,7 @@ typedef struct KnCudaOp {
 
 /* OP(op id without KN_OP_, name of its row without kn_cuda_op_) */
 #define KN_CUDA_OPS(OP)                                                                                                \
+    OP(MATMUL, matmul)                                                                                                 \
     OP(SUM_ROWS, sum_rows)                                                                                             \
     OP(LAYER_NORM, layer_norm)                                                                                         \
     OP(LAYER_NORM_BACKWARD, layer_norm_backward)                                                                       \
@@ -68,6 +71,7 @@ typedef struct KnCudaOp {
     OP(SUM_OF_SQUARES, sum_of_squares)                                                                                 \
     OP(ACCUMULATE, accumulate)                                                                                         \
     OP(ADAMW, adamw)                                                                                                   \
+    OP(MUON, muon)                                                                                                     \
     OP(EMA, ema)                                                                                                       \
     OP(ATTENTION_MERGE, attention_merge)                                                                               \
     OP(SPAN_WINDOW, span_window)                                                                                       \

@@ -144,6 +144,27 @@ cudaError_t kn_cuda_adamw(const KnCudaAdamw *adamw, int64_t n, cudaStream_t stre
 cudaError_t kn_cuda_ema(float *average, const float *parameter, const float *decay, const float *norm2, int64_t n,
                         cudaStream_t stream);
 
+/* ---- muon.cu: a stack of `count` matrices [rows, columns]; small is the shorter side ---- */
+
+typedef struct KnCudaMuon {
+    int64_t count, rows, columns, small;
+    float *parameter, *momentum;
+    const float *gradient, *norm2, *lr, *clip;
+    float momentum_factor, weight_decay;
+    float *block_sums;  /* [count, KN_CUDA_MUON_BLOCKS] */
+    void *x;            /* bf16 [count, rows, columns] */
+    float *sums;        /* [count, small, small] */
+    void *left, *right; /* bf16 [count, small, small] */
+} KnCudaMuon;
+enum { KN_CUDA_MUON_BLOCKS = 64 };
+/* m = momentum m + g; x = (g + momentum m) / its norm, g the clipped gradient. */
+cudaError_t kn_cuda_muon_start(const KnCudaMuon *muon, cudaStream_t stream);
+/* left = sums, right = -4.7750 I + 2.0315 sums; left = 3.4445 I + sums. */
+cudaError_t kn_cuda_muon_factors(const KnCudaMuon *muon, cudaStream_t stream);
+cudaError_t kn_cuda_muon_polynomial(const KnCudaMuon *muon, cudaStream_t stream);
+/* parameter -= lr (0.2 sqrt(max(rows, columns)) x + weight_decay parameter) */
+cudaError_t kn_cuda_muon_apply(const KnCudaMuon *muon, cudaStream_t stream);
+
 /* ---- ring.cu ---- */
 
 /* a, b, out [rows, columns]; lse [heads, rows]. A part that saw nothing has lse = -inf. */

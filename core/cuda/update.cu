@@ -1,17 +1,11 @@
 /* State changed in place: gradient accumulation, AdamW (Loshchilov and Hutter, 2019), averaged weights. One pass over
  * memory; a step whose gradient norm is not finite changes nothing. */
 #include "core/cuda/grid.h"
+#include "core/cuda/update.h"
 #include "core/cuda/vector.h"
 
 namespace
 {
-
-/* What the gradient is multiplied by so that its norm is at most `clip` (0: never clipped). */
-__device__ __forceinline__ float clip_factor(float clip, float norm2)
-{
-    const float norm = sqrtf(norm2);
-    return clip > 0 && norm > clip ? clip / norm : 1.0f;
-}
 
 __device__ __forceinline__ void adamw_element(float &parameter, float gradient, float &m, float &v,
                                               const KnCudaAdamw &a, float lr, float clip, float correction1,
@@ -29,7 +23,7 @@ __global__ void __launch_bounds__(KN_THREADS) adamw_kernel(KnCudaAdamw a, int64_
     const float norm2 = *a.norm2;
     if (!isfinite(norm2))
         return;
-    const float lr = *a.lr, clip = clip_factor(*a.clip, norm2), c1 = *a.correction1, c2 = *a.correction2;
+    const float lr = *a.lr, clip = kn_clip_factor(*a.clip, norm2), c1 = *a.correction1, c2 = *a.correction2;
     for (int64_t i = kn_first(); i < vectors; i += kn_step()) {
         float p[4], g[4], m[4], v[4];
         kn_load(a.parameter + 4 * i, p);
