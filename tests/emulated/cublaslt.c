@@ -1,8 +1,7 @@
 /* cuBLASLt without a GPU: the four functions that need one. Descriptors stay those of the real library, which so checks
  * every attribute; products are computed in double from what the descriptors say.
  *
- * Refused, as cuBLASLt documents it: a bias of float32 for results of bfloat16, addresses that are not aligned as the
- * preference promised. */
+ * A bias of float32 for results of bfloat16 is refused, which cuBLASLt does not list among what it can do. */
 #include "cudart.h"
 
 #include <cublasLt.h>
