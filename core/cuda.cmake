@@ -15,14 +15,37 @@ if(NOT CUDA_INCLUDE OR NOT NCCL_INCLUDE OR NOT CUDART_LIBRARY OR NOT NCCL_LIBRAR
   return()
 endif()
 
-file(GLOB cuda_sources CONFIGURE_DEPENDS dist/comm_nccl/*.c)
+# Kernels (core/cuda/*.cu) are compiled twice: by nvcc for GPUs, and as C++ for the emulated device (core/cuda/emulator).
+file(GLOB cuda_sources CONFIGURE_DEPENDS core/cuda/*.c dist/comm_nccl/*.c)
+file(GLOB kernel_sources CONFIGURE_DEPENDS core/cuda/*.cu)
 function(kn_cuda_plugin name)
   add_library(${name} MODULE ${cuda_sources})
   set_target_properties(${name} PROPERTIES PREFIX "" LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
   target_include_directories(${name} SYSTEM PRIVATE ${CUDA_INCLUDE} ${NCCL_INCLUDE})
   target_link_libraries(${name} ${ARGN})
 endfunction()
-kn_cuda_plugin(kinora-cuda ${CUDART_LIBRARY} ${NCCL_LIBRARY})
+
+# A kernel that spills, has local memory or computes in double precision does not build. Under the sanitizers there is
+# nobody to run it.
+find_program(NVCC nvcc HINTS ${CUDA_INCLUDE}/../bin)
+if(NVCC AND NOT KINORA_SANITIZE)
+  set(nvcc_flags -std=c++17 -O3 -lineinfo -I${CMAKE_SOURCE_DIR} -Xcompiler=-fPIC,-fno-strict-aliasing -Werror=all-warnings
+      -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90,code=sm_90
+      -gencode=arch=compute_100,code=[sm_100,compute_100]
+      -Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warn-on-double-precision-use,--warning-as-error)
+  foreach(source ${kernel_sources})
+    get_filename_component(name ${source} NAME_WE)
+    set(object ${CMAKE_BINARY_DIR}/kernels/${name}.o)
+    add_custom_command(OUTPUT ${object} DEPFILE ${object}.d DEPENDS ${source} COMMENT "Compiling ${name}.cu for GPUs"
+                       COMMAND ${NVCC} ${nvcc_flags} -MD -MF ${object}.d -c ${source} -o ${object} VERBATIM)
+    list(APPEND kernel_objects ${object})
+  endforeach()
+  file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/kernels)
+  kn_cuda_plugin(kinora-cuda ${CUDART_LIBRARY} ${NCCL_LIBRARY})
+  target_sources(kinora-cuda PRIVATE ${kernel_objects})
+elseif(NOT NVCC)
+  message(STATUS "nvcc not found: built without the plugin for GPUs")
+endif()
 
 if(CMOCKA_FOUND)
   file(GLOB emulated_sources CONFIGURE_DEPENDS tests/emulated/*.c)
@@ -31,5 +54,11 @@ if(CMOCKA_FOUND)
   target_compile_options(kinora-emulated PRIVATE -Wno-missing-prototypes)
   set_target_properties(kinora-emulated PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_link_libraries(kinora-emulated Threads::Threads)
-  kn_cuda_plugin(kinora-cuda-emulated kinora-emulated)
+
+  file(GLOB emulator_sources CONFIGURE_DEPENDS core/cuda/emulator/*.cc)
+  add_library(kn_kernels_emulated OBJECT ${kernel_sources} ${emulator_sources})
+  set_source_files_properties(${kernel_sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
+  set_target_properties(kn_kernels_emulated PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  target_link_libraries(kn_kernels_emulated kinora-emulated)
+  kn_cuda_plugin(kinora-cuda-emulated kn_kernels_emulated kinora-emulated)
 endif()
