@@ -38,7 +38,7 @@ template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) modu
 
 /* Sums of grad other and grad. */
 template <class T> struct ModulateSums {
-    static constexpr int sums = 2;
+    static constexpr int results = 2;
     const T *other, *grad;
     int64_t columns;
     template <int LANES> __device__ void add(int64_t token, int64_t column, float (&sums)[2][LANES]) const

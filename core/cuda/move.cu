@@ -46,9 +46,8 @@ int64_t common_word(const KnCudaPieces &p)
 
 /* A block's row; columns in words. */
 template <class Word>
-__global__ void __launch_bounds__(KN_THREADS)
-    gather_kernel(const Word *__restrict__ x, const int32_t *index, Word *out, int64_t rows, int64_t row_words,
-                  int64_t x_rows, KnCudaFault *fault)
+__global__ void __launch_bounds__(KN_THREADS) gather_kernel(const Word *__restrict__ x, const int32_t *index, Word *out,
+                                                            int64_t row_words, int64_t x_rows, KnCudaFault *fault)
 {
     const int64_t row = blockIdx.x;
     const int32_t from = index[row];
@@ -63,13 +62,13 @@ template <class Word>
 cudaError_t gather(const void *x, const int32_t *index, void *out, int64_t rows, int64_t row_bytes, int64_t x_rows,
                    KnCudaFault *fault, cudaStream_t stream)
 {
-    KN_LAUNCH((gather_kernel<Word>), (unsigned)rows, KN_THREADS, 0, stream, (const Word *)x, index, (Word *)out, rows,
+    KN_LAUNCH((gather_kernel<Word>), (unsigned)rows, KN_THREADS, 0, stream, (const Word *)x, index, (Word *)out,
               row_bytes / (int64_t)sizeof(Word), x_rows, fault);
     return cudaGetLastError();
 }
 
 template <class T> struct Taken {
-    static constexpr int sums = 1;
+    static constexpr int results = 1;
     const T *x;
     int64_t columns;
     template <int LANES> __device__ void add(int64_t token, int64_t column, float (&sums)[2][LANES]) const

@@ -126,7 +126,7 @@ template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) laye
 
 /* Sums of grad u and grad: gradients of weight and bias, or of scale and shift. */
 template <class T> struct LayerNormSums {
-    static constexpr int sums = 2;
+    static constexpr int results = 2;
     const T *x, *grad;
     const float *stats;
     int64_t columns;
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(KN_THREADS) rms_norm_backward_kernel(KnCudaNor
 }
 
 template <class T> struct RmsNormSums {
-    static constexpr int sums = 1;
+    static constexpr int results = 1;
     const T *x, *grad;
     const float *rstd;
     int64_t columns;

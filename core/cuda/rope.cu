@@ -54,10 +54,10 @@ template <class T, int PAIRS> __global__ void __launch_bounds__(KN_THREADS) rope
 
 template <class T> cudaError_t rope(const KnCudaRope &r, cudaStream_t stream)
 {
-    constexpr int pairs = KnLanes<T>::count / 2;
+    constexpr int wide = KnLanes<T>::count / 2;
     const int64_t all_pairs = r.tokens * r.heads * (r.head / 2);
-    if (r.head % (2 * pairs) == 0 && kn_aligned(r.x, r.out))
-        KN_LAUNCH((rope_kernel<T, pairs>), kn_blocks(all_pairs / pairs), KN_THREADS, 0, stream, r);
+    if (r.head % (2 * wide) == 0 && kn_aligned(r.x, r.out))
+        KN_LAUNCH((rope_kernel<T, wide>), kn_blocks(all_pairs / wide), KN_THREADS, 0, stream, r);
     else
         KN_LAUNCH((rope_kernel<T, 1>), kn_blocks(all_pairs), KN_THREADS, 0, stream, r);
     return cudaGetLastError();
@@ -82,13 +82,13 @@ __device__ __forceinline__ float reduced_angle(float t, float high, float low)
 }
 
 __global__ void __launch_bounds__(KN_THREADS)
-    timestep_kernel(const float *timesteps, float *out, int64_t rows, int64_t half, Frequencies f)
+    timestep_kernel(const float *timesteps, float *out, int64_t rows, int64_t pairs, Frequencies f)
 {
     for (int64_t i = kn_first(); i < rows * f.count; i += kn_step()) {
         const int64_t row = i / f.count, k = i % f.count;
         const float angle = reduced_angle(timesteps[row], f.high[k], f.low[k]);
-        out[row * 2 * half + f.first + k] = cospif(angle);
-        out[row * 2 * half + half + f.first + k] = sinpif(angle);
+        out[row * 2 * pairs + f.first + k] = cospif(angle);
+        out[row * 2 * pairs + pairs + f.first + k] = sinpif(angle);
     }
 }
 
@@ -101,19 +101,19 @@ cudaError_t kn_cuda_rope(int bf16, const KnCudaRope *rope_of, cudaStream_t strea
     return bf16 ? rope<__nv_bfloat16>(*rope_of, stream) : rope<float>(*rope_of, stream);
 }
 
-cudaError_t kn_cuda_timestep_embedding(const float *timesteps, float *out, int64_t rows, int64_t half,
+cudaError_t kn_cuda_timestep_embedding(const float *timesteps, float *out, int64_t rows, int64_t pairs,
                                        cudaStream_t stream)
 {
-    for (int64_t first = 0; first < half && rows; first += FREQUENCIES) {
+    for (int64_t first = 0; first < pairs && rows; first += FREQUENCIES) {
         Frequencies f = {};
         f.first = first;
-        f.count = half - first < FREQUENCIES ? half - first : FREQUENCIES;
+        f.count = pairs - first < FREQUENCIES ? pairs - first : FREQUENCIES;
         for (int64_t i = 0; i < f.count; i++) {
-            const double frequency = std::exp(-std::log(10000.0) * (double)(first + i) / (double)half);
+            const double frequency = std::exp(-std::log(10000.0) * (double)(first + i) / (double)pairs);
             f.high[i] = (float)frequency;
             f.low[i] = (float)(frequency - (double)f.high[i]);
         }
-        KN_LAUNCH(timestep_kernel, kn_blocks(rows * f.count), KN_THREADS, 0, stream, timesteps, out, rows, half, f);
+        KN_LAUNCH(timestep_kernel, kn_blocks(rows * f.count), KN_THREADS, 0, stream, timesteps, out, rows, pairs, f);
         if (cudaError_t error = cudaGetLastError())
             return error;
     }

@@ -5,7 +5,7 @@
  * slabs' sums are then added in theirs. So the bits depend on the shapes alone. What is added is a functor:
  *
  *     struct F {
- *         static constexpr int sums = 1;    // or 2
+ *         static constexpr int results = 1;    // or 2
  *         template <int LANES> __device__ void add(int64_t token, int64_t column, float (&sums)[2][LANES]) const;
  *     };
  */
@@ -73,7 +73,7 @@ template <class F, int LANES> static __global__ void __launch_bounds__(KN_THREAD
     if (column >= s.columns)
         return;
 #pragma unroll
-    for (int which = 0; which < F::sums; which++)
+    for (int which = 0; which < F::results; which++)
 #pragma unroll
         for (int k = 0; k < LANES; k++) {
             const int64_t at = row * s.columns + column + k;
@@ -115,7 +115,7 @@ template <class T, class F> static cudaError_t kn_row_sum(F f, const KnRowSum &s
         return error;
     if (slabs == 1)
         return cudaSuccess;
-    KN_LAUNCH((kn_add_slabs_kernel<F::sums>), kn_blocks(s.rows * s.columns), KN_THREADS, 0, stream, s, slabs);
+    KN_LAUNCH((kn_add_slabs_kernel<F::results>), kn_blocks(s.rows * s.columns), KN_THREADS, 0, stream, s, slabs);
     return cudaGetLastError();
 }
 

@@ -16,7 +16,7 @@
 typedef struct Device {
     int (*create_stream)(void **stream, unsigned flags, int priority);
     int (*synchronize)(void *stream);
-    void (*enqueue)(void *stream, int (*run)(void *argument), void *argument);
+    void (*enqueue)(void *stream, int (*run)(void *argument), void *argument, void (*release)(void *argument));
     void *compute;
 } Device;
 static Device device;
@@ -42,6 +42,7 @@ static int find(void *library, const char *name, void *function)
 static int open_nccl(KnComm *host, KnComm **comm)
 {
     char *path = beside_program("libkinora-emulated.so"), *plugin = beside_program("../kinora-cuda-emulated.so");
+    setenv("KINORA_EMULATED_UNIFIED", "1", 1); /* what is exchanged lies in the host's memory */
     void *library = dlopen(path, RTLD_NOW);
     KN_TRY(library ? KN_OK : kn_fail(KN_EFORMAT, "%s", dlerror()));
     KN_TRY(find(library, "cudaStreamCreateWithPriority", &device.create_stream));
@@ -235,10 +236,10 @@ static int scenario_streams(KnComm *host)
         KnCommTicket ticket;
         float *values = kn_alloc(2 * COUNT * sizeof *values);
         writes[turn] = reads[turn] = (Slow){values, COUNT, comm->rank, 0};
-        device.enqueue(device.compute, write_slowly, &writes[turn]);
+        device.enqueue(device.compute, write_slowly, &writes[turn], NULL);
         KN_TRY(comm->table->all_reduce_start(comm, values, COUNT, KN_F32, "gradients", &ticket));
         KN_TRY(comm->table->wait(comm, ticket));
-        device.enqueue(device.compute, read_sums, &reads[turn]);
+        device.enqueue(device.compute, read_sums, &reads[turn], NULL);
     }
     device.synchronize(device.compute);
     for (int turn = 0; turn < TURNS; turn++) {

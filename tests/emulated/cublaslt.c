@@ -149,7 +149,6 @@ static int run_product(void *argument)
                     value += (double)p->bias[row];
                 put_value(p->d_values, &p->d, batch, row, column, (float)value);
             }
-    free(p);
     return 1;
 }
 
@@ -201,6 +200,6 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     product->d_values = d;
     product->alpha = *(const float *)alpha;
     product->beta = *(const float *)beta;
-    emulated_enqueue(stream, run_product, product);
+    emulated_enqueue(stream, run_product, product, free);
     return CUBLAS_STATUS_SUCCESS;
 }
