@@ -38,6 +38,12 @@ static int run(KnBackend *backend, const KnCall *call)
     return (int)result == KN_CUDA_SENTENCE ? KN_EPEER : kn_cuda_check(result, call->node->op->name);
 }
 
+static void lower(KnBackend *backend, KnGraph *graph)
+{
+    (void)backend;
+    kn_cuda_lower(graph);
+}
+
 /* ---- memory ---- */
 
 static int allocate(KnBackend *backend, void **memory, size_t bytes, const char *what)
@@ -126,6 +132,7 @@ int kn_cuda_open(int device, KnBackend **backend)
                                     .supports = supports,
                                     .workspace_bytes = workspace_bytes,
                                     .run = run,
+                                    .lower = lower,
                                     .allocate = allocate,
                                     .release = release,
                                     .close = close_backend};

@@ -3,6 +3,7 @@
  *
  *     backend.c          the table: memory, copies, and each node to its row of table.c
  *     table.c            by op: which function runs it
+ *     lower.c            what the graph is rewritten to
  *     matmul.c           products, by cuBLASLt
  *     run_*.c            from a node's tensors and attributes to the kernels' plain numbers, one file for an op family
  *     *.cu, kernels.h    the kernels; they take primitives only
@@ -90,6 +91,9 @@ extern const KnCudaOp *const kn_cuda_ops[KN_OP_COUNT];
 
 /* The result of a function of the runtime as a code with a sentence; `what` says what was tried. */
 int kn_cuda_check(cudaError_t result, const char *what);
+
+/* Rewrites a finished graph (KnBackend.lower). */
+void kn_cuda_lower(KnGraph *graph);
 
 static inline int kn_cuda_is_bf16(const KnTensor *tensor)
 {

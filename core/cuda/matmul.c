@@ -1,8 +1,7 @@
 /* cuBLASLt is column-major: a row-major C [m, n] is its C' [n, m], and C' = op(B)' op(A)'. So B comes first, and a
  * matrix that is stored as it is multiplied is not transposed there either.
  *
- * Descriptors and what the heuristic chose are kept for each shape, dtype and alignment. Where cuBLASLt has no bias of
- * float32 for results of bfloat16, the bias is added by a kernel of ours. */
+ * Descriptors and what the heuristic chose are kept for each shape, dtype and alignment. */
 #include "core/cuda/matmul.h"
 
 #include "core/base/error.h"
@@ -28,7 +27,6 @@ typedef struct Choice {
     cublasLtMatrixLayout_t a, b, c; /* in cuBLASLt's order: a is our B */
     cublasLtMatmulAlgo_t algorithm;
     size_t workspace_bytes;
-    int bias_apart;
 } Choice;
 
 struct KnCudaMatmuls {
@@ -86,28 +84,20 @@ static cublasStatus_t make_layout(cublasLtMatrixLayout_t *layout, int bf16, int6
     return status;
 }
 
-static cublasStatus_t set_epilogue(Choice *choice, int bias)
-{
-    cublasLtEpilogue_t epilogue = bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
-    cudaDataType_t type = CUDA_R_32F;
-    cublasStatus_t status =
-        cublasLtMatmulDescSetAttribute(choice->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
-    if (status == CUBLAS_STATUS_SUCCESS && bias)
-        status =
-            cublasLtMatmulDescSetAttribute(choice->product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type);
-    return status;
-}
-
 static cublasStatus_t describe(Choice *choice)
 {
     const Key *k = &choice->key;
     cublasOperation_t first = k->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasOperation_t second = k->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasLtEpilogue_t epilogue = k->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
     cublasStatus_t status = cublasLtMatmulDescCreate(&choice->product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = cublasLtMatmulDescSetAttribute(choice->product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = cublasLtMatmulDescSetAttribute(choice->product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second);
+    if (status == CUBLAS_STATUS_SUCCESS)
+        status =
+            cublasLtMatmulDescSetAttribute(choice->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = make_layout(&choice->a, k->bf16, k->transpose_b ? k->n : k->k, k->transpose_b ? k->k : k->n, k->count);
     if (status == CUBLAS_STATUS_SUCCESS)
@@ -154,17 +144,6 @@ static cublasStatus_t choose(cublasLtHandle_t handle, Choice *choice)
     cublasStatus_t status = cublasLtMatmulPreferenceCreate(&preference);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = set_preference(preference, &choice->key);
-    if (status == CUBLAS_STATUS_SUCCESS && choice->key.bias) {
-        status = set_epilogue(choice, 1);
-        choice->bias_apart =
-            status != CUBLAS_STATUS_SUCCESS || ask(handle, choice, preference) != CUBLAS_STATUS_SUCCESS;
-        if (!choice->bias_apart) {
-            cublasLtMatmulPreferenceDestroy(preference);
-            return CUBLAS_STATUS_SUCCESS;
-        }
-    }
-    if (status == CUBLAS_STATUS_SUCCESS)
-        status = set_epilogue(choice, 0);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = ask(handle, choice, preference);
     if (preference)
@@ -208,18 +187,14 @@ static int find_choice(struct KnCudaMatmuls *matmuls, const Key *key, Choice **f
 
 /* ---- multiplying ---- */
 
-static int add_bias(KnCuda *cuda, const KnCudaProduct *p)
-{
-    return kn_cuda_check(kn_cuda_add_row(p->c_bf16, p->c, p->bias, p->c, p->m, p->n, cuda->stream), "adding a bias");
-}
-
-/* k is 0: sums of nothing, which cuBLASLt does not know. */
+/* k is 0: sums of nothing, which cuBLASLt does not know. What is left is the bias in every row. */
 static int multiply_nothing(KnCuda *cuda, const KnCudaProduct *p)
 {
-    size_t bytes = (size_t)(p->count * p->m * p->n) * (p->c_bf16 ? 2 : 4);
+    int64_t row = p->n * (p->c_bf16 ? 2 : 4);
+    KnCudaPieces rows = {
+        .to = p->c, .from = p->bias, .pieces = p->count * p->m, .bytes = row, .inner = 1, .to_outer = row};
     KN_ASSERT(p->beta == 0);
-    KN_TRY(kn_cuda_check(cudaMemsetAsync(p->c, 0, bytes, cuda->stream), "a matrix product"));
-    return p->bias ? add_bias(cuda, p) : KN_OK;
+    return kn_cuda_check(kn_cuda_copy_pieces(&rows, cuda->stream), "a matrix product");
 }
 
 int kn_cuda_product(KnCuda *cuda, const KnCudaProduct *p)
@@ -232,15 +207,14 @@ int kn_cuda_product(KnCuda *cuda, const KnCudaProduct *p)
     if (p->k == 0)
         return multiply_nothing(cuda, p);
     KN_TRY(find_choice(matmuls, &key, &choice));
-    if (p->bias && !choice->bias_apart)
+    if (p->bias)
         KN_TRY(check(cublasLtMatmulDescSetAttribute(choice->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias,
                                                     sizeof p->bias),
                      "the product's bias"));
-    KN_TRY(check(cublasLtMatmul(matmuls->handle, choice->product, &p->alpha, p->b, choice->a, p->a, choice->b, &p->beta,
+    return check(cublasLtMatmul(matmuls->handle, choice->product, &p->alpha, p->b, choice->a, p->a, choice->b, &p->beta,
                                 p->beta != 0 ? p->d : p->c, choice->c, p->c, choice->c, &choice->algorithm,
                                 matmuls->workspace, choice->workspace_bytes, cuda->stream),
-                 "a matrix product"));
-    return p->bias && choice->bias_apart ? add_bias(cuda, p) : KN_OK;
+                 "a matrix product");
 }
 
 static cudaError_t run_matmul(KnCuda *cuda, const KnCall *call)

@@ -10,8 +10,8 @@ typedef struct KnCudaProduct {
     int bf16, c_bf16;             /* of a and b; of c and d */
     const void *a, *b;
     void *c;
-    const void *d;     /* [m, n], with beta; may be c */
-    const float *bias; /* [n], or NULL */
+    const void *d;    /* [m, n], with beta; may be c */
+    const void *bias; /* [n], of c's type, or NULL */
     float alpha, beta;
     int64_t count; /* products of equal shape, their operands one after another; a bias is for one only */
 } KnCudaProduct;

@@ -266,7 +266,7 @@ bool is_wide(const KnCudaNorm &n, int lanes)
     }                                                                                                                  \
     cudaError_t name(int bf16, const KnCudaNorm &n, cudaStream_t stream)                                               \
     {                                                                                                                  \
-        if (n.tokens == 0 || n.columns == 0)                                                                           \
+        if (n.tokens == 0)                                                                                             \
             return cudaSuccess;                                                                                        \
         return bf16 ? name##_of<__nv_bfloat16>(n, stream) : name##_of<float>(n, stream);                               \
     }

@@ -1,7 +1,7 @@
 /* cuBLASLt without a GPU: the four functions that need one. Descriptors stay those of the real library, which so checks
  * every attribute; products are computed in double from what the descriptors say.
  *
- * A bias of float32 for results of bfloat16 is refused, which cuBLASLt does not list among what it can do. */
+ * A bias of another type than the result's is refused. */
 #include "cudart.h"
 
 #include <cublasLt.h>
@@ -22,7 +22,7 @@ typedef struct Product {
     int32_t transpose_a, transpose_b;
     uint32_t epilogue;
     int32_t bias_type;
-    const float *bias;
+    const void *bias;
     const void *a_values, *b_values, *c_values;
     void *d_values;
     float alpha, beta;
@@ -96,8 +96,8 @@ static cublasStatus_t describe(Product *product, cublasLtMatmulDesc_t desc, cubl
     if (!read_layout(a, &product->a) || !read_layout(b, &product->b) || !read_layout(c, &product->c) ||
         !read_layout(d, &product->d) || !fits(product))
         return CUBLAS_STATUS_INVALID_VALUE;
-    int wide_bias = product->bias_type == CUDA_R_32F && product->d.type == CUDA_R_16BF;
-    return product->epilogue == CUBLASLT_EPILOGUE_BIAS && wide_bias ? CUBLAS_STATUS_NOT_SUPPORTED
+    int other_bias = product->bias_type >= 0 && (uint32_t)product->bias_type != product->d.type;
+    return product->epilogue == CUBLASLT_EPILOGUE_BIAS && other_bias ? CUBLAS_STATUS_NOT_SUPPORTED
                                                                      : CUBLAS_STATUS_SUCCESS;
 }
 
@@ -136,6 +136,12 @@ static double element(const Product *p, int64_t batch, uint64_t row, uint64_t co
     return sum;
 }
 
+static float bias_at(const Product *p, uint64_t row)
+{
+    Layout bias = {.type = p->d.type};
+    return value_at(p->bias, &bias, 0, row, 0);
+}
+
 static int run_product(void *argument)
 {
     Product *p = argument;
@@ -146,7 +152,7 @@ static int run_product(void *argument)
                 if (p->beta != 0)
                     value += (double)p->beta * (double)value_at(p->c_values, &p->c, batch, row, column);
                 if (p->epilogue == CUBLASLT_EPILOGUE_BIAS)
-                    value += (double)p->bias[row];
+                    value += (double)bias_at(p, row);
                 put_value(p->d_values, &p->d, batch, row, column, (float)value);
             }
     return 1;
