@@ -142,6 +142,7 @@ int kn_cuda_open(int device, KnBackend **backend)
     made->base = table;
     made->device = device;
     int code = kn_cuda_check(cudaStreamCreateWithFlags(&made->stream, cudaStreamNonBlocking), "making a stream");
+    made->base.stream = made->stream;
     if (code == KN_OK)
         code = allocate(&made->base, &fault, sizeof *made->fault, "its faults");
     made->fault = fault;

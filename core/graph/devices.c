@@ -4,6 +4,13 @@
 #include "core/base/error.h"
 #include "core/base/plugin.h"
 
+#include <stdlib.h>
+
+const char *kn_cuda_plugin_path(void)
+{
+    return getenv("KINORA_CUDA_PLUGIN");
+}
+
 int kn_cuda_backend_open(const char *path, int device, KnBackend **backend)
 {
     int (*open)(int, KnBackend **) = NULL;

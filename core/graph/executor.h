@@ -39,6 +39,7 @@ struct KnBackend {
     const char *name;
     const KnDeviceMemory *memory; /* NULL: computes in the host's memory */
     KnTwins *twins;               /* of core/graph/twin.c */
+    void *stream;                 /* of a device: what its work is queued on, for communicators (dist/comm.h) */
     int (*supports)(KnBackend *backend, const KnNode *node);
     size_t (*workspace_bytes)(KnBackend *backend, const KnNode *node);
     int (*run)(KnBackend *backend, const KnCall *call); /* 0 or KN_E* */
