@@ -35,15 +35,10 @@ int kn_layout_create(KnLayout *layout, const KnModel *model, const KnLayoutOptio
     if (tensor > model->config.heads || tensor > model->config.ffn)
         return kn_fail(KN_EINPUT, "parallel.tensor is %d, more than the model's %lld heads can be shared among", tensor,
                        (long long)model->config.heads);
-    if (tensor > 1 && o->whole_matrices)
-        return kn_fail(KN_EINPUT,
-                       "parallel.tensor is %d, but optimizer.name muon updates whole matrices: set "
-                       "optimizer.name to adamw, or use parallel.shard instead",
-                       tensor);
     KN_TRY(check_mode(c, &layout->mesh));
     kn_parameter_set_split(&model->config, &model->parameters, layout->mesh.coordinates[KN_AXIS_TENSOR], tensor,
                            &layout->part);
-    kn_zero_create(&layout->zero, &layout->part, &layout->mesh, (int)c->zero, o->whole_matrices);
+    kn_zero_create(&layout->zero, &model->parameters, &layout->part, &layout->mesh, (int)c->zero, o->whole_matrices);
     return o->world && ranks > 1 ? kn_mesh_comms_create(&layout->comms, &layout->mesh, o->world) : KN_OK;
 }
 

@@ -72,7 +72,9 @@ typedef struct KnCudaOp {
     OP(SUM_OF_SQUARES, sum_of_squares)                                                                                 \
     OP(ACCUMULATE, accumulate)                                                                                         \
     OP(ADAMW, adamw)                                                                                                   \
-    OP(MUON, muon)                                                                                                     \
+    OP(MOMENTUM, momentum)                                                                                             \
+    OP(ORTHOGONALIZE, orthogonalize)                                                                                   \
+    OP(DESCEND, descend)                                                                                               \
     OP(EMA, ema)                                                                                                       \
     OP(ATTENTION_MERGE, attention_merge)                                                                               \
     OP(SPAN_WINDOW, span_window)                                                                                       \

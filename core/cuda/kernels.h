@@ -144,26 +144,36 @@ cudaError_t kn_cuda_adamw(const KnCudaAdamw *adamw, int64_t n, cudaStream_t stre
 cudaError_t kn_cuda_ema(float *average, const float *parameter, const float *decay, const float *norm2, int64_t n,
                         cudaStream_t stream);
 
-/* ---- muon.cu: a stack of `count` matrices [rows, columns]; small is the shorter side ---- */
+/* ---- muon.cu ---- */
 
-typedef struct KnCudaMuon {
+/* m = momentum m + g; u = g + momentum m, g the clipped gradient. */
+typedef struct KnCudaMomentum {
+    float *u, *momentum;
+    const float *gradient, *norm2, *clip;
+    float factor;
+} KnCudaMomentum;
+cudaError_t kn_cuda_momentum(const KnCudaMomentum *momentum, int64_t n, cudaStream_t stream);
+/* parameter -= lr (direction + weight_decay parameter) */
+cudaError_t kn_cuda_descend(float *parameter, const float *direction, const float *lr, const float *norm2,
+                            float weight_decay, int64_t n, cudaStream_t stream);
+
+/* A stack of `count` matrices [rows, columns]; small is the shorter side. */
+typedef struct KnCudaStack {
     int64_t count, rows, columns, small;
-    float *parameter, *momentum;
-    const float *gradient, *norm2, *lr, *clip;
-    float momentum_factor, weight_decay;
-    float *block_sums;  /* [count, KN_CUDA_MUON_BLOCKS] */
+    float *values;
+    float *block_sums;  /* [count, KN_CUDA_STACK_BLOCKS] */
     void *x;            /* bf16 [count, rows, columns] */
     float *sums;        /* [count, small, small] */
     void *left, *right; /* bf16 [count, small, small] */
-} KnCudaMuon;
-enum { KN_CUDA_MUON_BLOCKS = 64 };
-/* m = momentum m + g; x = (g + momentum m) / its norm, g the clipped gradient. */
-cudaError_t kn_cuda_muon_start(const KnCudaMuon *muon, cudaStream_t stream);
+} KnCudaStack;
+enum { KN_CUDA_STACK_BLOCKS = 64 };
+/* x = values / their norm, for each matrix. */
+cudaError_t kn_cuda_stack_start(const KnCudaStack *stack, cudaStream_t stream);
 /* left = sums, right = -4.7750 I + 2.0315 sums; left = 3.4445 I + sums. */
-cudaError_t kn_cuda_muon_factors(const KnCudaMuon *muon, cudaStream_t stream);
-cudaError_t kn_cuda_muon_polynomial(const KnCudaMuon *muon, cudaStream_t stream);
-/* parameter -= lr (0.2 sqrt(max(rows, columns)) x + weight_decay parameter) */
-cudaError_t kn_cuda_muon_apply(const KnCudaMuon *muon, cudaStream_t stream);
+cudaError_t kn_cuda_stack_factors(const KnCudaStack *stack, cudaStream_t stream);
+cudaError_t kn_cuda_stack_polynomial(const KnCudaStack *stack, cudaStream_t stream);
+/* values = 0.2 sqrt(max(rows, columns)) x */
+cudaError_t kn_cuda_stack_finish(const KnCudaStack *stack, cudaStream_t stream);
 
 /* ---- ring.cu ---- */
 

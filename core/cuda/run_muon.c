@@ -1,12 +1,12 @@
-/* Muon's iterations: three products each, over the whole stack at once. The Gram matrix is that of the shorter side, so
- * nothing is transposed in memory; the terms b A and a X are folded into the factors, as A (b I + c A) + a I = B and
- * X <- B X (or X B). */
+/* Muon. An iteration of its orthogonalization is three products, over the whole stack at once. The Gram matrix is that
+ * of the shorter side, so nothing is transposed in memory; the terms b A and a X are folded into the factors, as A (b I
+ * + c A) + a I = B and X <- B X (or X B). */
 #include "core/base/error.h"
 #include "core/cuda/matmul.h"
 
 typedef struct Scratch {
-    KnCudaMuon muon;
-    void *next; /* as muon.x */
+    KnCudaStack stack;
+    void *next; /* as stack.x */
 } Scratch;
 
 static size_t aligned(size_t bytes)
@@ -18,16 +18,16 @@ static size_t aligned(size_t bytes)
 static Scratch lay_out(const KnNode *node, char *workspace, size_t *bytes)
 {
     const int64_t *shape = node->inputs[0]->shape;
-    Scratch s = {.muon = {.count = shape[0],
-                          .rows = shape[1],
-                          .columns = shape[2],
-                          .small = shape[1] < shape[2] ? shape[1] : shape[2]}};
-    KnCudaMuon *m = &s.muon;
+    Scratch s = {.stack = {.count = shape[0],
+                           .rows = shape[1],
+                           .columns = shape[2],
+                           .small = shape[1] < shape[2] ? shape[1] : shape[2]}};
+    KnCudaStack *m = &s.stack;
     size_t x = aligned(2 * (size_t)(m->count * m->rows * m->columns)),
            square = (size_t)(m->count * m->small * m->small);
     size_t at = 0;
     m->block_sums = (float *)(workspace + at);
-    at += aligned((size_t)m->count * KN_CUDA_MUON_BLOCKS * sizeof(float));
+    at += aligned((size_t)m->count * KN_CUDA_STACK_BLOCKS * sizeof(float));
     m->x = workspace + at;
     s.next = workspace + at + x;
     at += 2 * x;
@@ -39,7 +39,7 @@ static Scratch lay_out(const KnNode *node, char *workspace, size_t *bytes)
     return s;
 }
 
-static size_t muon_bytes(const KnNode *node)
+static size_t orthogonalize_bytes(const KnNode *node)
 {
     size_t bytes;
     lay_out(node, NULL, &bytes);
@@ -48,7 +48,7 @@ static size_t muon_bytes(const KnNode *node)
 
 static int iterate(KnCuda *cuda, Scratch *s)
 {
-    KnCudaMuon *m = &s->muon;
+    KnCudaStack *m = &s->stack;
     int tall = m->rows > m->columns;
     KnCudaProduct gram = {.m = m->small,
                           .n = m->small,
@@ -81,38 +81,52 @@ static int iterate(KnCuda *cuda, Scratch *s)
                            .alpha = 1,
                            .count = m->count};
     KN_TRY(kn_cuda_product(cuda, &gram));
-    KN_TRY(kn_cuda_check(kn_cuda_muon_factors(m, cuda->stream), "muon"));
+    KN_TRY(kn_cuda_check(kn_cuda_stack_factors(m, cuda->stream), "orthogonalize"));
     KN_TRY(kn_cuda_product(cuda, &square));
-    KN_TRY(kn_cuda_check(kn_cuda_muon_polynomial(m, cuda->stream), "muon"));
+    KN_TRY(kn_cuda_check(kn_cuda_stack_polynomial(m, cuda->stream), "orthogonalize"));
     KN_TRY(kn_cuda_product(cuda, &apply));
     s->next = m->x;
     m->x = apply.c;
     return KN_OK;
 }
 
-static int run(KnCuda *cuda, const KnCall *call)
+static int orthogonalize(KnCuda *cuda, const KnCall *call)
 {
     const KnUpdateAttributes *p = (const KnUpdateAttributes *)call->node->attributes;
-    const float *hyper = call->inputs[3];
     size_t bytes;
     Scratch s = lay_out(call->node, call->workspace, &bytes);
-    s.muon.parameter = call->inputs[0];
-    s.muon.gradient = call->inputs[1];
-    s.muon.momentum = call->inputs[2];
-    s.muon.norm2 = call->inputs[4];
-    s.muon.lr = hyper + KN_HYPER_LR;
-    s.muon.clip = hyper + KN_HYPER_CLIP;
-    s.muon.momentum_factor = p->momentum;
-    s.muon.weight_decay = p->weight_decay;
-    KN_TRY(kn_cuda_check(kn_cuda_muon_start(&s.muon, cuda->stream), "muon"));
+    s.stack.values = call->inputs[0];
+    KN_TRY(kn_cuda_check(kn_cuda_stack_start(&s.stack, cuda->stream), "orthogonalize"));
     for (int step = 0; step < p->newton_schulz_steps; step++)
         KN_TRY(iterate(cuda, &s));
-    return kn_cuda_check(kn_cuda_muon_apply(&s.muon, cuda->stream), "muon");
+    return kn_cuda_check(kn_cuda_stack_finish(&s.stack, cuda->stream), "orthogonalize");
 }
 
-static cudaError_t run_muon(KnCuda *cuda, const KnCall *call)
+static cudaError_t run_orthogonalize(KnCuda *cuda, const KnCall *call)
 {
-    return run(cuda, call) < 0 ? (cudaError_t)KN_CUDA_SENTENCE : cudaSuccess;
+    return orthogonalize(cuda, call) < 0 ? (cudaError_t)KN_CUDA_SENTENCE : cudaSuccess;
 }
 
-const KnCudaOp kn_cuda_op_muon = {run_muon, muon_bytes};
+static cudaError_t run_momentum(KnCuda *cuda, const KnCall *call)
+{
+    const float *hyper = call->inputs[3];
+    KnCudaMomentum momentum = {.u = call->inputs[0],
+                               .gradient = call->inputs[1],
+                               .momentum = call->inputs[2],
+                               .norm2 = call->inputs[4],
+                               .clip = hyper + KN_HYPER_CLIP,
+                               .factor = ((const KnUpdateAttributes *)call->node->attributes)->momentum};
+    return kn_cuda_momentum(&momentum, kn_tensor_elements(call->node->inputs[0]), cuda->stream);
+}
+
+static cudaError_t run_descend(KnCuda *cuda, const KnCall *call)
+{
+    const float *hyper = call->inputs[2];
+    return kn_cuda_descend(call->inputs[0], call->inputs[1], hyper + KN_HYPER_LR, call->inputs[3],
+                           ((const KnUpdateAttributes *)call->node->attributes)->weight_decay,
+                           kn_tensor_elements(call->node->inputs[0]), cuda->stream);
+}
+
+const KnCudaOp kn_cuda_op_momentum = {run_momentum, NULL};
+const KnCudaOp kn_cuda_op_orthogonalize = {run_orthogonalize, orthogonalize_bytes};
+const KnCudaOp kn_cuda_op_descend = {run_descend, NULL};

@@ -62,8 +62,13 @@ static void sort_parameters(KnParameterSet *set)
 
 void kn_parameter_set_finish(KnParameterSet *set)
 {
-    KN_ASSERT(!set->block_elements);
     sort_parameters(set);
+    kn_parameter_set_finish_parts(set);
+}
+
+void kn_parameter_set_finish_parts(KnParameterSet *set)
+{
+    KN_ASSERT(!set->block_elements);
     set->block_elements = kn_alloc((size_t)set->block_count * sizeof *set->block_elements);
     for (int i = 0; i < set->count; i++) {
         KnParameter *parameter = &set->list[i];

@@ -43,6 +43,8 @@ KnParameter *kn_parameter_add(KnParameterSet *set, int block, const char *name, 
 
 /* Orders each block (matrices by shape, then the rest; stable) and assigns offsets. Call once, after the last add. */
 void kn_parameter_set_finish(KnParameterSet *set);
+/* The same for parts of a set, added in its order, which they keep: so index and order are those of the whole. */
+void kn_parameter_set_finish_parts(KnParameterSet *set);
 
 const KnParameter *kn_parameter_find(const KnParameterSet *set, const char *name); /* NULL if there is none */
 int64_t kn_parameter_count(const KnParameterSet *set);                             /* elements of all */
