@@ -53,4 +53,16 @@ static inline float *from_device(KnCudaType type, const void *device, size_t cou
     return values;
 }
 
+/* The tests' main: in each order of CUDA threads, since none is promised. */
+static inline int run_in_every_order(int (*run)(void))
+{
+    static const char *const orders[] = {"forward", "backward", "random:1", "random:2"};
+    int failed = 0;
+    for (size_t i = 0; i < sizeof orders / sizeof *orders; i++) {
+        setenv("KINORA_EMULATED_THREADS", orders[i], 1);
+        failed |= run();
+    }
+    return failed;
+}
+
 #endif

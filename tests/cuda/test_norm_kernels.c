@@ -58,10 +58,15 @@ static void rms_norm_agrees_with_float64_for_every_width(void **state)
     }
 }
 
-int main(void)
+static int run(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rms_norm_agrees_with_float64_for_every_width),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+int main(void)
+{
+    return run_in_every_order(run);
 }
