@@ -60,7 +60,7 @@ if [ -x "$build/tests/planted_tsan" ]; then
         is_seen planted_tsan $bug 'ThreadSanitizer: data race' forward
     done
 else
-    is_seen planted static_overflow 'AddressSanitizer: global-buffer-overflow' forward
+    is_seen planted static_overflow 'insufficient space\|global-buffer-overflow' forward
     is_seen planted dynamic_overflow 'AddressSanitizer: heap-buffer-overflow' forward
     is_seen planted global_overflow 'AddressSanitizer: use-after-poison' forward
     is_seen planted misaligned 'misaligned address' forward
