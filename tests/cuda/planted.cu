@@ -20,6 +20,7 @@ enum Bug {
     VOTE_AS_BARRIER,
     RACE_BETWEEN_BLOCKS,
     GLOBAL_OVERFLOW,
+    FAR_OVERFLOW,
     MISALIGNED,
     DIVERGENT_BARRIER,
     SHUFFLE_DEADLOCK,
@@ -138,7 +139,7 @@ __global__ void twice(const float *x, float *y, int bug)
     kn_load(values, x + 4 * (vector % (COUNT / 4)) + (bug == MISALIGNED));
     for (int i = 0; i < 4; i++)
         values[i] *= 2;
-    kn_store(y + 4 * vector, values);
+    kn_store(y + 4 * vector + (bug == FAR_OVERFLOW && threadIdx.x == 7 ? 4096 : 0), values);
 }
 
 static float doubled(int i)
@@ -202,6 +203,7 @@ static const struct {
     {"vote_as_barrier", NEIGHBOURS},
     {"race_between_blocks", HEADS},
     {"global_overflow", TWICE},
+    {"far_overflow", TWICE},
     {"misaligned", TWICE},
     {"divergent_barrier", HALVES},
     {"shuffle_deadlock", HALVES},

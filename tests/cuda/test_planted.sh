@@ -54,6 +54,7 @@ is_seen planted shuffle_deadlock 'threads wait for each other for ever' "${order
 is_seen planted shuffle_deadlock 'thread 40 in __shfl_down_sync of lanes 0000ffff, .*planted.cu:[0-9]' forward
 
 if [ -x "$build/tests/planted_tsan" ]; then
+    is_seen planted far_overflow 'planted_kernel, block (0, 0, 0): thread 7 uses address' forward
     is_seen planted global_overflow 'was written beyond its end' forward
     is_right planted_tsan none forward random
     for bug in missing_barrier write_after_read lockstep vote_as_barrier race_between_blocks; do

@@ -1,4 +1,4 @@
-/* Fibers: stacks between which one thread of the host switches, in about five nanoseconds.
+/* Fibers: stacks between which one thread of the host switches, in about ten nanoseconds.
  *
  * A thread's own stack is a Context as well, that it leaves by its first switch. AddressSanitizer is told of every
  * switch, since it must know the stack's bounds. ThreadSanitizer takes each fiber for a thread of its own, and is told

@@ -4,6 +4,7 @@
 #include "core/cuda/emulator/multiprocessor.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,7 @@ struct Warp {
 };
 
 struct Multiprocessor {
+    pthread_t host_thread;
     const Launch *launch;
     Block block;
     Thread threads[THREADS];
@@ -102,6 +104,43 @@ KN_UNSEEN static void describe(const Thread *first, const Thread *last)
     }
     abort();
 }
+
+/* Sanitizers say more of it than this, with handlers of their own. */
+#if !defined(KN_EMULATED_ASAN) && !defined(KN_EMULATED_TSAN)
+
+static void say_who_faults(int signal_number, siginfo_t *info, void *)
+{
+    char why[96];
+    if (own->live && pthread_equal(own->host_thread, pthread_self())) {
+        snprintf(why, sizeof why, "thread %u uses address %p, where it has no memory", thread->number, info->si_addr);
+        die(why);
+    }
+    if (info->si_code == SEGV_PKUERR)
+        fprintf(stderr, "emulated device: the host's code uses the device's memory, at %p\n", info->si_addr);
+    signal(signal_number, SIG_DFL);
+}
+
+static void watch_for_faults(Multiprocessor *m)
+{
+    static char stack[64 << 10]; /* that of the fiber may be what has no room */
+    stack_t alternative = {};
+    struct sigaction action = {};
+    alternative.ss_sp = stack;
+    alternative.ss_size = sizeof stack;
+    sigaltstack(&alternative, nullptr);
+    action.sa_sigaction = say_who_faults;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigaction(SIGSEGV, &action, nullptr);
+    m->host_thread = pthread_self();
+}
+
+#else
+
+static void watch_for_faults(Multiprocessor *)
+{
+}
+
+#endif
 
 /* ---- who goes next ---- */
 
@@ -373,8 +412,10 @@ static void choose_order(Multiprocessor *m)
 
 KN_UNSEEN void multiprocessor_run(const Launch &launch, uint64_t first, uint64_t step)
 {
-    if (!own)
+    if (!own) {
         own = (Multiprocessor *)calloc(1, sizeof *own);
+        watch_for_faults(own);
+    }
     Multiprocessor *m = own;
     uint64_t blocks = (uint64_t)launch.grid.x * launch.grid.y * launch.grid.z;
     context_of_caller(m->home);
