@@ -1,7 +1,7 @@
 /* Kernels with a bug to be planted in each, and without: `planted NAME` runs the kernel that has the bug NAME, or all
  * of them as they should be where NAME is "none". It exits with 0 when the results are right, with 1 when they are not;
  * what dies, or is found by a sanitizer, does not come that far. test_planted.sh says which bug is seen by what. */
-#include "core/cuda/reduce.h"
+#include "core/cuda/grid.h"
 #include "core/cuda/vector.h"
 
 #include <math.h>
@@ -136,7 +136,7 @@ __global__ void twice(const float *x, float *y, int bug)
     if (vector >= COUNT / 4 + (bug == GLOBAL_OVERFLOW))
         return;
     float values[4];
-    kn_load(values, x + 4 * (vector % (COUNT / 4)) + (bug == MISALIGNED));
+    kn_load(x + 4 * (vector % (COUNT / 4)) + (bug == MISALIGNED), values);
     for (int i = 0; i < 4; i++)
         values[i] *= 2;
     kn_store(y + 4 * vector + (bug == FAR_OVERFLOW && threadIdx.x == 7 ? 4096 : 0), values);
