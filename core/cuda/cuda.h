@@ -76,6 +76,8 @@ typedef struct KnCudaOp {
     OP(ORTHOGONALIZE, orthogonalize)                                                                                   \
     OP(DESCEND, descend)                                                                                               \
     OP(EMA, ema)                                                                                                       \
+    OP(ATTENTION, attention)                                                                                           \
+    OP(ATTENTION_BACKWARD, attention_backward)                                                                         \
     OP(ATTENTION_MERGE, attention_merge)                                                                               \
     OP(SPAN_WINDOW, span_window)                                                                                       \
     OP(COLLECTIVE_START, collective_start)                                                                             \

@@ -175,6 +175,27 @@ cudaError_t kn_cuda_stack_polynomial(const KnCudaStack *stack, cudaStream_t stre
 /* values = 0.2 sqrt(max(rows, columns)) x */
 cudaError_t kn_cuda_stack_finish(const KnCudaStack *stack, cudaStream_t stream);
 
+/* ---- attention.cu ---- */
+
+/* softmax(scale q k^T) v by spans, as core/ops/ops.h has it; scale > 0. Rows of q, out, dq are `queries`, of k, v, dk,
+ * dv `keys`; a row is heads * size columns. */
+enum { KN_CUDA_MOST_HEAD_SIZE = 256 };
+typedef struct KnCudaAttention {
+    int64_t queries, keys, heads, size, span_count;
+    float scale;
+    int out_bf16, gradients_bf16; /* else float32 */
+    const void *q, *k, *v;
+    const int32_t *spans; /* [span_count, 4] of first query, queries, first key, keys */
+    void *out;            /* what the forward gives and the backward is given, as `lse` [heads, queries] */
+    float *lse;
+    const void *grad_out;
+    void *dq, *dk, *dv;
+    float *workspace; /* of the backward: 2 heads * queries */
+    KnCudaFault *fault;
+} KnCudaAttention;
+cudaError_t kn_cuda_attention(int bf16, const KnCudaAttention *attention, cudaStream_t stream);
+cudaError_t kn_cuda_attention_backward(int bf16, const KnCudaAttention *attention, cudaStream_t stream);
+
 /* ---- ring.cu ---- */
 
 /* a, b, out [rows, columns]; lse [heads, rows]. A part that saw nothing has lse = -inf. */
