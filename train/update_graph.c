@@ -152,7 +152,7 @@ int kn_update_graph_create(KnUpdateGraph *update, const KnOptimizerConfig *confi
                                         .newton_schulz_steps = (int)config->newton_schulz_steps}};
     update->graph = kn_graph_create();
     update->hyper = kn_leaf(update->graph, KN_ROLE_INPUT, KN_F32, 1, (int64_t[]){KN_HYPER_COUNT}, "hyper");
-    update->norm2 = norm_given ? kn_leaf(update->graph, KN_ROLE_INPUT, KN_F32, 0, NULL, "norm2") : global_norm2(&b);
+    update->norm2 = norm_given ? kn_leaf(update->graph, KN_ROLE_STATE, KN_F32, 0, NULL, "norm2") : global_norm2(&b);
     for (int block = 0; block < layout->zero.set->block_count; block++)
         update_block(&b, row, block);
     kn_overlap(update->graph);

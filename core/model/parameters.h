@@ -7,7 +7,7 @@
 #ifndef KN_MODEL_PARAMETERS_H
 #define KN_MODEL_PARAMETERS_H
 
-#include "core/graph/graph.h"
+#include "core/graph/executor.h"
 
 typedef enum KnInit {
     KN_INIT_ZEROS,
@@ -73,7 +73,15 @@ float *kn_parameter_data(const KnParameterValues *values, const KnParameter *par
 void kn_parameter_init(const KnParameter *parameter, uint64_t seed, int64_t first, int64_t count, float *data);
 /* All of whole buffers. */
 void kn_parameter_values_init(KnParameterValues *values, uint64_t seed);
-void kn_parameter_values_zero(KnParameterValues *values);
+/* Zeros where nodes see them. */
+int kn_parameter_values_zero(KnParameterValues *values, KnBackend *backend);
+/* Twins of the buffers on the backend's device (core/graph/twin.h), alike at first; no-ops without a device, or where
+ * there are no buffers. A push copies to the device, a pull from it. Withdraw before clearing. */
+int kn_parameter_values_place(KnParameterValues *values, KnBackend *backend, const char *what);
+void kn_parameter_values_withdraw(KnParameterValues *values, KnBackend *backend);
+int kn_parameter_values_push(KnParameterValues *values, KnBackend *backend);
+int kn_parameter_values_pull(KnParameterValues *values, KnBackend *backend);
+
 /* `from` holds at least what `to` does. */
 void kn_parameter_values_copy(KnParameterValues *to, const KnParameterValues *from);
 

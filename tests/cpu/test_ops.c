@@ -1,3 +1,4 @@
+/* Parts: ops */
 /* Runs the op test table on the CPU backend, for every instruction set that this machine has.
  *
  *     test_ops                            all checks

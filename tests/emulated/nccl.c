@@ -7,7 +7,7 @@
  *
  * KINORA_EMULATED_NCCL=refuse:N, fail:N, hang:N: this process's Nth call gives an error, meets one while it runs, or
  * never completes. */
-#include "cudart.h"
+#include "core/cuda/emulator/runtime.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -163,6 +163,16 @@ static int stands_behind(const Work *work, int index)
     return 0;
 }
 
+static void work_free(void *argument)
+{
+    Work *work = argument;
+    for (int i = 0; i < work->sum_count; i++)
+        free(work->sums[i].parts);
+    free(work->transfers);
+    free(work->sums);
+    free(work);
+}
+
 static int run_work(void *argument)
 {
     Work *work = argument;
@@ -179,13 +189,10 @@ static int run_work(void *argument)
     }
     if (!complete)
         return 0;
-    for (int i = 0; i < work->sum_count; i++) {
+    for (int i = 0; i < work->sum_count; i++)
         run_sum(&work->sums[i]);
-        free(work->sums[i].parts);
-    }
-    free(work->transfers);
-    free(work->sums);
-    free(work);
+    for (int i = 0; i < work->transfer_count; i++)
+        work->transfers[i].done = 0;
     return 1;
 }
 
@@ -208,7 +215,7 @@ static ncclResult_t end(void)
     Work *work = open_group;
     open_group = NULL;
     if (work)
-        emulated_enqueue(work->stream, run_work, work);
+        emulated_enqueue(work->stream, run_work, work, work_free);
     return ncclSuccess;
 }
 
@@ -299,10 +306,9 @@ typedef struct OwnPart {
 
 static int run_own_part(void *argument)
 {
-    OwnPart *own = argument;
+    const OwnPart *own = argument;
     if (own->to != own->from)
         memcpy(own->to, own->from, own->bytes);
-    free(own);
     return 1;
 }
 
@@ -311,7 +317,7 @@ static void queue_own_part(cudaStream_t stream, void *to, const void *from, size
 {
     OwnPart *own = malloc(sizeof *own);
     *own = (OwnPart){to, from, bytes};
-    emulated_enqueue(stream, run_own_part, own);
+    emulated_enqueue(stream, run_own_part, own, free);
 }
 
 /* `stride`: from the part that is sent to one rank to that of the next, in bytes. */

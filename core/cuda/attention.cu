@@ -1,0 +1,58 @@
+/* Attention: which kernel, and the statistics that the backward begins with. */
+#include "core/cuda/attention.h"
+
+namespace
+{
+
+/* A warp takes one head of one row. */
+template <class Out, class T>
+__global__ void __launch_bounds__(KN_THREADS) statistics_kernel(KnCudaAttention a, float lse_factor)
+{
+    const int64_t item = (int64_t)blockIdx.x * (KN_THREADS / 32) + threadIdx.x / 32;
+    if (item >= a.queries * a.heads)
+        return;
+    const int64_t row = item / a.heads;
+    const int head = (int)(item % a.heads), lane = (int)threadIdx.x % 32;
+    const Out *out = (const Out *)a.out + item * a.size;
+    const T *grad = (const T *)a.grad_out + item * a.size;
+    float delta = 0;
+    for (int c = lane; c < a.size; c += 32)
+        delta += kn_widen(out[c]) * kn_widen(grad[c]);
+#pragma unroll
+    for (int offset = 16; offset; offset /= 2)
+        delta += __shfl_xor_sync(0xffffffffu, delta, offset);
+    if (lane)
+        return;
+    const float lse = a.lse[head * a.queries + row];
+    kn_lse_of(a, head)[row] = lse == -INFINITY ? INFINITY : lse * lse_factor;
+    kn_delta_of(a, head)[row] = delta;
+}
+
+cudaError_t find_statistics(int bf16, const KnCudaAttention &a, float lse_factor, cudaStream_t stream)
+{
+    const int64_t items = a.queries * a.heads, warps = KN_THREADS / 32;
+    const unsigned blocks = (unsigned)((items + warps - 1) / warps);
+    if (items == 0)
+        return cudaSuccess;
+    if (!bf16)
+        KN_LAUNCH((statistics_kernel<float, float>), blocks, KN_THREADS, 0, stream, a, lse_factor);
+    else if (!a.out_bf16)
+        KN_LAUNCH((statistics_kernel<float, __nv_bfloat16>), blocks, KN_THREADS, 0, stream, a, lse_factor);
+    else
+        KN_LAUNCH((statistics_kernel<__nv_bfloat16, __nv_bfloat16>), blocks, KN_THREADS, 0, stream, a, lse_factor);
+    return cudaGetLastError();
+}
+
+} // namespace
+
+cudaError_t kn_cuda_attention(int bf16, const KnCudaAttention *attention, cudaStream_t stream)
+{
+    return kn_attention_fma(bf16, *attention, stream);
+}
+
+cudaError_t kn_cuda_attention_backward(int bf16, const KnCudaAttention *attention, cudaStream_t stream)
+{
+    if (cudaError_t error = find_statistics(bf16, *attention, 1, stream))
+        return error;
+    return kn_attention_fma_backward(bf16, *attention, stream);
+}

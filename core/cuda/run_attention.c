@@ -1,0 +1,67 @@
+/* Attention over span tables. */
+#include "core/base/error.h"
+#include "core/cuda/cuda.h"
+
+/* What forward and backward have in common. */
+static KnCudaAttention attention_of(KnCuda *cuda, const KnCall *call)
+{
+    const KnAttentionAttributes *p = (const KnAttentionAttributes *)call->node->attributes;
+    const KnTensor *q = call->node->inputs[0];
+    KN_ASSERT(p->scale > 0);
+    return (KnCudaAttention){.queries = kn_tensor_rows(q),
+                             .keys = kn_tensor_rows(call->node->inputs[1]),
+                             .heads = p->heads,
+                             .size = p->heads ? kn_tensor_columns(q) / p->heads : 0,
+                             .span_count = call->node->inputs[3]->shape[0],
+                             .scale = p->scale,
+                             .q = call->inputs[0],
+                             .k = call->inputs[1],
+                             .v = call->inputs[2],
+                             .spans = call->inputs[3],
+                             .fault = cuda->fault};
+}
+
+static int is_too_wide(const KnCudaAttention *attention)
+{
+    if (attention->size <= KN_CUDA_MOST_HEAD_SIZE)
+        return 0;
+    kn_fail(KN_EINPUT, "attention heads of %lld columns: the CUDA backend has them up to %d; take more heads",
+            (long long)attention->size, KN_CUDA_MOST_HEAD_SIZE);
+    return 1;
+}
+
+static cudaError_t run_attention(KnCuda *cuda, const KnCall *call)
+{
+    KnCudaAttention attention = attention_of(cuda, call);
+    attention.out = call->outputs[0];
+    attention.out_bf16 = kn_cuda_is_bf16(call->node->outputs[0]);
+    attention.lse = call->outputs[1];
+    if (is_too_wide(&attention))
+        return (cudaError_t)KN_CUDA_SENTENCE;
+    return kn_cuda_attention(kn_cuda_is_bf16(call->node->inputs[0]), &attention, cuda->stream);
+}
+
+static size_t backward_bytes(const KnNode *node)
+{
+    return 2 * kn_tensor_bytes(node->inputs[5]);
+}
+
+static cudaError_t run_attention_backward(KnCuda *cuda, const KnCall *call)
+{
+    KnCudaAttention attention = attention_of(cuda, call);
+    attention.out = call->inputs[4];
+    attention.out_bf16 = kn_cuda_is_bf16(call->node->inputs[4]);
+    attention.lse = call->inputs[5];
+    attention.grad_out = call->inputs[6];
+    attention.dq = call->outputs[0];
+    attention.dk = call->outputs[1];
+    attention.dv = call->outputs[2];
+    attention.gradients_bf16 = kn_cuda_is_bf16(call->node->outputs[0]);
+    attention.workspace = call->workspace;
+    if (is_too_wide(&attention))
+        return (cudaError_t)KN_CUDA_SENTENCE;
+    return kn_cuda_attention_backward(kn_cuda_is_bf16(call->node->inputs[0]), &attention, cuda->stream);
+}
+
+const KnCudaOp kn_cuda_op_attention = {run_attention, NULL};
+const KnCudaOp kn_cuda_op_attention_backward = {run_attention_backward, backward_bytes};
