@@ -14,3 +14,6 @@ target_link_libraries(bench_team kn_cpu OpenMP::OpenMP_C)
 
 add_executable(bench_attention EXCLUDE_FROM_ALL bench/bench_attention.c)
 target_link_libraries(bench_attention kn_cpu)
+
+add_executable(bench_copy EXCLUDE_FROM_ALL bench/bench_copy.c)
+target_link_libraries(bench_copy kn_train)

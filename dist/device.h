@@ -1,10 +1,10 @@
 /* What a device can do: how fast it computes and moves bytes, how much it holds, what links ranks.
  *
  * A device is a YAML document: those that are built in (kn_device_names) and files that `kinora bench calibrate`
- * writes. Rates are curves: for a kind of work, a dtype and a width, the FLOP or bytes a second that one node of a size
- * reaches. A kind is an op's name, or a class that stands for all ops without a curve of their own: `matmul`,
- * `attention`, `memory`. What ranks exchange is priced by the links, or by curves named after the exchange where these
- * were measured. */
+ * writes; one that begins with `like: NAME` is that device, but for what follows. Rates are curves: for a kind of work,
+ * a dtype and a width, the FLOP or bytes a second that one node of a size reaches. A kind is an op's name, or a class
+ * that stands for all ops without a curve of their own: `matmul`, `attention`, `memory`. What ranks exchange is priced
+ * by the links, or by curves named after the exchange where these were measured. */
 #ifndef KN_DIST_DEVICE_H
 #define KN_DIST_DEVICE_H
 

@@ -12,7 +12,7 @@
 #include <string.h>
 
 /* Measured: docs/gpu.md. Data sheet: NVIDIA's for H200 SXM, H100 SXM 80 GB and A100 SXM 80 GB. The other chips' curves
- * are the measured ones, times the ratio of the data sheets' peaks. */
+ * are the measured ones, times the ratio of the data sheets' peaks. A document may begin with `like: DEVICE`. */
 static const char h200_yaml[] =
     "name: h200\n"
     "backend: gpu\n"
@@ -41,31 +41,14 @@ static const char h200_yaml[] =
     "(assumed)\n";
 
 static const char h100_yaml[] =
+    "like: h200\n"
     "name: h100\n"
-    "backend: gpu\n"
     "memory: 80GiB\n"
-    "reserved: 5GiB\n"
-    "overhead: 1.0e-6\n"
-    "peak: {bf16: 989e12, f32: 494e12}\n"
-    "overlap: 1\n"
-    "ranks_per_node: 8\n"
-    "inside: {latency: 5e-6, bandwidth: 360e9}\n"
-    "between: {latency: 10e-6, bandwidth: 40e9}\n"
     "rates:\n"
-    "- {kind: matmul, dtype: bf16, points: [[1.93e10, 595e12], [1.55e11, 663e12], [9.0e11, 665e12], [1.1e12, "
-    "713e12]]}\n"
-    "- {kind: matmul_transposed, dtype: bf16, points: [[1.93e10, 565e12], [1.55e11, 688e12], [9.0e11, 695e12]]}\n"
-    "- {kind: matmul, dtype: f32, points: [[1.93e10, 300e12]]}\n"
-    "- {kind: attention, points: [[512, 559e12], [4096, 623e12], [8192, 652e12], [32760, 562e12]]}\n"
-    "- {kind: attention_backward, points: [[512, 177e12], [4096, 518e12], [8192, 560e12], [32760, 525e12]]}\n"
     "- {kind: memory, points: [[2.5e7, 1420e9], [2.0e8, 2500e9], [4.3e9, 2990e9]]}\n"
     "- {kind: adamw, points: [[4.0e10, 1860e9]]}\n"
     "notes:\n"
-    "- no CUDA backend has run yet; the graph is the CPU's without its packed weights and workspaces\n"
-    "- products and attention as measured on an H200 (docs/gpu.md: the same chip); memory 3.35/4.8 of it (data sheet)\n"
-    "- peak and links by NVIDIA's data sheet (989 TFLOP/s, NVLink 450 GB/s each way), 400 Gb/s of network a GPU\n"
-    "- links reach four fifths of that, latencies of 5 and 10 microseconds, 5 GiB for contexts and libraries "
-    "(assumed)\n";
+    "- the H100 is taken for an H200 whose memory and AdamW reach 3.35/4.8 of those rates (data sheet)\n";
 
 static const char a100_yaml[] =
     "name: a100\n"
@@ -88,7 +71,7 @@ static const char a100_yaml[] =
     "- {kind: adamw, points: [[4.0e10, 1130e9]]}\n"
     "notes:\n"
     "- no CUDA backend has run yet; the graph is the CPU's without its packed weights and workspaces\n"
-    "- rates of an H200 (docs/gpu.md) times the data sheets' ratios: 312/989 of products, 2.04/4.8 of memory\n"
+    "- rates of an H200 (docs/gpu.md) times the data sheets' ratios, 312/989 of products and 2.04/4.8 of memory\n"
     "- peak and links by NVIDIA's data sheet (312 TFLOP/s, NVLink 300 GB/s each way), 200 Gb/s of network a GPU\n"
     "- links reach four fifths of that, latencies of 5 and 10 microseconds, 5 GiB for contexts and libraries "
     "(assumed)\n";
@@ -194,6 +177,21 @@ static int read_rate(const char *file, const KnYamlNode *node, KnDevice *device)
     return read_points(file, kn_yaml_get(node, "points"), rate);
 }
 
+/* The first `inherited` curves are those of the device that this one is like: its own of a kind stand in their place.
+ */
+static void drop_replaced_rates(KnDevice *d, int inherited)
+{
+    int kept = 0;
+    for (int i = 0; i < d->rate_count; i++) {
+        int replaced = 0;
+        for (int own = inherited; i < inherited && own < d->rate_count; own++)
+            replaced |= strcmp(d->rates[i].kind, d->rates[own].kind) == 0;
+        if (!replaced)
+            d->rates[kept++] = d->rates[i];
+    }
+    d->rate_count = kept;
+}
+
 static int read_text(const char *file, const KnYamlNode *node, const char *key, char *text, size_t size)
 {
     if (node->kind != KN_YAML_SCALAR || strlen(node->text) >= size)
@@ -228,13 +226,18 @@ static int read_key(const char *file, const char *key, const KnYamlNode *value, 
         return KN_OK;
     }
     if (strcmp(key, "rates") == 0) {
+        int inherited = d->rate_count;
         for (int i = 0; value->kind == KN_YAML_SEQUENCE && i < value->count; i++)
             KN_TRY(read_rate(file, value->values[i], d));
+        drop_replaced_rates(d, inherited);
         return value->kind == KN_YAML_SEQUENCE ? KN_OK : wrong(file, value, key, "a list");
     }
     if (strcmp(key, "notes") == 0) {
-        for (int i = 0; value->kind == KN_YAML_SEQUENCE && i < value->count; i++)
-            kn_string_list_add(&d->notes, value->values[i]->text ? value->values[i]->text : "");
+        for (int i = 0; value->kind == KN_YAML_SEQUENCE && i < value->count; i++) {
+            if (value->values[i]->kind != KN_YAML_SCALAR)
+                return wrong(file, value->values[i], "a note", "a text, in quotes where it has a colon");
+            kn_string_list_add(&d->notes, value->values[i]->text);
+        }
         return value->kind == KN_YAML_SEQUENCE ? KN_OK : wrong(file, value, key, "a list of texts");
     }
     return kn_fail(KN_EFORMAT, "%s:%d:%d: a device has no key %s", file, value->line, value->column, key);
@@ -257,21 +260,46 @@ static int check(const KnDevice *d, const char *file)
     return KN_OK;
 }
 
-static int read_device(KnDevice *device, const char *file, const KnYamlNode *root)
+/* Devices under way: one that is read, and the one whose `like` named it. */
+typedef struct Reading {
+    const char *name;
+    const struct Reading *asked_by;
+} Reading;
+
+static int load(KnDevice *device, const Reading *reading);
+
+static int read_like(const Reading *reading, int place, const KnYamlNode *value, KnDevice *device)
 {
-    if (root->kind != KN_YAML_MAPPING)
-        return wrong(file, root, "a device", "made of keys such as `memory:`");
-    for (int i = 0; i < root->count; i++)
-        KN_TRY(read_key(file, root->keys[i]->text, root->values[i], device));
-    return check(device, file);
+    if (value->kind != KN_YAML_SCALAR)
+        return wrong(reading->name, value, "like", "the name of a device or of a file");
+    if (place > 0)
+        return wrong(reading->name, value, "like", "the first key: those that follow say what is different");
+    for (const Reading *r = reading; r; r = r->asked_by)
+        if (strcmp(r->name, value->text) == 0)
+            return kn_fail(KN_EFORMAT, "%s:%d:%d: like leads back to %s: one device of the circle must stand alone",
+                           reading->name, value->line, value->column, value->text);
+    int code = load(device, &(Reading){value->text, reading});
+    return code < 0 ? kn_fail_prefix(code, "%s:%d:%d: like", reading->name, value->line, value->column) : KN_OK;
 }
 
-int kn_device_load(KnDevice *device, const char *name)
+static int read_device(KnDevice *device, const Reading *reading, const KnYamlNode *root)
 {
+    if (root->kind != KN_YAML_MAPPING)
+        return wrong(reading->name, root, "a device", "made of keys such as `memory:`");
+    for (int i = 0; i < root->count; i++) {
+        const char *key = root->keys[i]->text;
+        KN_TRY(strcmp(key, "like") == 0 ? read_like(reading, i, root->values[i], device)
+                                        : read_key(reading->name, key, root->values[i], device));
+    }
+    return check(device, reading->name);
+}
+
+static int load(KnDevice *device, const Reading *reading)
+{
+    const char *name = reading->name;
     KnArena *arena = kn_arena_create();
     KnYamlNode *root = NULL;
     int row = 0;
-    *device = (KnDevice){.ranks_per_node = 1};
     while (row < BUILT_IN_COUNT && strcmp(name, built_in[row].name) != 0)
         row++;
     int code = row < BUILT_IN_COUNT ? kn_yaml_parse(arena, built_in[row].yaml, strlen(built_in[row].yaml), name, &root)
@@ -281,8 +309,15 @@ int kn_device_load(KnDevice *device, const char *name)
                                                 "%s, and `kinora bench calibrate --out FILE.yaml` writes one",
                                                 name, kn_device_names());
     if (code == KN_OK)
-        code = read_device(device, name, root);
+        code = read_device(device, reading, root);
     kn_arena_destroy(arena);
+    return code;
+}
+
+int kn_device_load(KnDevice *device, const char *name)
+{
+    *device = (KnDevice){.ranks_per_node = 1};
+    int code = load(device, &(Reading){.name = name});
     if (code < 0)
         kn_device_clear(device);
     return code;

@@ -2,6 +2,8 @@
 #include "dist/layout.h"
 
 #include "core/base/error.h"
+#include "core/graph/devices.h"
+#include "dist/comm.h"
 #include "dist/sharding.h"
 
 static int check_mode(const KnParallelConfig *c, const KnMesh *mesh)
@@ -33,20 +35,33 @@ int kn_layout_create(KnLayout *layout, const KnModel *model, const KnLayoutOptio
     if (tensor > model->config.heads || tensor > model->config.ffn)
         return kn_fail(KN_EINPUT, "parallel.tensor is %d, more than the model's %lld heads can be shared among", tensor,
                        (long long)model->config.heads);
-    if (tensor > 1 && o->whole_matrices)
-        return kn_fail(KN_EINPUT,
-                       "parallel.tensor is %d, but optimizer.name muon updates whole matrices: set "
-                       "optimizer.name to adamw, or use parallel.shard instead",
-                       tensor);
     KN_TRY(check_mode(c, &layout->mesh));
     kn_parameter_set_split(&model->config, &model->parameters, layout->mesh.coordinates[KN_AXIS_TENSOR], tensor,
                            &layout->part);
-    kn_zero_create(&layout->zero, &layout->part, &layout->mesh, (int)c->zero, o->whole_matrices);
+    kn_zero_create(&layout->zero, &model->parameters, &layout->part, &layout->mesh, (int)c->zero, o->whole_matrices);
     return o->world && ranks > 1 ? kn_mesh_comms_create(&layout->comms, &layout->mesh, o->world) : KN_OK;
+}
+
+int kn_layout_use_device(KnLayout *layout, const KnBackend *backend)
+{
+    KnComm *world = layout->comms.world, *device_world;
+    if (!world || !backend->memory)
+        return KN_OK;
+    KN_TRY(kn_comm_nccl_open(world, kn_cuda_plugin_path(), backend->stream, &device_world));
+    layout->device_world = device_world;
+    return kn_mesh_comms_create(&layout->device, &layout->mesh, device_world);
+}
+
+KnComm *const *kn_layout_comms(const KnLayout *layout)
+{
+    return layout->device.world ? layout->device.groups : layout->comms.groups;
 }
 
 void kn_layout_destroy(KnLayout *layout)
 {
+    kn_mesh_comms_destroy(&layout->device);
+    if (layout->device_world)
+        layout->device_world->table->destroy(layout->device_world);
     kn_mesh_comms_destroy(&layout->comms);
     kn_zero_destroy(&layout->zero);
     kn_parameter_set_clear(&layout->part);

@@ -5,13 +5,16 @@
 #ifndef KN_DIST_LAYOUT_H
 #define KN_DIST_LAYOUT_H
 
+#include "core/graph/executor.h"
 #include "dist/split.h"
 #include "dist/zero.h"
 
 typedef struct KnLayout {
     const KnModel *model; /* the whole; must outlive the layout */
     KnMesh mesh;
-    KnMeshComms comms;   /* all NULL where the layout is only planned */
+    KnMeshComms comms;  /* all NULL where the layout is only planned */
+    KnMeshComms device; /* of a backend with a device: the same groups, for its memory */
+    KnComm *device_world;
     KnParameterSet part; /* the parameters of this tensor rank */
     KnZero zero;
     int invariant; /* parallel.mode layout_invariant */
@@ -29,6 +32,13 @@ typedef struct KnLayoutOptions {
 /* KN_EINPUT with the number to change where the mesh does not fit the ranks. */
 int kn_layout_create(KnLayout *layout, const KnModel *model, const KnLayoutOptions *options);
 void kn_layout_destroy(KnLayout *layout);
+
+/* Collective over the world: communicators of the groups for the memory of the backend's device. No-op without a
+ * device, or on one rank. */
+int kn_layout_use_device(KnLayout *layout, const KnBackend *backend);
+
+/* What executors exchange by, by KnGroup. */
+KnComm *const *kn_layout_comms(const KnLayout *layout);
 
 /* Which box of a whole parameter lies in `values`, contiguous from `data` on: rows [start[0], start[0] + count[0]) and
  * columns likewise (of the first two dimensions; the others are whole). data is NULL where nothing of it is held. */

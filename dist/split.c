@@ -58,5 +58,5 @@ void kn_parameter_set_split(const KnModelConfig *config, const KnParameterSet *w
         made->init_scale = from->init_scale;
         made->matrix = from->matrix;
     }
-    kn_parameter_set_finish(part);
+    kn_parameter_set_finish_parts(part);
 }

@@ -23,7 +23,7 @@ typedef struct KnSplit {
 /* What tensor rank `rank` of `ranks` holds of a parameter of the whole model. */
 KnSplit kn_parameter_split(const KnModelConfig *config, const KnParameter *whole, int rank, int ranks);
 
-/* The parameters of one tensor rank: the names of `whole`, in shapes cut. */
+/* The parameters of one tensor rank: those of `whole`, by the same index, in shapes cut. */
 void kn_parameter_set_split(const KnModelConfig *config, const KnParameterSet *whole, int rank, int ranks,
                             KnParameterSet *part);
 

@@ -2,47 +2,50 @@
 #include "dist/zero.h"
 
 #include "core/base/error.h"
+#include "dist/split.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 /* --- Cuts --------------------------------------------------------------------------------------------------------- */
 
-/* The place in a block nearest to `wish` where it may be cut: between rows of a parameter, or between parameters where
- * matrices stay whole. */
-static int64_t nearest_cut(const KnParameterSet *set, int block, int64_t wish, int whole_matrices)
+/* The place in a block nearest to element `wish` of the whole where it may be cut: between rows of a parameter, or
+ * between parameters where matrices stay whole. In elements of the part. */
+static int64_t nearest_cut(const KnParameterSet *whole, const KnParameterSet *part, int block, int64_t wish,
+                           int whole_matrices)
 {
-    for (int i = 0; i < set->count; i++) {
-        const KnParameter *p = &set->list[i];
+    for (int i = 0; i < whole->count; i++) {
+        const KnParameter *p = &whole->list[i], *mine = &part->list[i];
         int64_t end = p->offset + p->elements;
         if (p->block != block || wish >= end || p->elements == 0)
             continue;
         if (wish <= p->offset)
-            return p->offset;
-        int64_t row = p->elements / p->shape[0], into = wish - p->offset;
-        if (whole_matrices && p->matrix)
-            row = p->elements;
-        return p->offset + (into + row / 2) / row * row;
+            return mine->offset;
+        int64_t rows = p->shape[0], step = whole_matrices && p->matrix ? rows : 1;
+        int64_t elements = p->elements / rows * step;
+        int64_t row = (wish - p->offset + elements / 2) / elements * step;
+        return mine->offset + kn_cut(mine->shape[0], rows, row) * (mine->elements / mine->shape[0]);
     }
-    return set->block_elements[block];
+    return part->block_elements[block];
 }
 
-void kn_zero_create(KnZero *zero, const KnParameterSet *set, const KnMesh *mesh, int stage, int whole_matrices)
+void kn_zero_create(KnZero *zero, const KnParameterSet *whole, const KnParameterSet *part, const KnMesh *mesh,
+                    int stage, int whole_matrices)
 {
     int ranks = kn_mesh_group_size(mesh, KN_GROUP_ZERO);
-    *zero = (KnZero){.set = set,
+    *zero = (KnZero){.set = part,
                      .stage = ranks > 1 ? stage : 0,
                      .ranks = ranks,
                      .rank = kn_mesh_group_rank(mesh, KN_GROUP_ZERO),
-                     .cuts = kn_alloc((size_t)set->block_count * (size_t)(ranks + 1) * sizeof(int64_t))};
-    for (int b = 0; b < set->block_count; b++) {
-        int64_t *cuts = zero->cuts + (int64_t)b * (ranks + 1), elements = set->block_elements[b];
+                     .cuts = kn_alloc((size_t)part->block_count * (size_t)(ranks + 1) * sizeof(int64_t))};
+    for (int b = 0; b < part->block_count; b++) {
+        int64_t *cuts = zero->cuts + (int64_t)b * (ranks + 1);
         for (int r = 1; r < ranks; r++) {
-            cuts[r] = nearest_cut(set, b, elements * r / ranks, whole_matrices);
+            cuts[r] = nearest_cut(whole, part, b, whole->block_elements[b] * r / ranks, whole_matrices);
             if (cuts[r] < cuts[r - 1])
                 cuts[r] = cuts[r - 1];
         }
-        cuts[ranks] = elements;
+        cuts[ranks] = part->block_elements[b];
     }
 }
 

@@ -17,7 +17,10 @@ typedef struct KnZero {
     int64_t *cuts; /* [blocks, ranks + 1], elements of the block */
 } KnZero;
 
-void kn_zero_create(KnZero *zero, const KnParameterSet *set, const KnMesh *mesh, int stage, int whole_matrices);
+/* `part`: of `whole`, what this tensor rank has (dist/split.h). The cuts are made in the whole, so that tensor ranks
+ * with the same ZeRO rank hold parts of the same matrices. */
+void kn_zero_create(KnZero *zero, const KnParameterSet *whole, const KnParameterSet *part, const KnMesh *mesh,
+                    int stage, int whole_matrices);
 void kn_zero_destroy(KnZero *zero);
 
 const int64_t *kn_zero_cuts(const KnZero *zero, int block); /* [ranks + 1] */

@@ -7,6 +7,7 @@
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/base/random.h"
+#include "core/cpu/backend.h"
 #include "data/world.h"
 #include "dist/comm.h"
 #include "infer/evaluation.h"
@@ -247,7 +248,8 @@ static int evaluate(Run *run, KnComm *comm)
     const Options *o = run->options;
     KnEvaluation evaluation = {0};
     KN_TRY(prepare(run, comm));
-    KnGenerateJob job = {.model = &run->file.model,
+    KnGenerateJob job = {.backend = kn_cpu_backend(),
+                         .model = &run->file.model,
                          .weights = &run->file.weights,
                          .layout = kn_workers_layout(&run->workers),
                          .requests = run->requests,

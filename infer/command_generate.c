@@ -6,6 +6,7 @@
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "core/cpu/backend.h"
 #include "core/cpu/isa.h"
 #include "dist/comm.h"
 #include "infer/generate.h"
@@ -303,7 +304,8 @@ static int take_clip(void *context, int index, int place, const uint8_t *pixels)
 
 static int make_one(Run *run)
 {
-    KnGenerateJob job = {.model = &run->file.model,
+    KnGenerateJob job = {.backend = kn_cpu_backend(),
+                         .model = &run->file.model,
                          .weights = &run->file.weights,
                          .layout = kn_workers_layout(&run->workers),
                          .requests = run->requests,

@@ -14,6 +14,6 @@ int kn_command_inspect(int argc, char **argv);
 /* Draws the prompts of sample.prompts into `folder`, as videos and a contact sheet: what training calls now and then.
  * Collective over the layout's ranks, each with what it holds of the weights; the first one writes. */
 int kn_draw_samples(const KnLayout *layout, const KnParameterValues *weights, const KnConfig *config,
-                    const char *folder);
+                    KnBackend *backend, const char *folder);
 
 #endif

@@ -348,7 +348,7 @@ int kn_generate(const KnGenerateJob *job)
     KnProgress progress;
     int64_t steps = 0, done;
     KN_TRY(run_passes(job, NULL, NULL, &steps));
-    KN_TRY(kn_sampler_create(&sampler, job->model, job->weights, job->layout));
+    KN_TRY(kn_sampler_create(&sampler, job->model, job->weights, job->layout, job->backend));
     if (!job->silent)
         kn_progress_begin(&progress,
                           &(KnProgressOptions){.label = "denoise", .unit = "steps", .total = steps, .interval = 2});

@@ -20,6 +20,7 @@ typedef struct KnGenerateJob {
     const KnParameterValues *weights; /* whole, or what this rank of `layout` holds */
     const KnLayout *layout;           /* ranks that make all clips together and call with equal jobs: what fails on
                                          one fails on all, with its sentence; NULL = this process alone */
+    KnBackend *backend;               /* what computes */
     KnRequest *requests;              /* checked and complete; what their files turn out to be is filled in */
     int count;
     KnArena *arena; /* of what is filled in */

@@ -7,6 +7,7 @@
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/base/progress.h"
+#include "core/cpu/backend.h"
 #include "infer/claims.h"
 #include "infer/output.h"
 #include "infer/sheet.h"
@@ -238,7 +239,7 @@ static int run(Worker *w, KnManyResult *result)
     if (is_first(w))
         KN_TRY(kn_claims_join(&w->claims, o->folder, o->file, &w->job, world->rank));
     KN_TRY(world->table->barrier(world, "all are at work")); /* so that the first does not take another's share */
-    KN_TRY(kn_sampler_create(&w->sampler, w->job.model, w->job.weights, w->job.layout));
+    KN_TRY(kn_sampler_create(&w->sampler, w->job.model, w->job.weights, w->job.layout, w->job.backend));
     for (int i = 0; i < o->count; i++)
         w->work[i] = kn_generate_cost(&w->job, i).work;
     kn_progress_begin(&w->progress, &(KnProgressOptions){.label = "generate", .unit = "token-steps", .interval = 2});
@@ -252,7 +253,8 @@ int kn_generate_many(const KnManyOptions *options, const KnWorkers *workers, KnM
 {
     Worker w = {.options = options,
                 .workers = workers,
-                .job = {.model = &options->file->model,
+                .job = {.backend = kn_cpu_backend(),
+                        .model = &options->file->model,
                         .weights = &options->file->weights,
                         .layout = kn_workers_layout(workers),
                         .requests = options->requests,

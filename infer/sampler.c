@@ -3,7 +3,6 @@
 
 #include "core/base/error.h"
 #include "core/base/random.h"
-#include "core/cpu/backend.h"
 #include "data/patchify.h"
 #include "dist/comm.h"
 #include "dist/sharding.h"
@@ -17,6 +16,7 @@ struct KnSampler {
     const KnModel *model;
     const KnParameterValues *weights;
     const KnLayout *layout; /* NULL alone */
+    KnBackend *backend;
     float *rope_table;
     /* the pass of the last shape and dtype, kept for the next run of the same */
     KnDtype dtype;
@@ -27,10 +27,11 @@ struct KnSampler {
     KnExecutor *executor;
     float *inputs;    /* [stream tokens, patch_dim] */
     float *predicted; /* the same of all branches, where other ranks predict a part of it; else NULL */
+    float *copied;    /* this rank's part of it, where it comes from a device; else NULL */
 };
 
 int kn_sampler_create(KnSampler **sampler, const KnModel *model, const KnParameterValues *weights,
-                      const KnLayout *layout)
+                      const KnLayout *layout, KnBackend *backend)
 {
     const KnModelConfig *config = &model->config;
     *sampler = NULL;
@@ -41,6 +42,7 @@ int kn_sampler_create(KnSampler **sampler, const KnModel *model, const KnParamet
     made->model = model;
     made->weights = weights;
     made->layout = layout;
+    made->backend = backend;
     made->rope_table = kn_alloc((size_t)(KN_ROPE_POSITIONS * (config->hidden / config->heads)) * sizeof(float));
     kn_dit_rope_table(config, made->rope_table);
     *sampler = made;
@@ -54,10 +56,11 @@ static void drop_pass(KnSampler *s)
     kn_stream_destroy(&s->stream);
     kn_free_large(s->inputs);
     kn_free_large(s->predicted);
+    kn_free_large(s->copied);
     free(s->shards);
     s->executor = NULL;
     s->built = (KnModelGraph){0};
-    s->inputs = s->predicted = NULL;
+    s->inputs = s->predicted = s->copied = NULL;
     s->shards = NULL;
 }
 
@@ -162,7 +165,7 @@ static int sequence_ranks(const KnSampler *s)
 
 static void build_pass(KnSampler *s, const KnStreamShape *shape)
 {
-    KnBackend *backend = kn_cpu_backend();
+    KnBackend *backend = s->backend;
     KnModelGraphOptions options = {.shape = *shape, .dtype = s->dtype};
     kn_model_build(s->model, &options, &s->built);
     s->tokens = (KnRows){0, shape->tokens};
@@ -201,7 +204,7 @@ static void bind_pass(KnSampler *s)
         if (s->shards[b])
             kn_executor_bind(s->executor, s->shards[b], s->weights->blocks[b]);
     if (s->layout)
-        kn_executor_set_comms(s->executor, s->layout->comms.groups);
+        kn_executor_set_comms(s->executor, kn_layout_comms(s->layout));
 }
 
 static int prepare_pass(Group *g)
@@ -215,14 +218,17 @@ static int prepare_pass(Group *g)
     s->dtype = g->settings->dtype;
     kn_stream_create(&s->stream, shape);
     build_pass(s, &shape);
-    KN_TRY(kn_executor_create(&s->executor, s->built.graph, kn_cpu_backend(), &s->built.prediction, 1));
-    void *inputs = NULL, *predicted = NULL; /* after the arena, which is larger and refused at once */
+    KN_TRY(kn_executor_create(&s->executor, s->built.graph, s->backend, &s->built.prediction, 1));
+    void *inputs = NULL, *predicted = NULL, *copied = NULL; /* after the arena, which is larger and refused at once */
     KN_TRY(kn_alloc_large(&inputs, (size_t)(shape.tokens * dim_of(g)) * sizeof(float), "the clips' noisy patches"));
     s->inputs = inputs;
     if (sequence_ranks(s) > 1 || g->branches_here < g->branches)
         KN_TRY(kn_alloc_large(&predicted, (size_t)(g->tokens * g->branches * dim_of(g)) * sizeof(float),
                               "the clips' predicted patches"));
     s->predicted = predicted;
+    if (s->backend->memory)
+        KN_TRY(kn_alloc_large(&copied, kn_tensor_bytes(s->built.prediction), "predicted patches from the device"));
+    s->copied = copied;
     bind_pass(s);
     return KN_OK;
 }
@@ -307,7 +313,9 @@ static int predict(Group *g, double sigma, float **all)
     KnSampler *s = g->sampler;
     int64_t dim = dim_of(g), here = g->tokens * g->branches_here;
     KN_TRY(kn_executor_run(s->executor));
-    float *predicted = kn_executor_data(s->executor, s->built.prediction);
+    float *predicted = s->copied ? s->copied : kn_executor_data(s->executor, s->built.prediction);
+    if (s->copied)
+        KN_TRY(kn_executor_read(s->executor, s->built.prediction, predicted));
     if (sequence_ranks(s) > 1) {
         float *place = s->predicted + g->first_branch * g->tokens * dim;
         KN_TRY(gather_rows(g, predicted, place));

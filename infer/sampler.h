@@ -33,9 +33,9 @@ typedef struct KnSampler KnSampler;
  * what this rank holds (whole, a tensor part, or a ZeRO range), the clips and settings are the same on all, and so are
  * the results. Clips are shared among the replicas (data x shard), tokens cut over the sequence, guidance's two
  * forwards over `cfg`. A replica without a clip makes another's once more where the weights are cut, since it must
- * gather them with the rest. */
+ * gather them with the rest. The weights have twins on the backend's device, if it has one. */
 int kn_sampler_create(KnSampler **sampler, const KnModel *model, const KnParameterValues *weights,
-                      const KnLayout *layout);
+                      const KnLayout *layout, KnBackend *backend);
 void kn_sampler_destroy(KnSampler *sampler); /* NULL is fine */
 
 /* Called after every evaluation of the model, with how many of how many token-evaluations are done. */

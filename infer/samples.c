@@ -45,7 +45,7 @@ static int take_clip(void *context, int index, int place, const uint8_t *pixels)
 }
 
 int kn_draw_samples(const KnLayout *layout, const KnParameterValues *weights, const KnConfig *config,
-                    const char *folder)
+                    KnBackend *backend, const char *folder)
 {
     int count = config->sample.prompts.count;
     if (count == 0)
@@ -65,6 +65,7 @@ int kn_draw_samples(const KnLayout *layout, const KnParameterValues *weights, co
     KnGenerateJob job = {.model = layout->model,
                          .weights = weights,
                          .layout = layout,
+                         .backend = backend,
                          .requests = samples.requests,
                          .count = count,
                          .arena = arena,

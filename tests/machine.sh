@@ -25,12 +25,3 @@ name_hosts() { # LINE...: its /etc/hosts
     printf '%s\n' '127.0.0.1 localhost' "$@" >"$TMPDIR/hosts"
     mount --bind "$TMPDIR/hosts" /etc/hosts
 }
-
-wait_for() { # SECONDS COMMAND...: until it succeeds
-    local end=$((SECONDS + $1))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $end ] || return 1
-        sleep 0.1
-    done
-}

@@ -140,7 +140,7 @@ static void time_host(Trial *t, Calibration *c)
     double gradients = (double)kn_zero_bytes(&t->layout.zero, 2);
     for (int run = 0; run < LEAST_RUNS + 1; run++) {
         double filling = fill(t, clips, dim), start = kn_seconds_now();
-        kn_parameter_values_zero(&t->state.gradients);
+        kn_parameter_values_zero(&t->state.gradients, kn_cpu_backend());
         double clearing = kn_seconds_now() - start;
         if (run == 0)
             continue;

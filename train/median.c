@@ -12,5 +12,5 @@ static int by_size(const void *left, const void *right)
 double kn_median(double *values, int64_t count)
 {
     qsort(values, (size_t)count, sizeof *values, by_size);
-    return values[count / 2];
+    return values[(count - 1) / 2];
 }

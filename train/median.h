@@ -4,7 +4,8 @@
 
 #include <stdint.h>
 
-/* Sorts the values; of an even number, the larger of the two in the middle. At least one. */
+/* Sorts the values; of an even number, the smaller of the two in the middle: of two ranks the slow one is not the
+ * measure. At least one. */
 double kn_median(double *values, int64_t count);
 
 #endif

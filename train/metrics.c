@@ -176,10 +176,11 @@ void kn_metrics_validation(KnMetrics *metrics, int64_t step, double loss)
     add_scalar(metrics, "loss/validation", step, loss);
 }
 
-void kn_metrics_checkpoint(KnMetrics *metrics, int64_t step, double held_seconds, double seconds, int64_t bytes)
+void kn_metrics_checkpoint(KnMetrics *metrics, const KnCheckpointReport *report)
 {
-    write_line(metrics, json_pack("{sI s{sf sf sI}}", "step", (json_int_t)step, "checkpoint", "held_seconds",
-                                  held_seconds, "seconds", seconds, "bytes", (json_int_t)bytes));
+    write_line(metrics, json_pack("{sI s{sf sf sf sI}}", "step", (json_int_t)report->step, "checkpoint", "held_seconds",
+                                  report->held_seconds, "copied_seconds", report->copied_seconds, "seconds",
+                                  report->seconds, "bytes", (json_int_t)report->bytes));
 }
 
 int kn_metrics_rollback(KnMetrics *metrics, int64_t bad, int64_t to, const char *fault)

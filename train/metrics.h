@@ -5,6 +5,8 @@
 #ifndef KN_TRAIN_METRICS_H
 #define KN_TRAIN_METRICS_H
 
+#include "dist/checkpoint.h"
+
 #include <stdint.h>
 
 typedef struct KnMetrics KnMetrics;
@@ -32,8 +34,8 @@ int kn_metrics_open(KnMetrics **metrics, const char *run_dir, int64_t keep_steps
 void kn_metrics_step(KnMetrics *metrics, const KnStepMetrics *step);
 /* A line {"step", "validation_loss"}. */
 void kn_metrics_validation(KnMetrics *metrics, int64_t step, double loss);
-/* A line {"step", "checkpoint": {"held_seconds", "seconds", "bytes"}}. */
-void kn_metrics_checkpoint(KnMetrics *metrics, int64_t step, double held_seconds, double seconds, int64_t bytes);
+/* A line {"step", "checkpoint": {"held_seconds", "copied_seconds", "seconds", "bytes"}}. */
+void kn_metrics_checkpoint(KnMetrics *metrics, const KnCheckpointReport *report);
 /* Drops the lines of steps after `to`, but for those of other rollbacks, and adds {"step": bad, "rollback": {"to",
  * "fault"}}. */
 int kn_metrics_rollback(KnMetrics *metrics, int64_t bad, int64_t to, const char *fault);

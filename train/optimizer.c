@@ -12,6 +12,7 @@ struct KnOptimizer {
     KnOptimizerState *state;
     KnUpdateGraph update;
     KnExecutor *executor;
+    KnBackend *backend;
     float hyper[KN_HYPER_COUNT];
 };
 
@@ -27,6 +28,57 @@ int kn_optimizer_state_create(KnOptimizerState *state, const KnZero *zero, const
     KN_TRY(kn_zero_values(zero, 1, &state->moment2, "the optimizer's second moments"));
     if (config->ema > 0)
         KN_TRY(kn_zero_values(zero, 1, &state->average, "the averaged weights"));
+    return KN_OK;
+}
+
+typedef struct Named {
+    KnParameterValues *values;
+    const char *what;
+} Named;
+
+enum { NAMED = 5 };
+
+static void name_values(KnOptimizerState *state, Named named[NAMED])
+{
+    named[0] = (Named){&state->weights, "the model's weights"};
+    named[1] = (Named){&state->moment1, "the optimizer's first moments"};
+    named[2] = (Named){&state->moment2, "the optimizer's second moments"};
+    named[3] = (Named){&state->average, "the averaged weights"};
+    named[4] = (Named){&state->gradients, "the gradients"};
+}
+
+int kn_optimizer_state_place(KnOptimizerState *state, KnBackend *backend)
+{
+    Named named[NAMED];
+    name_values(state, named);
+    for (int i = 0; i < NAMED; i++)
+        KN_TRY(kn_parameter_values_place(named[i].values, backend, named[i].what));
+    return KN_OK;
+}
+
+void kn_optimizer_state_withdraw(KnOptimizerState *state, KnBackend *backend)
+{
+    Named named[NAMED];
+    name_values(state, named);
+    for (int i = 0; i < NAMED; i++)
+        kn_parameter_values_withdraw(named[i].values, backend);
+}
+
+int kn_optimizer_state_push(KnOptimizerState *state, KnBackend *backend)
+{
+    Named named[NAMED];
+    name_values(state, named);
+    for (int i = 0; i < NAMED; i++)
+        KN_TRY(kn_parameter_values_push(named[i].values, backend));
+    return KN_OK;
+}
+
+int kn_optimizer_state_pull(KnOptimizerState *state, KnBackend *backend)
+{
+    Named named[NAMED];
+    name_values(state, named);
+    for (int i = 0; i + 1 < NAMED; i++) /* nobody asks for gradients */
+        KN_TRY(kn_parameter_values_pull(named[i].values, backend));
     return KN_OK;
 }
 
@@ -59,6 +111,7 @@ int kn_optimizer_create(KnOptimizer **optimizer, const KnOptimizerConfig *config
     *optimizer = NULL;
     made->config = config;
     made->state = state;
+    made->backend = backend;
     int code = kn_update_graph_create(&made->update, config, layout, state->norm2 != NULL);
     if (code == KN_OK)
         code = kn_executor_create(&made->executor, made->update.graph, backend, &made->update.norm2, 1);
@@ -71,7 +124,7 @@ int kn_optimizer_create(KnOptimizer **optimizer, const KnOptimizerConfig *config
     if (state->norm2)
         kn_executor_bind(made->executor, made->update.norm2, state->norm2);
     kn_executor_bind(made->executor, made->update.hyper, made->hyper);
-    kn_executor_set_comms(made->executor, layout->comms.groups);
+    kn_executor_set_comms(made->executor, kn_layout_comms(layout));
     *optimizer = made;
     return KN_OK;
 }
@@ -111,9 +164,10 @@ int kn_optimizer_step(KnOptimizer *optimizer, int64_t step, int64_t steps, int64
     hyper[KN_HYPER_EMA] = (float)fmin(c->ema, (1 + n) / (10 + n)); /* warm-up: short runs would show initial weights */
     hyper[KN_HYPER_CLIP] = (float)c->clip_norm;
     KN_TRY(kn_executor_run(optimizer->executor));
-    *norm = sqrt((double)*(const float *)kn_executor_data(optimizer->executor, optimizer->update.norm2));
-    kn_parameter_values_zero(&optimizer->state->gradients);
-    return KN_OK;
+    float norm2;
+    KN_TRY(kn_executor_read(optimizer->executor, optimizer->update.norm2, &norm2));
+    *norm = sqrt((double)norm2);
+    return kn_parameter_values_zero(&optimizer->state->gradients, optimizer->backend);
 }
 
 KnExecutor *kn_optimizer_executor(const KnOptimizer *optimizer)

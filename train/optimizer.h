@@ -14,6 +14,13 @@ typedef struct KnOptimizerState {
 int kn_optimizer_state_create(KnOptimizerState *state, const KnZero *zero, const KnOptimizerConfig *config);
 void kn_optimizer_state_clear(KnOptimizerState *state);
 
+/* On a backend with a device all buffers have twins (core/graph/twin.h) that the passes and updates work on. A push
+ * copies everything there; a pull brings back all but the gradients, for checkpoints. No-ops on the CPU. */
+int kn_optimizer_state_place(KnOptimizerState *state, KnBackend *backend);
+void kn_optimizer_state_withdraw(KnOptimizerState *state, KnBackend *backend);
+int kn_optimizer_state_push(KnOptimizerState *state, KnBackend *backend);
+int kn_optimizer_state_pull(KnOptimizerState *state, KnBackend *backend);
+
 typedef struct KnOptimizer KnOptimizer;
 
 /* Builds and binds the update graph; `state`, `config` and `layout` must outlive it. KN_EINPUT names the optimizers

@@ -2,6 +2,7 @@
 #include "train/pass.h"
 
 #include "core/base/error.h"
+#include "core/graph/twin.h"
 
 #include <stdlib.h>
 
@@ -82,7 +83,7 @@ int kn_train_pass_create(KnTrainPass **pass, const KnTrainPassOptions *options, 
         made->text = kn_alloc(kn_tensor_bytes(made->graph.built.text));
         kn_executor_bind(made->executor, made->graph.built.text, made->text);
     }
-    kn_executor_set_comms(made->executor, options->layout->comms.groups);
+    kn_executor_set_comms(made->executor, kn_layout_comms(options->layout));
     bind_parameters(made, options);
     *pass = made;
     return KN_OK;
@@ -164,10 +165,22 @@ int kn_pack_parts_create(KnPackParts *parts, const KnLayout *layout, const KnStr
     return code;
 }
 
-void kn_pack_parts_zero(KnPackParts *parts)
+int kn_pack_parts_place(KnPackParts *parts, KnBackend *backend)
 {
-    kn_parameter_values_zero(&parts->blocks);
-    parts->norm2 = 0;
+    KN_TRY(kn_parameter_values_place(&parts->blocks, backend, "the gradients of each pack and chunk"));
+    return kn_twin_create(backend, &parts->norm2, sizeof parts->norm2, "the gradients' norm");
+}
+
+void kn_pack_parts_withdraw(KnPackParts *parts, KnBackend *backend)
+{
+    kn_parameter_values_withdraw(&parts->blocks, backend);
+    kn_twin_destroy(backend, &parts->norm2);
+}
+
+int kn_pack_parts_zero(KnPackParts *parts, KnBackend *backend)
+{
+    KN_TRY(kn_parameter_values_zero(&parts->blocks, backend));
+    return kn_twin_zero(backend, &parts->norm2, sizeof parts->norm2);
 }
 
 void kn_pack_parts_clear(KnPackParts *parts)

@@ -9,7 +9,10 @@
 typedef struct KnTrainPass KnTrainPass;
 
 int kn_pack_parts_create(KnPackParts *parts, const KnLayout *layout, const KnStreamShape *shape, int64_t packs);
-void kn_pack_parts_zero(KnPackParts *parts); /* before each step */
+/* Twins on the backend's device, if it has one (core/graph/twin.h). */
+int kn_pack_parts_place(KnPackParts *parts, KnBackend *backend);
+void kn_pack_parts_withdraw(KnPackParts *parts, KnBackend *backend);
+int kn_pack_parts_zero(KnPackParts *parts, KnBackend *backend); /* before each step */
 void kn_pack_parts_clear(KnPackParts *parts);
 
 int kn_train_pass_create(KnTrainPass **pass, const KnTrainPassOptions *options, KnBackend *backend);

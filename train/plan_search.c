@@ -15,7 +15,6 @@ static const char *const refusals[KN_REFUSALS] = {
     [KN_REFUSED_HEADS] = "give ulysses or tensor more ranks than there are heads",
     [KN_REFUSED_NODE] = "spread a tensor group over several nodes",
     [KN_REFUSED_TOKENS] = "leave a rank less than 256 tokens of a pack",
-    [KN_REFUSED_MATRICES] = "cut matrices that Muon updates as wholes",
     [KN_REFUSED_STATE] = "hold more state than the device has memory",
     [KN_REFUSED_MEMORY] = "need more memory than the device has, recomputing all blocks",
 };
@@ -114,8 +113,6 @@ static KnRefusal forbidden(const Search *s)
         return KN_REFUSED_NODE;
     if (sequence > 1 && s->config.data.tokens / sequence < LEAST_TOKENS)
         return KN_REFUSED_TOKENS;
-    if (p->tensor > 1 && kn_optimizer_whole_matrices(&s->config.optimizer))
-        return KN_REFUSED_MATRICES;
     return KN_REFUSALS;
 }
 

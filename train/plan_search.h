@@ -15,13 +15,12 @@ typedef struct KnFoundLayout {
 } KnFoundLayout;
 
 typedef enum KnRefusal {
-    KN_REFUSED_PACKS,    /* replicas that train.packs cannot be shared among */
-    KN_REFUSED_HEADS,    /* more ranks for a matrix, or for heads, than heads */
-    KN_REFUSED_NODE,     /* a tensor group over several nodes */
-    KN_REFUSED_TOKENS,   /* less tokens a rank than the sequence has ranks */
-    KN_REFUSED_MATRICES, /* Muon with tensor */
-    KN_REFUSED_STATE,    /* parameters, gradients and optimizer alone exceed the memory */
-    KN_REFUSED_MEMORY,   /* the step as a whole does */
+    KN_REFUSED_PACKS,  /* replicas that train.packs cannot be shared among */
+    KN_REFUSED_HEADS,  /* more ranks for a matrix, or for heads, than heads */
+    KN_REFUSED_NODE,   /* a tensor group over several nodes */
+    KN_REFUSED_TOKENS, /* less tokens a rank than the sequence has ranks */
+    KN_REFUSED_STATE,  /* parameters, gradients and optimizer alone exceed the memory */
+    KN_REFUSED_MEMORY, /* the step as a whole does */
     KN_REFUSALS
 } KnRefusal;
 const char *kn_refusal_text(KnRefusal refusal);

@@ -4,9 +4,9 @@
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "dist/comm.h"
+#include "train/median.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 /* Small enough for a gather that costs no more than a barrier. */
@@ -38,22 +38,6 @@ void kn_rank_times_end(KnRankTimes *times, double seconds)
     times->steps++;
 }
 
-static int by_size(const void *left, const void *right)
-{
-    const float *a = left, *b = right;
-    return *a < *b ? -1 : *a > *b;
-}
-
-static double median_of(const float *values, int count)
-{
-    float *sorted = kn_alloc((size_t)count * sizeof *sorted);
-    memcpy(sorted, values, (size_t)count * sizeof *sorted);
-    qsort(sorted, (size_t)count, sizeof *sorted, by_size);
-    double median = (double)sorted[(count - 1) / 2];
-    free(sorted);
-    return median;
-}
-
 int kn_rank_times_report(KnRankTimes *times)
 {
     KnComm *comm = times->comm;
@@ -62,18 +46,21 @@ int kn_rank_times_report(KnRankTimes *times)
         return KN_OK;
     gethostname(mine.host, sizeof mine.host - 1);
     Report *all = kn_alloc((size_t)comm->ranks * sizeof *all);
+    double *seconds = kn_alloc((size_t)comm->ranks * sizeof *seconds);
     int code = comm->table->all_gather(comm, &mine, all, sizeof mine, "times of the ranks");
     times->slowest = 0;
     for (int rank = 0; rank < comm->ranks; rank++) {
         times->of_ranks[rank] = all[rank].seconds;
+        seconds[rank] = (double)all[rank].seconds;
         times->slowest = all[rank].seconds > all[times->slowest].seconds ? rank : times->slowest;
     }
-    times->median = median_of(times->of_ranks, comm->ranks);
+    times->median = kn_median(seconds, comm->ranks);
     const Report *slowest = &all[times->slowest];
     if (code == KN_OK && comm->rank == 0 && (double)slowest->seconds > KN_SLOW_RANK_FACTOR * times->median)
         kn_warn("rank %d on %s is slow: it works %.3f s a step, the median rank %.3f s; the others wait for it",
                 times->slowest, slowest->host, (double)slowest->seconds, times->median);
     free(all);
+    free(seconds);
     times->work = 0;
     times->steps = 0;
     return code;

@@ -97,7 +97,8 @@ static void add_point(KnRate *rate, const KnRateSample *samples, int first, int 
     for (int i = first; i < last; i++)
         rates[i - first] = samples[i].rate;
     if (rate->count < KN_RATE_POINTS)
-        rate->points[rate->count++] = (KnRatePoint){samples[(first + last) / 2].size, kn_median(rates, last - first)};
+        rate->points[rate->count++] =
+            (KnRatePoint){samples[(first + last - 1) / 2].size, kn_median(rates, last - first)};
     free(rates);
 }
 

@@ -81,7 +81,7 @@ static void tell_saved(KnSaving *saving, const KnCheckpointReport *r)
            "copy",
            (long long)r->step, (double)r->bytes / 1048576.0, r->seconds, r->held_seconds, r->copied_seconds);
     if (saving->metrics) {
-        kn_metrics_checkpoint(saving->metrics, r->step, r->held_seconds, r->seconds, r->bytes);
+        kn_metrics_checkpoint(saving->metrics, r);
         draw_curve(saving);
     }
 }

@@ -10,6 +10,8 @@
 #include "core/base/progress.h"
 #include "core/cpu/backend.h"
 #include "core/cpu/matmul.h"
+#include "core/graph/twin.h"
+#include "dist/backend.h"
 #include "dist/comm.h"
 #include "train/faults.h"
 #include "train/metrics.h"
@@ -25,6 +27,7 @@ typedef struct Trainer {
     const KnTrainOptions *options;
     const KnConfig *config;
     KnComm *comm;
+    KnBackend *backend;
     KnTrainState state;
     KnTrainPass *pass, *last_pass, *validation_pass; /* last_pass also sums over ranks; the same as pass on one rank */
     KnOptimizer *optimizer;
@@ -71,7 +74,7 @@ static int create_pass(Trainer *t, KnTrainPass **pass, int backward, int reduce)
         .cross_pairs = (double)c->data.tokens * (double)c->text.max_tokens,
         .beside = t->pass ? t->pass : t->last_pass,
     };
-    return kn_train_pass_create(pass, &options, kn_cpu_backend());
+    return kn_train_pass_create(pass, &options, t->backend);
 }
 
 /* Of a step's packs, those of this rank. */
@@ -89,7 +92,8 @@ static int prepare_invariant_mode(Trainer *t)
         return kn_fail(KN_EINPUT, "parallel.mode layout_invariant computes in f32: set train.precision to f32");
     t->pack_stats = kn_alloc((size_t)packs_here(t) * sizeof *t->pack_stats);
     t->state.optimizer.norm2 = &t->parts.norm2;
-    return kn_pack_parts_create(&t->parts, &t->state.layout, &t->batch_options.shape, packs_here(t));
+    KN_TRY(kn_pack_parts_create(&t->parts, &t->state.layout, &t->batch_options.shape, packs_here(t)));
+    return kn_pack_parts_place(&t->parts, t->backend);
 }
 
 static int create_passes(Trainer *t)
@@ -111,7 +115,7 @@ static int create_passes(Trainer *t)
             kn_train_pass_bind(passes[i], &t->batch);
     if (!t->last_pass)
         t->last_pass = t->pass;
-    return kn_optimizer_create(&t->optimizer, &c->optimizer, &t->state.layout, &t->state.optimizer, kn_cpu_backend());
+    return kn_optimizer_create(&t->optimizer, &c->optimizer, &t->state.layout, &t->state.optimizer, t->backend);
 }
 
 static KnLoaderOptions loader_options(const Trainer *t, int validation)
@@ -160,11 +164,45 @@ static int measure_peak(Trainer *t)
     return KN_OK;
 }
 
+/* On the backend's device, if it has one. */
+static int place_state(Trainer *t)
+{
+    KN_TRY(kn_layout_use_device(&t->state.layout, t->backend));
+    KN_TRY(kn_optimizer_state_place(&t->state.optimizer, t->backend));
+    return kn_twin_create(t->backend, t->stats, sizeof t->stats, "the step's loss");
+}
+
+static void withdraw_state(Trainer *t)
+{
+    if (!t->backend)
+        return;
+    kn_optimizer_state_withdraw(&t->state.optimizer, t->backend);
+    if (t->state.layout.invariant)
+        kn_pack_parts_withdraw(&t->parts, t->backend);
+    kn_twin_destroy(t->backend, t->stats);
+}
+
+/* Loss and denoised tokens, there and here: what a pass adds to, and what it has come to. */
+static int set_stats(Trainer *t, float loss, float denoised)
+{
+    t->stats[0] = loss;
+    t->stats[1] = denoised;
+    return kn_twin_push(t->backend, t->stats, sizeof t->stats);
+}
+
+static int run_pass(Trainer *t, KnTrainPass *pass)
+{
+    KN_TRY(kn_train_pass_run(pass));
+    return kn_twin_pull(t->backend, t->stats, sizeof t->stats);
+}
+
 static int set_up(Trainer *t)
 {
     const KnConfig *c = t->config;
     kn_activity_set("setting up");
+    KN_TRY(kn_backend_open(c->run_device, t->comm, &t->backend));
     KN_TRY(kn_train_state_create(&t->state, c, t->comm, t->options->resume));
+    KN_TRY(place_state(t));
     const KnShardFormat *format = kn_dataset_format(t->state.dataset);
     t->batch_options = (KnTrainBatchOptions){.flow = &c->flow,
                                              .shape = stream_shape(c),
@@ -221,14 +259,14 @@ static int run_pack(Trainer *t, const KnBatch *pack, int64_t index, int last)
     KnTrainPass *pass = last ? t->last_pass : t->pass;
     kn_train_batch_fill(&t->batch, &t->batch_options, pack);
     if (!t->state.layout.invariant) {
-        t->stats[1] += denoised_here(t);
-        return kn_train_pass_run(pass);
+        KN_TRY(set_stats(t, t->stats[0], t->stats[1] + denoised_here(t)));
+        return run_pass(t, pass);
     }
     if (index == 0)
-        kn_pack_parts_zero(&t->parts);
+        KN_TRY(kn_pack_parts_zero(&t->parts, t->backend));
     kn_train_pass_set_pack(pass, index);
-    t->stats[0] = 0;
-    KN_TRY(kn_train_pass_run(pass));
+    KN_TRY(set_stats(t, 0, 0));
+    KN_TRY(run_pass(t, pass));
     t->pack_stats[index][0] = t->stats[0];
     t->pack_stats[index][1] = (float)t->batch.denoised_tokens;
     t->stats[0] = t->stats[1] = 0;
@@ -278,7 +316,7 @@ static int update(Trainer *t, KnStepMetrics *m, KnFault *fault)
         parameters_changed(t);
     } else {
         m->gradient_norm = NAN;
-        kn_parameter_values_zero(&t->state.optimizer.gradients);
+        KN_TRY(kn_parameter_values_zero(&t->state.optimizer.gradients, t->backend));
     }
     m->zscore = fault->zscore;
     m->fault = fault->kind ? kn_fault_name(fault->kind) : NULL;
@@ -325,9 +363,9 @@ static int run_validation_packs(Trainer *t, KnLoader *loader, int64_t passes, fl
         const KnBatch *pack = NULL;
         int code = kn_loader_next(loader, &pack);
         KN_TRY(code == KN_END ? KN_OK : code);
-        t->stats[0] = t->stats[1] = 0;
+        KN_TRY(set_stats(t, 0, 0));
         kn_train_batch_fill(&t->batch, &batch, pack ? pack : &(KnBatch){.step_tokens = 1});
-        KN_TRY(kn_train_pass_run(t->validation_pass));
+        KN_TRY(run_pass(t, t->validation_pass));
         results[i][0] = pack ? t->stats[0] * (float)pack->step_tokens : 0;
         results[i][1] = pack ? (float)t->batch.denoised_tokens : 0;
     }
@@ -377,8 +415,8 @@ static int draw_samples(Trainer *t)
     const KnOptimizerState *o = &t->state.optimizer;
     kn_activity_set("step %lld, drawing samples", (long long)t->state.step);
     char *folder = kn_format("%s/samples/step-%08lld", t->config->run_dir, (long long)t->state.step);
-    int code =
-        t->options->draw_samples(&t->state.layout, o->average.blocks ? &o->average : &o->weights, t->config, folder);
+    int code = t->options->draw_samples(&t->state.layout, o->average.blocks ? &o->average : &o->weights, t->config,
+                                        t->backend, folder);
     free(folder);
     return code;
 }
@@ -392,6 +430,7 @@ static int roll_back(Trainer *t, const KnStepMetrics *m)
     if (code < 0)
         return code == KN_END ? 0 : code;
     t->save_is_due = 0;
+    KN_TRY(kn_optimizer_state_push(&t->state.optimizer, t->backend));
     parameters_changed(t);
     return 1;
 }
@@ -424,12 +463,18 @@ static void show_step(Trainer *t, const KnStepMetrics *m)
                            m->gradient_norm, m->tokens_per_second, 100 * m->peak_share);
 }
 
+static int begin_saving(Trainer *t, int wait)
+{
+    KN_TRY(kn_optimizer_state_pull(&t->state.optimizer, t->backend));
+    return kn_saving_begin(t->saving, &t->state, wait);
+}
+
 /* At the end of the run or at a signal. After a step that was not finite the weights are not to be trusted. */
 static int save_and_wait(Trainer *t, const KnFault *fault)
 {
     kn_activity_set("step %lld, saving a checkpoint", (long long)t->state.step);
     if (fault->kind != KN_FAULT_NOT_FINITE)
-        return kn_saving_begin(t->saving, &t->state, 1);
+        return begin_saving(t, 1);
     KN_TRY(kn_saving_finish(t->saving));
     return kn_fail(KN_EFORMAT,
                    "step %lld, the last, was not finite and is not saved: the newest checkpoint in %s is what there is",
@@ -447,7 +492,7 @@ static int after_step(Trainer *t, const KnFault *fault)
     if (last || t->stop) {
         KN_TRY(save_and_wait(t, fault));
     } else if (t->save_is_due && fault->action == KN_FAULT_WARN) {
-        KN_TRY(kn_saving_begin(t->saving, &t->state, 0));
+        KN_TRY(begin_saving(t, 0));
         t->save_is_due = 0;
     }
     return is_due(c->sample_every, t->state.step) ? draw_samples(t) : KN_OK;
@@ -510,9 +555,11 @@ int kn_train(const KnTrainOptions *options, KnComm *comm)
         kn_train_pass_destroy(t.pass);
     kn_train_pass_destroy(t.last_pass);
     kn_train_pass_destroy(t.validation_pass);
+    withdraw_state(&t);
     kn_pack_parts_clear(&t.parts);
     kn_rank_times_destroy(&t.times);
     free(t.pack_stats);
     kn_train_state_destroy(&t.state);
+    kn_backend_close(t.backend);
     return code < 0 || closed == KN_OK ? code : closed;
 }

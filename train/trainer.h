@@ -10,7 +10,7 @@
 
 /* Draws the configured prompts into `folder`; called on all ranks, each with what it holds of the weights. */
 typedef int (*KnSampleHook)(const KnLayout *layout, const KnParameterValues *weights, const KnConfig *config,
-                            const char *folder);
+                            KnBackend *backend, const char *folder);
 
 typedef struct KnTrainOptions {
     const KnConfig *config;

@@ -39,7 +39,7 @@ int kn_update_graph_create(KnUpdateGraph *update, const KnOptimizerConfig *confi
                            int norm_given);
 void kn_update_graph_destroy(KnUpdateGraph *update);
 
-/* Does the optimizer update matrices as wholes, so that they must not be cut? */
+/* Does the optimizer update matrices as wholes, so that ZeRO must not cut them? */
 int kn_optimizer_whole_matrices(const KnOptimizerConfig *config);
 
 #endif

@@ -118,6 +118,7 @@ typedef struct KnSampleConfig {
 typedef struct KnConfig {
     char *run_dir;               /* run.dir */
     int64_t run_seed;            /* run.seed */
+    char *run_device;            /* run.device */
     double run_watchdog_seconds; /* run.watchdog_seconds */
     KnModelConfig model;
     KnTextConfig text; /* model.text.*: written `text:` inside `model:` */

@@ -12,6 +12,8 @@ const KnConfigRow kn_config_rows[] = {
     {"run.dir", KN_CONFIG_STRING, AT(run_dir), "\"\"", "folder of this run: checkpoints, metrics, samples",
      .no_result = 1},
     {"run.seed", KN_CONFIG_INT, AT(run_seed), "0", "seed of every random number", .low = 0},
+    {"run.device", KN_CONFIG_STRING, AT(run_device), "auto",
+     "what computes: cpu, cuda, or auto: GPUs where every rank has one", .no_result = 1},
     {"run.watchdog_seconds", KN_CONFIG_FLOAT, AT(run_watchdog_seconds), "60",
      "a rank that keeps others waiting for so long without getting on ends the job; 0 = never", .high = 1e6,
      .no_result = 1},

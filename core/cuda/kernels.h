@@ -1,7 +1,8 @@
-/* Kinora's own CUDA kernels, as C functions. They take primitives and know no tensors.
+/* The kernels: primitives in, work queued on a stream. They know no tensors and no graph.
  *
- * Each queues its work on `stream` and gives what cudaGetLastError says of the launch. Pointers are the device's.
- * Memory of `type` is float32 or bf16; statistics and weights of norms are float32. Rows lie one after the other. */
+ * `bf16` says which of float32 and bfloat16 the untyped operands are; statistics and parameters of norms are always
+ * float32. Addresses are the device's. Kernels read 128 bits at a time where addresses and sizes are multiples of that.
+ * All return what the launch returned. Sums have a fixed order: the same bits in each run. */
 #ifndef KN_CUDA_KERNELS_H
 #define KN_CUDA_KERNELS_H
 
@@ -12,11 +13,179 @@
 extern "C" {
 #endif
 
-typedef enum KnCudaType { KN_CUDA_F32, KN_CUDA_BF16 } KnCudaType;
+/* What a kernel found wrong with its data; the first of them, by position, is kept. */
+enum { KN_CUDA_NO_FAULT, KN_CUDA_WILD_INDEX, KN_CUDA_WILD_SPAN };
+typedef struct KnCudaFault {
+    int32_t kind, value;
+    int64_t position, limit;
+} KnCudaFault;
 
-/* y = x rstd weight for each row, rstd = 1 / sqrt(mean(x^2) + eps), which goes to rstd[rows]. */
-cudaError_t kn_cuda_rms_norm(KnCudaType type, const void *x, const float *weight, void *y, float *rstd, int64_t rows,
-                             int64_t columns, float eps, cudaStream_t stream);
+/* ---- pointwise.cu ---- */
+
+enum { KN_CUDA_GELU_TANH, KN_CUDA_GELU_EXACT, KN_CUDA_SILU }; /* as KnActivation */
+
+cudaError_t kn_cuda_activation(int kind, int bf16, const void *x, void *out, int64_t n, cudaStream_t stream);
+cudaError_t kn_cuda_activation_backward(int kind, int bf16, const void *x, const void *grad, void *out, int64_t n,
+                                        cudaStream_t stream);
+cudaError_t kn_cuda_add(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream);
+cudaError_t kn_cuda_multiply(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream);
+cudaError_t kn_cuda_scale(int bf16, const void *x, float factor, void *out, int64_t n, cudaStream_t stream);
+/* out[r][c] = x[r][c] + row[c] */
+cudaError_t kn_cuda_add_row(int bf16, const void *x, const float *row, void *out, int64_t rows, int64_t columns,
+                            cudaStream_t stream);
+/* From the one to the other. */
+cudaError_t kn_cuda_cast(int from_bf16, const void *x, void *out, int64_t n, cudaStream_t stream);
+
+/* ---- move.cu ---- */
+
+/* `bytes` of piece i go from the source to the target, or zeros where `from` is NULL. Piece i lies at
+ * (i / inner) outer + (i % inner) inner stride, in bytes. */
+typedef struct KnCudaPieces {
+    void *to;
+    const void *from;
+    int64_t pieces, bytes, inner, to_outer, to_inner, from_outer, from_inner;
+} KnCudaPieces;
+cudaError_t kn_cuda_copy_pieces(const KnCudaPieces *pieces, cudaStream_t stream);
+/* Row i of out is row index[i] of x, or zeros where that is negative. */
+cudaError_t kn_cuda_gather_rows(const void *x, const int32_t *index, void *out, int64_t rows, int64_t row_bytes,
+                                int64_t x_rows, KnCudaFault *fault, cudaStream_t stream);
+/* Sums over tokens take a workspace of slabs x rows x columns floats for each of the results. */
+int kn_cuda_row_sum_slabs(int64_t tokens, int64_t rows, int64_t columns);
+/* Row r of out [rows, columns] is the sum of the rows i of x [tokens, columns] with index[i] == r, in order of i. */
+cudaError_t kn_cuda_scatter_rows(int bf16, const void *x, const int32_t *index, void *out, int64_t tokens, int64_t rows,
+                                 int64_t columns, float *workspace, KnCudaFault *fault, cudaStream_t stream);
+cudaError_t kn_cuda_sum_rows(int bf16, const void *x, float *out, int64_t rows, int64_t columns, float *workspace,
+                             cudaStream_t stream);
+
+/* ---- norm.cu: what a kernel does not use is NULL ---- */
+
+typedef struct KnCudaNorm {
+    int64_t tokens, columns, total_columns; /* total: of the whole row; an RMS norm's mean is over them */
+    float eps;
+    int split;
+    const void *x, *grad;       /* [tokens, columns] */
+    void *y;                    /* the result, or dx */
+    const float *weight, *bias; /* [columns] */
+    const float *scale, *shift; /* [scale_rows, columns] */
+    const int32_t *row_of;      /* [tokens]: rows of scale and shift */
+    int64_t scale_rows;
+    float *stats;         /* layer norm: [tokens, 2] of mean and 1/deviation; RMS norm: [tokens] of the latter */
+    const float *squares; /* [tokens]: given sums of squares, or their gradient */
+    float *dsquares;      /* [tokens]: sums of squares, or their gradient */
+    float *sums[2];       /* gradients of weight and bias, or of scale and shift */
+    float *workspace;
+    KnCudaFault *fault;
+} KnCudaNorm;
+/* y = (x - mean) / deviation, times weight plus bias, or times 1 + scale plus shift. */
+cudaError_t kn_cuda_layer_norm(int bf16, const KnCudaNorm *norm, cudaStream_t stream);
+cudaError_t kn_cuda_layer_norm_backward(int bf16, const KnCudaNorm *norm, cudaStream_t stream);
+/* y = x / sqrt(squares / total_columns + eps) weight; squares are found where they are not given. */
+cudaError_t kn_cuda_rms_norm(int bf16, const KnCudaNorm *norm, cudaStream_t stream);
+/* `split`: the squares were given; dsquares is their gradient. */
+cudaError_t kn_cuda_rms_norm_backward(int bf16, const KnCudaNorm *norm, cudaStream_t stream);
+/* dsquares = sums of squares; y = 2 x squares */
+cudaError_t kn_cuda_row_squares(int bf16, const KnCudaNorm *norm, cudaStream_t stream);
+cudaError_t kn_cuda_row_squares_backward(int bf16, const KnCudaNorm *norm, cudaStream_t stream);
+
+/* ---- modulate.cu ---- */
+
+/* out = base + x (one + factor[row]) + term[row]; base and term may be NULL. */
+typedef struct KnCudaModulate {
+    int64_t tokens, columns, rows;
+    const void *x, *base;
+    const float *factor, *term; /* [rows, columns] */
+    const int32_t *row_of;      /* [tokens] */
+    float one;
+    void *out;
+    KnCudaFault *fault;
+} KnCudaModulate;
+cudaError_t kn_cuda_modulate(int bf16, const KnCudaModulate *modulate, cudaStream_t stream);
+/* Per row, sums of x other and of x, x being the gradient. */
+cudaError_t kn_cuda_modulate_sums(int bf16, const KnCudaModulate *modulate, const void *other, float *factor_sum,
+                                  float *term_sum, float *workspace, cudaStream_t stream);
+
+/* ---- rope.cu ---- */
+
+/* x and out [tokens, heads * head], positions [tokens, 3], table [table_rows, head] of (cos, sin). */
+typedef struct KnCudaRope {
+    const void *x;
+    void *out;
+    const int32_t *positions;
+    const float *table;
+    int64_t tokens, heads, head, table_rows;
+    int axis_pairs[3], inverse;
+    KnCudaFault *fault;
+} KnCudaRope;
+cudaError_t kn_cuda_rope(int bf16, const KnCudaRope *rope, cudaStream_t stream);
+/* out [rows, 2 half] = [cos(t f_i) | sin(t f_i)], f_i = 10000^(-i / half), of |t| up to some thousands. */
+cudaError_t kn_cuda_timestep_embedding(const float *timesteps, float *out, int64_t rows, int64_t half,
+                                       cudaStream_t stream);
+
+/* ---- loss.cu: `sums` has KN_CUDA_SUM_BLOCKS floats of scratch ---- */
+
+enum { KN_CUDA_SUM_BLOCKS = 1024 };
+cudaError_t kn_cuda_sum_of_squares(int bf16, const void *x, int64_t n, float *sums, float *out, cudaStream_t stream);
+cudaError_t kn_cuda_masked_mse(int bf16, const void *prediction, const float *target, const float *weight, float *sums,
+                               float *out, int64_t rows, int64_t columns, cudaStream_t stream);
+/* `grad` is a scalar, or NULL for 1. */
+cudaError_t kn_cuda_masked_mse_backward(int bf16, const void *prediction, const float *target, const float *weight,
+                                        const float *grad, void *out, int64_t rows, int64_t columns,
+                                        cudaStream_t stream);
+
+/* ---- update.cu: pointers to numbers that change from step to step are the device's ---- */
+
+typedef struct KnCudaAdamw {
+    float *parameter, *moment1, *moment2;
+    const float *gradient;
+    const float *norm2, *lr, *clip, *correction1, *correction2;
+    float beta1, beta2, eps, weight_decay;
+} KnCudaAdamw;
+cudaError_t kn_cuda_adamw(const KnCudaAdamw *adamw, int64_t n, cudaStream_t stream);
+cudaError_t kn_cuda_ema(float *average, const float *parameter, const float *decay, const float *norm2, int64_t n,
+                        cudaStream_t stream);
+
+/* ---- muon.cu ---- */
+
+/* m = momentum m + g; u = g + momentum m, g the clipped gradient. */
+typedef struct KnCudaMomentum {
+    float *u, *momentum;
+    const float *gradient, *norm2, *clip;
+    float factor;
+} KnCudaMomentum;
+cudaError_t kn_cuda_momentum(const KnCudaMomentum *momentum, int64_t n, cudaStream_t stream);
+/* parameter -= lr (direction + weight_decay parameter) */
+cudaError_t kn_cuda_descend(float *parameter, const float *direction, const float *lr, const float *norm2,
+                            float weight_decay, int64_t n, cudaStream_t stream);
+
+/* A stack of `count` matrices [rows, columns]; small is the shorter side. */
+typedef struct KnCudaStack {
+    int64_t count, rows, columns, small;
+    float *values;
+    float *block_sums;  /* [count, KN_CUDA_STACK_BLOCKS] */
+    void *x;            /* bf16 [count, rows, columns] */
+    float *sums;        /* [count, small, small] */
+    void *left, *right; /* bf16 [count, small, small] */
+} KnCudaStack;
+enum { KN_CUDA_STACK_BLOCKS = 64 };
+/* x = values / their norm, for each matrix. */
+cudaError_t kn_cuda_stack_start(const KnCudaStack *stack, cudaStream_t stream);
+/* left = sums, right = -4.7750 I + 2.0315 sums; left = 3.4445 I + sums. */
+cudaError_t kn_cuda_stack_factors(const KnCudaStack *stack, cudaStream_t stream);
+cudaError_t kn_cuda_stack_polynomial(const KnCudaStack *stack, cudaStream_t stream);
+/* values = 0.2 sqrt(max(rows, columns)) x */
+cudaError_t kn_cuda_stack_finish(const KnCudaStack *stack, cudaStream_t stream);
+
+/* ---- ring.cu ---- */
+
+/* a, b, out [rows, columns]; lse [heads, rows]. A part that saw nothing has lse = -inf. */
+typedef struct KnCudaMerge {
+    const float *a, *lse_a, *b, *lse_b;
+    float *out, *lse;
+    int64_t rows, columns, heads;
+} KnCudaMerge;
+cudaError_t kn_cuda_attention_merge(const KnCudaMerge *merge, cudaStream_t stream);
+cudaError_t kn_cuda_span_window(const int32_t *spans, int32_t *out, int64_t count, int64_t q_first, int64_t q_count,
+                                int64_t k_first, int64_t k_count, KnCudaFault *fault, cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -1,52 +1,343 @@
-/* Norms: a block for each row. */
-#include "core/cuda/kernels.h"
-#include "core/cuda/reduce.h"
-#include "core/cuda/vector.h"
+/* Layer norm (plain, affine, modulated) and RMS norm, also of rows of which only some columns are here. A block takes
+ * a row and reads it once from memory; the passes after the first find it in the cache. Statistics are in float32. */
+#include "core/cuda/row_sum.h"
 
-static constexpr int THREADS = 256;
-
-template <class T, int N>
-__global__ void __launch_bounds__(THREADS, 4)
-    rms_norm(const T *__restrict__ x, const float *__restrict__ weight, T *__restrict__ y, float *__restrict__ rstd_out,
-             int columns, float eps)
+namespace
 {
-    const T *row = x + (int64_t)blockIdx.x * columns;
-    T *out = y + (int64_t)blockIdx.x * columns;
-    float square = 0;
-    for (int c = (int)threadIdx.x * N; c < columns; c += THREADS * N) {
-        float values[N];
-        kn_load(values, row + c);
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            square += values[i] * values[i];
+
+/* f(column, values of x) for each vector of a row, by the threads of a block. */
+template <int LANES, class T, class F> __device__ __forceinline__ void each(const T *row, int64_t columns, F f)
+{
+    for (int64_t c = (int64_t)threadIdx.x * LANES; c < columns; c += KN_THREADS * LANES) {
+        float values[LANES];
+        kn_read<LANES>(row + c, values);
+        f(c, values);
     }
-    const float rstd = rsqrtf(kn_block_sum<THREADS>(square) / (float)columns + eps);
+}
+
+/* The row of scale and shift that a token belongs to; a wild one is reported and taken for 0. */
+__device__ __forceinline__ int64_t row_of(const KnCudaNorm &n, int64_t token)
+{
+    if (!n.row_of)
+        return 0;
+    const int row = n.row_of[token];
+    if (row >= 0 && row < n.scale_rows)
+        return row;
     if (threadIdx.x == 0)
-        rstd_out[blockIdx.x] = rstd;
-    for (int c = (int)threadIdx.x * N; c < columns; c += THREADS * N) {
-        float values[N], weights[N];
-        kn_load(values, row + c);
-        kn_load(weights, weight + c);
+        kn_report(n.fault, KN_CUDA_WILD_INDEX, token, row, n.scale_rows);
+    return 0;
+}
+
+/* What the normalized value is multiplied by: weight, 1 + scale of the token's row, or 1. */
+template <int LANES>
+__device__ __forceinline__ void read_factor(const KnCudaNorm &n, int64_t row, int64_t c, float (&factor)[LANES])
+{
+    if (n.weight)
+        kn_read_floats<LANES>(n.weight + c, factor);
+    else if (n.scale)
+        kn_read_floats<LANES>(n.scale + row * n.columns + c, factor);
 #pragma unroll
-        for (int i = 0; i < N; i++)
-            values[i] = values[i] * rstd * weights[i];
-        kn_store(out + c, values);
+    for (int k = 0; k < LANES; k++)
+        factor[k] = n.weight ? factor[k] : n.scale ? 1.0f + factor[k] : 1.0f;
+}
+
+template <int LANES>
+__device__ __forceinline__ void read_term(const KnCudaNorm &n, int64_t row, int64_t c, float (&term)[LANES])
+{
+    if (n.bias)
+        kn_read_floats<LANES>(n.bias + c, term);
+    else if (n.shift)
+        kn_read_floats<LANES>(n.shift + row * n.columns + c, term);
+#pragma unroll
+    for (int k = 0; k < LANES; k++)
+        term[k] = n.bias || n.shift ? term[k] : 0.0f;
+}
+
+template <int LANES> __device__ __forceinline__ float total(const float (&values)[LANES])
+{
+    float sum = 0;
+#pragma unroll
+    for (int k = 0; k < LANES; k++)
+        sum += values[k];
+    return sum;
+}
+
+/* ---- layer norm ---- */
+
+template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) layer_norm_kernel(KnCudaNorm n)
+{
+    const int64_t token = blockIdx.x, row = row_of(n, token);
+    const T *x = (const T *)n.x + token * n.columns;
+    T *y = (T *)n.y + token * n.columns;
+    float sum = 0;
+    each<LANES>(x, n.columns, [&](int64_t, float(&v)[LANES]) { sum += total(v); });
+    const float mean = kn_block_sum(sum) / (float)n.columns;
+    sum = 0;
+    each<LANES>(x, n.columns, [&](int64_t, float(&v)[LANES]) {
+#pragma unroll
+        for (int k = 0; k < LANES; k++)
+            sum += (v[k] - mean) * (v[k] - mean);
+    });
+    const float rstd = rsqrtf(kn_block_sum(sum) / (float)n.columns + n.eps);
+    if (threadIdx.x == 0 && n.stats) {
+        n.stats[2 * token] = mean;
+        n.stats[2 * token + 1] = rstd;
     }
+    each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+        float factor[LANES], term[LANES];
+        read_factor<LANES>(n, row, c, factor);
+        read_term<LANES>(n, row, c, term);
+#pragma unroll
+        for (int k = 0; k < LANES; k++)
+            v[k] = (v[k] - mean) * rstd * factor[k] + term[k];
+        kn_write<LANES>(y + c, v);
+    });
 }
 
-template <class T>
-static void launch_rms_norm(const void *x, const float *weight, void *y, float *rstd, int64_t rows, int64_t columns,
-                            float eps, cudaStream_t stream)
+/* With h = grad factor and u the normalized x: dx = rstd (h - mean(h) - u mean(h u)). */
+template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) layer_norm_backward_kernel(KnCudaNorm n)
 {
-    auto rms_norm_kernel = columns % kn_lanes<T> == 0 ? rms_norm<T, kn_lanes<T>> : rms_norm<T, 1>;
-    KN_LAUNCH(rms_norm_kernel, (unsigned)rows, THREADS, 0, stream, (const T *)x, weight, (T *)y, rstd, (int)columns,
-              eps);
+    const int64_t token = blockIdx.x, row = row_of(n, token);
+    const T *x = (const T *)n.x + token * n.columns, *grad = (const T *)n.grad + token * n.columns;
+    T *dx = (T *)n.y + token * n.columns;
+    const float mean = n.stats[2 * token], rstd = n.stats[2 * token + 1];
+    float sum = 0, product = 0;
+    each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+        float g[LANES], factor[LANES];
+        kn_read<LANES>(grad + c, g);
+        read_factor<LANES>(n, row, c, factor);
+#pragma unroll
+        for (int k = 0; k < LANES; k++) {
+            sum += g[k] * factor[k];
+            product += g[k] * factor[k] * (v[k] - mean) * rstd;
+        }
+    });
+    const float mean_h = kn_block_sum(sum) / (float)n.columns, mean_hu = kn_block_sum(product) / (float)n.columns;
+    each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+        float g[LANES], factor[LANES];
+        kn_read<LANES>(grad + c, g);
+        read_factor<LANES>(n, row, c, factor);
+#pragma unroll
+        for (int k = 0; k < LANES; k++)
+            v[k] = rstd * (g[k] * factor[k] - mean_h - (v[k] - mean) * rstd * mean_hu);
+        kn_write<LANES>(dx + c, v);
+    });
 }
 
-extern "C" cudaError_t kn_cuda_rms_norm(KnCudaType type, const void *x, const float *weight, void *y, float *rstd,
-                                        int64_t rows, int64_t columns, float eps, cudaStream_t stream)
+/* Sums of grad u and grad: gradients of weight and bias, or of scale and shift. */
+template <class T> struct LayerNormSums {
+    static constexpr int results = 2;
+    const T *x, *grad;
+    const float *stats;
+    int64_t columns;
+    template <int LANES> __device__ void add(int64_t token, int64_t column, float (&sums)[2][LANES]) const
+    {
+        float v[LANES], g[LANES];
+        kn_read<LANES>(x + token * columns + column, v);
+        kn_read<LANES>(grad + token * columns + column, g);
+        const float mean = stats[2 * token], rstd = stats[2 * token + 1];
+#pragma unroll
+        for (int k = 0; k < LANES; k++) {
+            sums[0][k] += g[k] * (v[k] - mean) * rstd;
+            sums[1][k] += g[k];
+        }
+    }
+};
+
+/* ---- RMS norm; stats are rstd alone ---- */
+
+template <class T, int LANES> __device__ __forceinline__ float squares_of(const T *x, int64_t columns)
 {
-    auto launch = type == KN_CUDA_F32 ? launch_rms_norm<float> : launch_rms_norm<KnBf16>;
-    launch(x, weight, y, rstd, rows, columns, eps, stream);
-    return cudaGetLastError();
+    float sum = 0;
+    each<LANES>(x, columns, [&](int64_t, float(&v)[LANES]) {
+#pragma unroll
+        for (int k = 0; k < LANES; k++)
+            sum += v[k] * v[k];
+    });
+    return kn_block_sum(sum);
+}
+
+/* Where `squares` is given, they are those of all `total_columns` columns of the row. */
+template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) rms_norm_kernel(KnCudaNorm n)
+{
+    const int64_t token = blockIdx.x;
+    const T *x = (const T *)n.x + token * n.columns;
+    T *y = (T *)n.y + token * n.columns;
+    const float squares = n.squares ? n.squares[token] : squares_of<T, LANES>(x, n.columns);
+    const float rstd = rsqrtf(squares / (float)n.total_columns + n.eps);
+    if (threadIdx.x == 0 && n.stats)
+        n.stats[token] = rstd;
+    each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+        float weight[LANES];
+        kn_read_floats<LANES>(n.weight + c, weight);
+#pragma unroll
+        for (int k = 0; k < LANES; k++)
+            v[k] = v[k] * rstd * weight[k];
+        kn_write<LANES>(y + c, v);
+    });
+}
+
+/* With h = grad weight and u = x rstd: dx = rstd (h - u mean(h u)); where the squares were given, dx = rstd h and
+ * dsquares = -rstd^2 sum(h u) / (2 total). */
+template <class T, int LANES, bool SPLIT>
+__global__ void __launch_bounds__(KN_THREADS) rms_norm_backward_kernel(KnCudaNorm n)
+{
+    const int64_t token = blockIdx.x;
+    const T *x = (const T *)n.x + token * n.columns, *grad = (const T *)n.grad + token * n.columns;
+    T *dx = (T *)n.y + token * n.columns;
+    const float rstd = n.stats[token];
+    float product = 0;
+    each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+        float g[LANES], weight[LANES];
+        kn_read<LANES>(grad + c, g);
+        kn_read_floats<LANES>(n.weight + c, weight);
+#pragma unroll
+        for (int k = 0; k < LANES; k++)
+            product += g[k] * weight[k] * v[k] * rstd;
+    });
+    product = kn_block_sum(product);
+    const float mean = SPLIT ? 0.0f : product / (float)n.total_columns;
+    if (SPLIT && threadIdx.x == 0 && n.dsquares)
+        n.dsquares[token] = -0.5f * rstd * rstd * product / (float)n.total_columns;
+    each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+        float g[LANES], weight[LANES];
+        kn_read<LANES>(grad + c, g);
+        kn_read_floats<LANES>(n.weight + c, weight);
+#pragma unroll
+        for (int k = 0; k < LANES; k++)
+            v[k] = rstd * (g[k] * weight[k] - v[k] * rstd * mean);
+        kn_write<LANES>(dx + c, v);
+    });
+}
+
+template <class T> struct RmsNormSums {
+    static constexpr int results = 1;
+    const T *x, *grad;
+    const float *rstd;
+    int64_t columns;
+    template <int LANES> __device__ void add(int64_t token, int64_t column, float (&sums)[2][LANES]) const
+    {
+        float v[LANES], g[LANES];
+        kn_read<LANES>(x + token * columns + column, v);
+        kn_read<LANES>(grad + token * columns + column, g);
+#pragma unroll
+        for (int k = 0; k < LANES; k++)
+            sums[0][k] += g[k] * v[k] * rstd[token];
+    }
+};
+
+template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) squares_kernel(KnCudaNorm n)
+{
+    const float squares = squares_of<T, LANES>((const T *)n.x + (int64_t)blockIdx.x * n.columns, n.columns);
+    if (threadIdx.x == 0)
+        n.dsquares[blockIdx.x] = squares;
+}
+
+/* dx = 2 x dsquares */
+template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) squares_backward_kernel(KnCudaNorm n)
+{
+    const int64_t token = blockIdx.x;
+    const float factor = 2 * n.squares[token];
+    T *dx = (T *)n.y + token * n.columns;
+    each<LANES>((const T *)n.x + token * n.columns, n.columns, [&](int64_t c, float(&v)[LANES]) {
+#pragma unroll
+        for (int k = 0; k < LANES; k++)
+            v[k] *= factor;
+        kn_write<LANES>(dx + c, v);
+    });
+}
+
+/* ---- launching ---- */
+
+bool is_wide(const KnCudaNorm &n, int lanes)
+{
+    return n.columns % lanes == 0 && kn_aligned(n.x, n.y, n.grad) && kn_aligned(n.weight, n.bias) &&
+           kn_aligned(n.scale, n.shift);
+}
+
+#define KN_NORM(name, kernel)                                                                                          \
+    template <class T> cudaError_t name##_of(const KnCudaNorm &n, cudaStream_t stream)                                 \
+    {                                                                                                                  \
+        if (is_wide(n, KnLanes<T>::count))                                                                             \
+            KN_LAUNCH((kernel(T, KnLanes<T>::count)), (unsigned)n.tokens, KN_THREADS, 0, stream, n);                   \
+        else                                                                                                           \
+            KN_LAUNCH((kernel(T, 1)), (unsigned)n.tokens, KN_THREADS, 0, stream, n);                                   \
+        return cudaGetLastError();                                                                                     \
+    }                                                                                                                  \
+    cudaError_t name(int bf16, const KnCudaNorm &n, cudaStream_t stream)                                               \
+    {                                                                                                                  \
+        if (n.tokens == 0)                                                                                             \
+            return cudaSuccess;                                                                                        \
+        return bf16 ? name##_of<__nv_bfloat16>(n, stream) : name##_of<float>(n, stream);                               \
+    }
+#define LAYER_NORM(T, LANES) layer_norm_kernel<T, LANES>
+#define LAYER_NORM_BACKWARD(T, LANES) layer_norm_backward_kernel<T, LANES>
+#define RMS_NORM(T, LANES) rms_norm_kernel<T, LANES>
+#define RMS_NORM_BACKWARD(T, LANES) rms_norm_backward_kernel<T, LANES, false>
+#define RMS_NORM_SPLIT_BACKWARD(T, LANES) rms_norm_backward_kernel<T, LANES, true>
+#define SQUARES(T, LANES) squares_kernel<T, LANES>
+#define SQUARES_BACKWARD(T, LANES) squares_backward_kernel<T, LANES>
+KN_NORM(layer_norm, LAYER_NORM)
+KN_NORM(layer_norm_backward, LAYER_NORM_BACKWARD)
+KN_NORM(rms_norm, RMS_NORM)
+KN_NORM(rms_norm_backward, RMS_NORM_BACKWARD)
+KN_NORM(rms_norm_split_backward, RMS_NORM_SPLIT_BACKWARD)
+KN_NORM(squares, SQUARES)
+KN_NORM(squares_backward, SQUARES_BACKWARD)
+
+KnRowSum sum_of(const KnCudaNorm &n, const int32_t *row, int64_t rows)
+{
+    return KnRowSum{row, n.tokens, rows, n.columns, {n.sums[0], n.sums[1]}, 0, n.workspace};
+}
+
+template <class T> cudaError_t layer_norm_sums(const KnCudaNorm &n, cudaStream_t stream)
+{
+    LayerNormSums<T> f = {(const T *)n.x, (const T *)n.grad, n.stats, n.columns};
+    return kn_row_sum<T>(f, sum_of(n, n.row_of, n.scale ? n.scale_rows : 1), kn_aligned(n.x, n.grad), stream);
+}
+
+template <class T> cudaError_t rms_norm_sums(const KnCudaNorm &n, cudaStream_t stream)
+{
+    RmsNormSums<T> f = {(const T *)n.x, (const T *)n.grad, n.stats, n.columns};
+    return kn_row_sum<T>(f, sum_of(n, nullptr, 1), kn_aligned(n.x, n.grad), stream);
+}
+
+} // namespace
+
+cudaError_t kn_cuda_layer_norm(int bf16, const KnCudaNorm *n, cudaStream_t stream)
+{
+    return layer_norm(bf16, *n, stream);
+}
+
+cudaError_t kn_cuda_layer_norm_backward(int bf16, const KnCudaNorm *n, cudaStream_t stream)
+{
+    cudaError_t error = n->y ? layer_norm_backward(bf16, *n, stream) : cudaSuccess;
+    if (error != cudaSuccess)
+        return error;
+    return bf16 ? layer_norm_sums<__nv_bfloat16>(*n, stream) : layer_norm_sums<float>(*n, stream);
+}
+
+cudaError_t kn_cuda_rms_norm(int bf16, const KnCudaNorm *n, cudaStream_t stream)
+{
+    return rms_norm(bf16, *n, stream);
+}
+
+cudaError_t kn_cuda_rms_norm_backward(int bf16, const KnCudaNorm *n, cudaStream_t stream)
+{
+    cudaError_t error = cudaSuccess;
+    if (n->y)
+        error = n->split ? rms_norm_split_backward(bf16, *n, stream) : rms_norm_backward(bf16, *n, stream);
+    if (error != cudaSuccess)
+        return error;
+    return bf16 ? rms_norm_sums<__nv_bfloat16>(*n, stream) : rms_norm_sums<float>(*n, stream);
+}
+
+cudaError_t kn_cuda_row_squares(int bf16, const KnCudaNorm *n, cudaStream_t stream)
+{
+    return squares(bf16, *n, stream);
+}
+
+cudaError_t kn_cuda_row_squares_backward(int bf16, const KnCudaNorm *n, cudaStream_t stream)
+{
+    return squares_backward(bf16, *n, stream);
 }

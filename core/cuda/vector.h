@@ -1,73 +1,91 @@
-/* Elements in memory as floats in registers, N at a time: the fewest and widest accesses are 16 bytes, which is
- * N = kn_lanes<T>; N = 1 takes what is not aligned so. */
+/* Sixteen bytes at a time: a thread reads and writes 4 floats or 8 bfloat16, and computes in float. Only in kernels. */
 #ifndef KN_CUDA_VECTOR_H
 #define KN_CUDA_VECTOR_H
 
 #include "core/cuda/kernel.h"
 
-typedef __nv_bfloat16 KnBf16;
+template <class T> struct KnLanes {
+    static constexpr int count = 16 / (int)sizeof(T);
+};
 
-template <class T> constexpr int kn_lanes = 16 / (int)sizeof(T);
-
-template <int N> __device__ __forceinline__ void kn_load(float (&values)[N], const float *from)
+__device__ __forceinline__ float kn_widen(float value)
 {
-    if constexpr (N == 1) {
-        values[0] = *from;
+    return value;
+}
+
+__device__ __forceinline__ float kn_widen(__nv_bfloat16 value)
+{
+    return __bfloat162float(value);
+}
+
+template <class T> __device__ __forceinline__ T kn_narrow(float value);
+
+template <> __device__ __forceinline__ float kn_narrow<float>(float value)
+{
+    return value;
+}
+
+template <> __device__ __forceinline__ __nv_bfloat16 kn_narrow<__nv_bfloat16>(float value)
+{
+    return __float2bfloat16_rn(value);
+}
+
+/* `from` and `to` are aligned to 16 bytes. */
+template <class T> __device__ __forceinline__ void kn_load(const T *from, float (&values)[KnLanes<T>::count])
+{
+    const uint4 raw = *reinterpret_cast<const uint4 *>(from);
+    const T *lanes = reinterpret_cast<const T *>(&raw);
+#pragma unroll
+    for (int i = 0; i < KnLanes<T>::count; i++)
+        values[i] = kn_widen(lanes[i]);
+}
+
+template <class T> __device__ __forceinline__ void kn_store(T *to, const float (&values)[KnLanes<T>::count])
+{
+    uint4 raw;
+    T *lanes = reinterpret_cast<T *>(&raw);
+#pragma unroll
+    for (int i = 0; i < KnLanes<T>::count; i++)
+        lanes[i] = kn_narrow<T>(values[i]);
+    *reinterpret_cast<uint4 *>(to) = raw;
+}
+
+/* The same for LANES elements, one or sixteen bytes of them. */
+template <int LANES, class T> __device__ __forceinline__ void kn_read(const T *from, float (&values)[LANES])
+{
+    if constexpr (LANES > 1)
+        kn_load(from, values);
+    else
+        values[0] = kn_widen(*from);
+}
+
+template <int LANES, class T> __device__ __forceinline__ void kn_write(T *to, const float (&values)[LANES])
+{
+    if constexpr (LANES > 1)
+        kn_store(to, values);
+    else
+        *to = kn_narrow<T>(values[0]);
+}
+
+/* LANES floats beside as many elements of another type; aligned to 16 bytes where they are more than one. */
+template <int LANES> __device__ __forceinline__ void kn_read_floats(const float *from, float (&values)[LANES])
+{
+    if constexpr (LANES % 4 == 0) {
+#pragma unroll
+        for (int k = 0; k < LANES; k += 4)
+            kn_load(from + k, *reinterpret_cast<float(*)[4]>(values + k));
     } else {
 #pragma unroll
-        for (int i = 0; i < N; i += 4) {
-            const float4 four = *reinterpret_cast<const float4 *>(from + i);
-            values[i] = four.x;
-            values[i + 1] = four.y;
-            values[i + 2] = four.z;
-            values[i + 3] = four.w;
-        }
+        for (int k = 0; k < LANES; k++)
+            values[k] = from[k];
     }
 }
 
-template <int N> __device__ __forceinline__ void kn_load(float (&values)[N], const KnBf16 *from)
+/* On the host: may all of these be read sixteen bytes at a time? */
+static inline bool kn_aligned(const void *a, const void *b = nullptr, const void *c = nullptr)
 {
-    if constexpr (N == 1) {
-        values[0] = __bfloat162float(*from);
-    } else {
-        static_assert(N == 8, "16 bytes");
-        const uint4 bits = *reinterpret_cast<const uint4 *>(from);
-        const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            values[2 * i] = __uint_as_float(words[i] << 16);
-            values[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-        }
-    }
-}
-
-template <int N> __device__ __forceinline__ void kn_store(float *to, const float (&values)[N])
-{
-    if constexpr (N == 1) {
-        *to = values[0];
-    } else {
-#pragma unroll
-        for (int i = 0; i < N; i += 4)
-            *reinterpret_cast<float4 *>(to + i) = make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
-    }
-}
-
-__device__ __forceinline__ unsigned kn_bf16_pair(float low, float high)
-{
-    const __nv_bfloat162_raw pair = __floats2bfloat162_rn(low, high);
-    return (unsigned)pair.x | (unsigned)pair.y << 16;
-}
-
-template <int N> __device__ __forceinline__ void kn_store(KnBf16 *to, const float (&values)[N])
-{
-    if constexpr (N == 1) {
-        *to = __float2bfloat16(values[0]);
-    } else {
-        static_assert(N == 8, "16 bytes");
-        *reinterpret_cast<uint4 *>(to) =
-            make_uint4(kn_bf16_pair(values[0], values[1]), kn_bf16_pair(values[2], values[3]),
-                       kn_bf16_pair(values[4], values[5]), kn_bf16_pair(values[6], values[7]));
-    }
+    return ((reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) | reinterpret_cast<uintptr_t>(c)) & 15) ==
+           0;
 }
 
 #endif

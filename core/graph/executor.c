@@ -4,6 +4,7 @@
 #include "core/base/activity.h"
 #include "core/base/clock.h"
 #include "core/base/error.h"
+#include "core/graph/twin.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,9 +24,12 @@ struct KnExecutor {
     KnComm *const *comms;
     KnPlan plan;
     Arena *arena;
-    void **data;      /* per tensor id, of leaves */
+    void **data;      /* per tensor id, of leaves: the host's address */
     int64_t *tickets; /* per tensor id */
-    double *seconds;  /* per node id, when profiling */
+    /* On a device: */
+    unsigned char *inputs; /* all of them, one after another */
+    size_t *input_offsets; /* per tensor id; SIZE_MAX: not an input */
+    double *seconds;       /* per node id, when profiling */
     int64_t runs;
     int prologue_stale;
 };
@@ -59,6 +63,23 @@ static int take_arena(KnExecutor *executor, const KnExecutor *beside)
     return KN_OK;
 }
 
+static int make_room_for_inputs(KnExecutor *executor)
+{
+    enum { ALIGNMENT = 256 };
+    const KnGraph *graph = executor->graph;
+    size_t bytes = 0;
+    void *memory;
+    executor->input_offsets = kn_alloc((size_t)graph->tensor_count * sizeof *executor->input_offsets);
+    for (int i = 0; i < graph->tensor_count; i++) {
+        executor->input_offsets[i] = graph->tensors[i]->role == KN_ROLE_INPUT ? bytes : SIZE_MAX;
+        if (graph->tensors[i]->role == KN_ROLE_INPUT)
+            bytes += (kn_tensor_bytes(graph->tensors[i]) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    }
+    KN_TRY(executor->backend->allocate(executor->backend, &memory, bytes + ALIGNMENT, "the step's inputs"));
+    executor->inputs = memory;
+    return KN_OK;
+}
+
 int kn_executor_create(KnExecutor **executor, const KnGraph *graph, KnBackend *backend, KnTensor *const *keep,
                        int keep_count)
 {
@@ -79,6 +100,8 @@ int kn_executor_create_beside(KnExecutor **executor, const KnGraph *graph, KnBac
     if (getenv("KINORA_PROFILE"))
         kn_executor_time_nodes(made);
     int code = take_arena(made, beside);
+    if (code == KN_OK && backend->memory)
+        code = make_room_for_inputs(made);
     if (code < 0) {
         kn_executor_destroy(made);
         return code;
@@ -92,6 +115,9 @@ void kn_executor_destroy(KnExecutor *executor)
     if (!executor)
         return;
     release_arena(executor);
+    if (executor->inputs)
+        executor->backend->release(executor->backend, executor->inputs);
+    free(executor->input_offsets);
     kn_plan_clear(&executor->plan);
     free(executor->data);
     free(executor->tickets);
@@ -110,13 +136,42 @@ void kn_executor_bind(KnExecutor *executor, const KnTensor *leaf, void *memory)
     executor->data[leaf->id] = memory;
 }
 
+static unsigned char *leaf_address(const KnExecutor *executor, int id)
+{
+    if (executor->inputs && executor->input_offsets[id] != SIZE_MAX)
+        return executor->inputs + executor->input_offsets[id];
+    return kn_twin_address(executor->backend, executor->data[id]);
+}
+
 void *kn_executor_data(const KnExecutor *executor, const KnTensor *tensor)
 {
     size_t offset;
     int id = kn_tensor_root(tensor, &offset)->id;
     size_t at = executor->plan.offsets[id];
-    unsigned char *root = at == SIZE_MAX ? executor->data[id] : executor->arena->memory + at;
+    unsigned char *root = at == SIZE_MAX ? leaf_address(executor, id) : executor->arena->memory + at;
     return root ? root + offset : NULL;
+}
+
+int kn_executor_read(const KnExecutor *executor, const KnTensor *tensor, void *to)
+{
+    size_t bytes = kn_tensor_bytes(tensor);
+    const void *from = kn_executor_data(executor, tensor);
+    if (executor->backend->memory && bytes)
+        return executor->backend->memory->read(executor->backend, to, from, bytes);
+    if (bytes)
+        memcpy(to, from, bytes);
+    return KN_OK;
+}
+
+static int send_inputs(KnExecutor *executor)
+{
+    KnBackend *backend = executor->backend;
+    for (int i = 0; executor->inputs && i < executor->graph->tensor_count; i++) {
+        size_t at = executor->input_offsets[i], bytes = kn_tensor_bytes(executor->graph->tensors[i]);
+        if (at != SIZE_MAX && bytes && executor->data[i])
+            KN_TRY(backend->memory->write(backend, executor->inputs + at, executor->data[i], bytes));
+    }
+    return KN_OK;
 }
 
 void kn_executor_set_comms(KnExecutor *executor, KnComm *const *comms)
@@ -167,6 +222,7 @@ int kn_executor_run(KnExecutor *executor)
 {
     executor->prologue_stale |= executor->arena->holds != executor;
     executor->arena->holds = executor;
+    KN_TRY(send_inputs(executor));
     for (int i = 0; i < executor->graph->node_count; i++) {
         const KnNode *node = executor->graph->nodes[i];
         if (node->prologue && !executor->prologue_stale)

@@ -2,6 +2,8 @@
  *
  * The plan gives every intermediate an offset in one arena by liveness, before anything is allocated; the executor
  * allocates exactly that, binds leaves to memory that callers own, and runs the nodes in order on a backend.
+ * Callers see the host's memory alone. On a backend with a device, inputs are copied there before each run, and
+ * parameters and state live there, as twins of what they are bound to (core/graph/twin.h).
  * Prologue nodes (casts and packings of parameters) run at the first run and after kn_executor_parameters_changed. */
 #ifndef KN_GRAPH_EXECUTOR_H
 #define KN_GRAPH_EXECUTOR_H
@@ -22,9 +24,22 @@ typedef struct KnCall {
     int64_t *tickets;       /* collective tickets, by tensor id of what arrives */
 } KnCall;
 
+/* Memory that the host cannot address. Copies follow what was queued before them; `read` waits until the bytes are
+ * there and reports what went wrong on the device meanwhile, `write` until the host's memory may change again. */
+typedef struct KnDeviceMemory {
+    int (*write)(KnBackend *backend, void *device, const void *host, size_t bytes);
+    int (*read)(KnBackend *backend, void *host, const void *device, size_t bytes);
+    int (*zero)(KnBackend *backend, void *device, size_t bytes);
+} KnDeviceMemory;
+
+typedef struct KnTwins KnTwins;
+
 /* A backend is a table of functions; `ops` kernels are found by op id. */
 struct KnBackend {
     const char *name;
+    const KnDeviceMemory *memory; /* NULL: computes in the host's memory */
+    KnTwins *twins;               /* of core/graph/twin.c */
+    void *stream;                 /* of a device: what its work is queued on, for communicators (dist/comm.h) */
     int (*supports)(KnBackend *backend, const KnNode *node);
     size_t (*workspace_bytes)(KnBackend *backend, const KnNode *node);
     int (*run)(KnBackend *backend, const KnCall *call); /* 0 or KN_E* */
@@ -32,6 +47,7 @@ struct KnBackend {
     void (*lower)(KnBackend *backend, KnGraph *graph);
     int (*allocate)(KnBackend *backend, void **memory, size_t bytes, const char *what);
     void (*release)(KnBackend *backend, void *memory);
+    void (*close)(KnBackend *backend); /* of a plugin's backend, which is its own memory; else NULL */
 };
 
 typedef struct KnPlan {
@@ -60,9 +76,13 @@ int kn_executor_create_beside(KnExecutor **executor, const KnGraph *graph, KnBac
 void kn_executor_destroy(KnExecutor *executor);
 const KnPlan *kn_executor_plan(const KnExecutor *executor);
 
-/* Binds a leaf to memory of kn_tensor_bytes(leaf); the caller keeps ownership and may rebind. */
+/* Binds a leaf to the host's memory of kn_tensor_bytes(leaf); the caller keeps ownership and may rebind. Parameters and
+ * state must have a twin before the run. */
 void kn_executor_bind(KnExecutor *executor, const KnTensor *leaf, void *memory);
-/* Address of a kept value or bound leaf; valid after a run, until the next. */
+/* Copies a kept value or bound leaf, kn_tensor_bytes(tensor), to the host's memory `to`; after a run, until the next.
+ */
+int kn_executor_read(const KnExecutor *executor, const KnTensor *tensor, void *to);
+/* Where nodes find it: the host's memory on a backend without a device. Valid as long. */
 void *kn_executor_data(const KnExecutor *executor, const KnTensor *tensor);
 
 /* The communicators that collective nodes name by number; a group of one rank may be NULL. The array is borrowed. */

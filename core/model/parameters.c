@@ -3,6 +3,7 @@
 
 #include "core/base/error.h"
 #include "core/base/random.h"
+#include "core/graph/twin.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -61,8 +62,13 @@ static void sort_parameters(KnParameterSet *set)
 
 void kn_parameter_set_finish(KnParameterSet *set)
 {
-    KN_ASSERT(!set->block_elements);
     sort_parameters(set);
+    kn_parameter_set_finish_parts(set);
+}
+
+void kn_parameter_set_finish_parts(KnParameterSet *set)
+{
+    KN_ASSERT(!set->block_elements);
     set->block_elements = kn_alloc((size_t)set->block_count * sizeof *set->block_elements);
     for (int i = 0; i < set->count; i++) {
         KnParameter *parameter = &set->list[i];
@@ -196,10 +202,48 @@ void kn_parameter_values_init(KnParameterValues *values, uint64_t seed)
     }
 }
 
-void kn_parameter_values_zero(KnParameterValues *values)
+static int block_count(const KnParameterValues *values)
 {
-    for (int i = 0; i < values->set->block_count; i++)
-        memset(values->blocks[i], 0, (size_t)values->count[i] * sizeof(float));
+    return values->blocks ? values->set->block_count : 0;
+}
+
+static size_t block_bytes(const KnParameterValues *values, int block)
+{
+    return (size_t)values->count[block] * sizeof(float);
+}
+
+int kn_parameter_values_zero(KnParameterValues *values, KnBackend *backend)
+{
+    for (int i = 0; i < block_count(values); i++)
+        KN_TRY(kn_twin_zero(backend, values->blocks[i], block_bytes(values, i)));
+    return KN_OK;
+}
+
+int kn_parameter_values_place(KnParameterValues *values, KnBackend *backend, const char *what)
+{
+    for (int i = 0; i < block_count(values); i++)
+        KN_TRY(kn_twin_create(backend, values->blocks[i], block_bytes(values, i), what));
+    return kn_parameter_values_push(values, backend);
+}
+
+void kn_parameter_values_withdraw(KnParameterValues *values, KnBackend *backend)
+{
+    for (int i = 0; i < block_count(values); i++)
+        kn_twin_destroy(backend, values->blocks[i]);
+}
+
+int kn_parameter_values_push(KnParameterValues *values, KnBackend *backend)
+{
+    for (int i = 0; i < block_count(values); i++)
+        KN_TRY(kn_twin_push(backend, values->blocks[i], block_bytes(values, i)));
+    return KN_OK;
+}
+
+int kn_parameter_values_pull(KnParameterValues *values, KnBackend *backend)
+{
+    for (int i = 0; i < block_count(values); i++)
+        KN_TRY(kn_twin_pull(backend, values->blocks[i], block_bytes(values, i)));
+    return KN_OK;
 }
 
 void kn_parameter_values_copy(KnParameterValues *to, const KnParameterValues *from)

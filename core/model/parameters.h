@@ -7,7 +7,7 @@
 #ifndef KN_MODEL_PARAMETERS_H
 #define KN_MODEL_PARAMETERS_H
 
-#include "core/graph/graph.h"
+#include "core/graph/executor.h"
 
 typedef enum KnInit {
     KN_INIT_ZEROS,
@@ -43,6 +43,8 @@ KnParameter *kn_parameter_add(KnParameterSet *set, int block, const char *name, 
 
 /* Orders each block (matrices by shape, then the rest; stable) and assigns offsets. Call once, after the last add. */
 void kn_parameter_set_finish(KnParameterSet *set);
+/* The same for parts of a set, added in its order, which they keep: so index and order are those of the whole. */
+void kn_parameter_set_finish_parts(KnParameterSet *set);
 
 const KnParameter *kn_parameter_find(const KnParameterSet *set, const char *name); /* NULL if there is none */
 int64_t kn_parameter_count(const KnParameterSet *set);                             /* elements of all */
@@ -71,7 +73,15 @@ float *kn_parameter_data(const KnParameterValues *values, const KnParameter *par
 void kn_parameter_init(const KnParameter *parameter, uint64_t seed, int64_t first, int64_t count, float *data);
 /* All of whole buffers. */
 void kn_parameter_values_init(KnParameterValues *values, uint64_t seed);
-void kn_parameter_values_zero(KnParameterValues *values);
+/* Zeros where nodes see them. */
+int kn_parameter_values_zero(KnParameterValues *values, KnBackend *backend);
+/* Twins of the buffers on the backend's device (core/graph/twin.h), alike at first; no-ops without a device, or where
+ * there are no buffers. A push copies to the device, a pull from it. Withdraw before clearing. */
+int kn_parameter_values_place(KnParameterValues *values, KnBackend *backend, const char *what);
+void kn_parameter_values_withdraw(KnParameterValues *values, KnBackend *backend);
+int kn_parameter_values_push(KnParameterValues *values, KnBackend *backend);
+int kn_parameter_values_pull(KnParameterValues *values, KnBackend *backend);
+
 /* `from` holds at least what `to` does. */
 void kn_parameter_values_copy(KnParameterValues *to, const KnParameterValues *from);
 

@@ -64,7 +64,9 @@ typedef enum KnOpId {
     /* update.c: change state in place */
     KN_OP_ACCUMULATE,
     KN_OP_ADAMW,
-    KN_OP_MUON,
+    KN_OP_MOMENTUM,
+    KN_OP_ORTHOGONALIZE,
+    KN_OP_DESCEND,
     KN_OP_EMA,
     /* collective.c */
     KN_OP_COLLECTIVE_START,
@@ -314,11 +316,17 @@ void kn_accumulate(KnGraph *graph, KnTensor *state, KnTensor *x); /* state (or a
 void kn_adamw(KnGraph *graph, KnTensor *parameter, KnTensor *gradient, KnTensor *moment1, KnTensor *moment2,
               KnTensor *hyper, KnTensor *norm2, const KnUpdateAttributes *attributes);
 
-/* One Muon step (Jordan et al., 2024) on stacks of matrices [count, rows, columns]: m = momentum m + g;
- * u = g + momentum m; u is orthogonalized by Newton-Schulz iterations (3.4445, -4.7750, 2.0315) in bf16 with float32
- * sums; parameter -= lr (0.2 sqrt(max(rows, columns)) u + weight_decay parameter). The gradient is clipped as above. */
-void kn_muon(KnGraph *graph, KnTensor *parameter, KnTensor *gradient, KnTensor *momentum, KnTensor *hyper,
-             KnTensor *norm2, const KnUpdateAttributes *attributes);
+/* One Muon step (Jordan et al., 2024) is three ops, of which only the second needs whole matrices; f32.
+ * m = momentum m + g; u = g + momentum m (Nesterov). The gradient is clipped as above; where norm2 is not finite
+ * neither changes. u is a value of kn_zeros, a view of one, or state. */
+void kn_momentum(KnGraph *graph, KnTensor *u, KnTensor *gradient, KnTensor *momentum, KnTensor *hyper, KnTensor *norm2,
+                 const KnUpdateAttributes *attributes);
+/* In place on a stack of matrices [count, rows, columns]: each near the closest orthogonal matrix, by Newton-Schulz
+ * iterations (3.4445, -4.7750, 2.0315) in bf16 or float32 with float32 sums, times 0.2 sqrt(max(rows, columns)). */
+void kn_orthogonalize(KnGraph *graph, KnTensor *x, const KnUpdateAttributes *attributes);
+/* parameter -= lr (direction + weight_decay parameter); nothing where norm2 is not finite. */
+void kn_descend(KnGraph *graph, KnTensor *parameter, KnTensor *direction, KnTensor *hyper, KnTensor *norm2,
+                const KnUpdateAttributes *attributes);
 
 /* average += (1 - decay) (parameter - average), decay = hyper[KN_HYPER_EMA]; nothing where norm2 is not finite. */
 void kn_ema(KnGraph *graph, KnTensor *average, KnTensor *parameter, KnTensor *hyper, KnTensor *norm2);

@@ -17,7 +17,7 @@ extern const KnOp kn_op_activation, kn_op_activation_backward, kn_op_add, kn_op_
 extern const KnOp kn_op_gather_rows, kn_op_scatter_rows, kn_op_concatenate, kn_op_slice, kn_op_pad, kn_op_swap_axes,
     kn_op_group_columns, kn_op_ungroup_columns;
 extern const KnOp kn_op_masked_mse, kn_op_masked_mse_backward, kn_op_sum_of_squares;
-extern const KnOp kn_op_accumulate, kn_op_adamw, kn_op_muon, kn_op_ema;
+extern const KnOp kn_op_accumulate, kn_op_adamw, kn_op_momentum, kn_op_orthogonalize, kn_op_descend, kn_op_ema;
 extern const KnOp kn_op_collective_start, kn_op_collective_wait, kn_op_replicate;
 extern const KnOp kn_op_view, kn_op_zeros;
 

@@ -27,13 +27,27 @@ void kn_adamw(KnGraph *graph, KnTensor *parameter, KnTensor *gradient, KnTensor 
     kn_node_append(graph, &kn_op_adamw, attributes, sizeof *attributes, inputs, 6);
 }
 
-void kn_muon(KnGraph *graph, KnTensor *parameter, KnTensor *gradient, KnTensor *momentum, KnTensor *hyper,
-             KnTensor *norm2, const KnUpdateAttributes *attributes)
+void kn_momentum(KnGraph *graph, KnTensor *u, KnTensor *gradient, KnTensor *momentum, KnTensor *hyper, KnTensor *norm2,
+                 const KnUpdateAttributes *attributes)
 {
-    KN_ASSERT(same_state(parameter, gradient) && same_state(parameter, momentum) && parameter->dims == 3);
-    KN_ASSERT(parameter->role == KN_ROLE_STATE && is_control(hyper, norm2));
-    KnTensor *inputs[] = {parameter, gradient, momentum, hyper, norm2};
-    kn_node_append(graph, &kn_op_muon, attributes, sizeof *attributes, inputs, 5);
+    KN_ASSERT(same_state(u, gradient) && same_state(u, momentum) && is_control(hyper, norm2));
+    KN_ASSERT(momentum->role == KN_ROLE_STATE && (u->role == KN_ROLE_STATE || u->producer));
+    KnTensor *inputs[] = {u, gradient, momentum, hyper, norm2};
+    kn_node_append(graph, &kn_op_momentum, attributes, sizeof *attributes, inputs, 5);
+}
+
+void kn_orthogonalize(KnGraph *graph, KnTensor *x, const KnUpdateAttributes *attributes)
+{
+    KN_ASSERT(x->dtype == KN_F32 && x->dims == 3 && (x->role == KN_ROLE_STATE || x->producer));
+    kn_node_append(graph, &kn_op_orthogonalize, attributes, sizeof *attributes, &x, 1);
+}
+
+void kn_descend(KnGraph *graph, KnTensor *parameter, KnTensor *direction, KnTensor *hyper, KnTensor *norm2,
+                const KnUpdateAttributes *attributes)
+{
+    KN_ASSERT(parameter->role == KN_ROLE_STATE && same_state(parameter, direction) && is_control(hyper, norm2));
+    KnTensor *inputs[] = {parameter, direction, hyper, norm2};
+    kn_node_append(graph, &kn_op_descend, attributes, sizeof *attributes, inputs, 4);
 }
 
 void kn_ema(KnGraph *graph, KnTensor *average, KnTensor *parameter, KnTensor *hyper, KnTensor *norm2)
@@ -50,18 +64,20 @@ static void stream_cost(const KnNode *node, KnCost *cost)
     cost->pointwise_flops = 4.0 * (double)kn_tensor_elements(node->inputs[0]);
 }
 
-static void muon_cost(const KnNode *node, KnCost *cost)
+static void orthogonalize_cost(const KnNode *node, KnCost *cost)
 {
     const int64_t *shape = node->inputs[0]->shape;
     const KnUpdateAttributes *p = (const KnUpdateAttributes *)node->attributes;
     double small = (double)(shape[1] < shape[2] ? shape[1] : shape[2]);
     double large = (double)(shape[1] < shape[2] ? shape[2] : shape[1]);
     double iteration = 4.0 * small * small * large + 2.0 * small * small * small;
-    cost->bytes = kn_node_bytes(node) + 2.0 * (double)kn_tensor_bytes(node->inputs[0]);
+    cost->bytes = kn_node_bytes(node) + (double)kn_tensor_bytes(node->inputs[0]);
     cost->matmul_flops = (double)shape[0] * p->newton_schulz_steps * iteration;
 }
 
 const KnOp kn_op_accumulate = {KN_OP_ACCUMULATE, "accumulate", kn_no_gradient, stream_cost, 1};
 const KnOp kn_op_adamw = {KN_OP_ADAMW, "adamw", kn_no_gradient, stream_cost, 1};
-const KnOp kn_op_muon = {KN_OP_MUON, "muon", kn_no_gradient, muon_cost, 1};
+const KnOp kn_op_momentum = {KN_OP_MOMENTUM, "momentum", kn_no_gradient, stream_cost, 1};
+const KnOp kn_op_orthogonalize = {KN_OP_ORTHOGONALIZE, "orthogonalize", kn_no_gradient, orthogonalize_cost, 1};
+const KnOp kn_op_descend = {KN_OP_DESCEND, "descend", kn_no_gradient, stream_cost, 1};
 const KnOp kn_op_ema = {KN_OP_EMA, "ema", kn_no_gradient, stream_cost, 1};

@@ -1,8 +1,9 @@
+/* Parts: ops */
 /* Runs the op test table on the CPU backend, for every instruction set that this machine has.
  *
  *     test_ops                            all checks
  *     test_ops --speed [THREADS [OP]]     measures instead, on one thread unless told: all rows of speed, or those
- *                                         with OP in their name (linear, layer_norm, muon ...) */
+ *                                         with OP in their name (linear, layer_norm, adamw ...) */
 #include "ops/ops_test.h"
 
 #include "core/base/bf16.h"

@@ -1,33 +1,13 @@
 #!/usr/bin/env bash
 # Videos to shards by the real command: exact, the same for any number of ranks, stopped anywhere and gone on with, and
 # one sentence for whatever cannot be.
-set -euo pipefail
-build=$(cd "$1" && pwd)
+source "$(dirname "$0")/../shell.sh"
 tool=$build/tests/tool_prep
-work=$(mktemp -d "${TMPDIR:-/tmp}/kinora-prep-XXXXXX")
-cleanup() {
-    mountpoint -q "$work/small" 2>/dev/null && umount "$work/small"
-    rm -rf "$work"
-}
-trap cleanup EXIT
-cd "$work"
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-
-fail() {
-    echo "FAILED: $*" >&2
-    exit 1
-}
 prep() { "$tool" prep "$@"; }
-# leaks are looked for in runs without MPI, which leaves some of its own
-ranks() { ASAN_OPTIONS=detect_leaks=0 mpirun -n "$1" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 "$tool" prep "${@:2}"; }
-# expect_failure SENTENCE COMMAND...: fails, says so once, and nothing else
-expect_failure() {
-    local sentence=$1 status=0
-    shift
-    "$@" >out.txt 2>err.txt || status=$?
-    [ "$status" = 1 ] || fail "$* gave status $status"
-    grep -qF -- "$sentence" err.txt || fail "$*: no \"$sentence\" in: $(cat err.txt)"
-    [ "$(grep -cF -- "$sentence" err.txt)" = 1 ] || fail "$*: the sentence came more than once"
+ranks() { "${on_ranks[@]}" "$1" "$tool" prep "${@:2}"; } # COUNT [option ...]
+expect_failure() { # SENTENCE COMMAND...: fails, says so once, and nothing else
+    refuse "$@"
+    [ $status = 1 ] || fail "${*:2} ended with $status"
 }
 
 # ---- videos ----
@@ -158,7 +138,7 @@ done
 mkdir slow
 "$tool" make slow/0.mp4 640x480x200
 cp slow/0.mp4 slow/1.mp4
-OMPI_MCA_mpi_yield_when_idle=1 mpirun -n 2 --oversubscribe --bind-to none "$tool" prep --out outlived --max-frames 8 slow >/dev/null 2>&1 &
+"${on_ranks[@]}" 2 "$tool" prep --out outlived --max-frames 8 slow >/dev/null 2>&1 &
 launcher=$!
 until [ -n "$(find outlived -name '.tmp-clips-00001*' 2>/dev/null)" ] || ! kill -0 $launcher 2>/dev/null; do sleep 0.01; done
 for pid in $(cat /proc/$launcher/task/*/children); do
@@ -196,8 +176,7 @@ prep --out grown "${flags[@]}" videos >/dev/null 2>&1
 [ "$before" = "$(cat grown/* | sha256sum)" ] || fail "a run with nothing to do changed something"
 
 # ---- full disk ----
-mkdir small
-if [ "$(id -u)" = 0 ] && mount -t tmpfs -o size=400k none small 2>/dev/null; then
+if mount_disk 400k small; then
     expect_failure "No space left" ranks 2 --out small/d "${flags[@]}" videos
     expect_failure "No space left" prep --out small/d "${flags[@]}" videos
     [ -z "$(find small -name '.tmp*')" ] || fail "half-written files are left: $(ls -A small/d)"

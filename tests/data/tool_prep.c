@@ -124,6 +124,6 @@ int main(int argc, char **argv)
     else if (strcmp(action, "make") == 0 && argc > 3)
         code = make(argv[2], argv[3]);
     if (code < 0 && code != KN_END)
-        fprintf(stderr, "kinora: %s\n", kn_error_message());
+        fprintf(stderr, "kinora: error: %s\n", kn_error_message());
     return code < 0 && code != KN_END;
 }

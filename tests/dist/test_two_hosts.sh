@@ -47,7 +47,7 @@ AGENT
 chmod +x agent
 
 launch() { # HOSTS RUN [option ...]
-    mpirun -n 2 --bind-to none --host "$1" --mca plm_rsh_agent "$work/agent" --mca btl self,vader,tcp \
+    "${on_ranks[@]}" 2 --host "$1" --mca plm_rsh_agent "$work/agent" --mca btl self,vader,tcp \
         --mca btl_tcp_if_include link0 --mca oob_tcp_if_include link0 "$kinora" train small.yaml --set run.dir="$2" \
         --set train.steps=60 --set train.checkpoint_every=5 --set train.validate_every=0 "${@:3}" >>"$2.log" 2>&1
 }

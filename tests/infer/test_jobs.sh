@@ -1,40 +1,20 @@
 #!/usr/bin/env bash
 # Many videos: made by one process, by ranks or by processes that know nothing of each other, the bytes are the same; a
 # killed process loses what it was making and nothing else; what stands is skipped, what cannot be made is reported.
-set -euo pipefail
-kinora=$(cd "$1" && pwd)/kinora
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-work=$(mktemp -d)
+source "$(dirname "$0")/../shell.sh"
 pids=()
-finish() {
-    code=$?
-    for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null || true; done
-    [ $code = 0 ] || tail -n 5 "$work"/*.log >&2
-    rm -rf "$work"
+clean_up() {
+    for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null; done
 }
-trap finish EXIT
-cd "$work"
 
-fail() {
-    echo "FAILED: $*" >&2
-    exit 1
-}
 generate() { "$kinora" generate --model run "$@"; }
 ranks() { # COUNT COMMAND...
     local count=$1
     shift
-    ASAN_OPTIONS=detect_leaks=0 mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -n "$count" \
-        "$kinora" generate --model run "$@" # the leaks are Open MPI's own
+    "${on_ranks[@]}" "$count" "$kinora" generate --model run "$@"
 }
-count() { grep -c -- "$1" "$2" || true; } # PATTERN FILE
-expect() {                               # COUNT PATTERN FILE
-    [ "$(count "$2" "$3")" = "$1" ] || fail "not $1 lines of $3 say $2: $(cat "$3")"
-}
-expect_exit() { # STATUS COMMAND...; its words are in exit.log
-    local expected=$1 status=0
-    shift
-    "$@" >exit.log 2>&1 || status=$?
-    [ $status = "$expected" ] || fail "$* ended with $status, not $expected"
+count() { # PATTERN FILE
+    grep -c -- "$1" "$2" || true
 }
 same() { # FOLDER FOLDER: every video, description and the sheet
     diff -r -x report.jsonl -x .kinora-job "$1" "$2" || fail "$1 and $2 differ"
@@ -49,8 +29,7 @@ wait_for_claim() { # FOLDER: somebody holds the lock of its first request
     fail "nobody claims what is to be made in $1"
 }
 
-"$kinora" synth moving-shapes --out videos --count 24 --size 16x16 --frames 4 >synth.log 2>&1
-"$kinora" prep --out shards --patch 2,8,8 --captions videos/captions.csv videos >prep.log 2>&1
+make_shards 24 --size 16x16 --frames 4
 cat >config.yaml <<'YAML'
 run: {dir: run, seed: 1}
 model: {hidden: 32, layers: 1, heads: 1, ffn: 64, text_dim: 16}
@@ -180,26 +159,24 @@ expect 1 '"name":"0002.mp4".*made again: it was made with another first_frame_sh
 expect_exit 1 generate --prompts <(sed -n 3p some.jsonl) --out none --json
 expect 1 '"status": "failed"' exit.log
 
-refuse() { # PART COMMAND...
-    local part=$1
-    shift
-    expect_exit 2 "$@" --out refused
-    expect 1 "error: .*$part" exit.log
-    [ ! -e refused ] || fail "something was made before \"$part\" was said"
+refuse_all() { # PART COMMAND...
+    refuse "$@" --out refused
+    [ $status = 2 ] || fail "${*:2} ended with $status"
+    [ ! -e refused ] || fail "something was made before \"$1\" was said"
 }
 printf '{"prompt": "x"}\n{"prompt"\n' >bad.jsonl
-refuse 'bad.jsonl:2: not a JSON object' generate --prompts bad.jsonl
+refuse_all 'bad.jsonl:2: not a JSON object' generate --prompts bad.jsonl
 expect_exit 1 ranks 2 --prompts bad.jsonl --out refused
 expect 1 'error: .*bad.jsonl:2: not a JSON object' exit.log
 printf '{"prompt": "x"}\n{"prompt": "y", "width": 17}\n' >bad.jsonl
-refuse 'refused/0002.mp4: width 17 is no multiple' generate --prompts bad.jsonl
-refuse 'go together' generate --template 'a {color} car'
-refuse 'exclude each other' generate --template 'a {color} car' --variables cars.csv --prompts bad.jsonl
+refuse_all 'refused/0002.mp4: width 17 is no multiple' generate --prompts bad.jsonl
+refuse_all 'go together' generate --template 'a {color} car'
+refuse_all 'exclude each other' generate --template 'a {color} car' --variables cars.csv --prompts bad.jsonl
 
 # ---- a template ----
 
 printf '\xef\xbb\xbfcolor,city,seed,frames\r\nred,Paris,,\r\n"dark, blue","S\xc3\xa3o Paulo",7,1\r\n' >cars.csv
-refuse '"colour"; did you mean color' generate --template 'a {colour} car' --variables cars.csv
+refuse_all '"colour"; did you mean color' generate --template 'a {colour} car' --variables cars.csv
 generate --template '{{a}} {color} car in {city}' --variables cars.csv --out cars --seed 20 >cars.log 2>&1
 expect 1 '"name":"0001-red-Paris.mp4","prompt":"{a} red car in Paris","seed":20,"status":"made"' cars/report.jsonl
 expect 1 $'"name":"0002-dark-blue-S\xc3\xa3o-Paulo.png","prompt":"{a} dark, blue car in S\xc3\xa3o Paulo","seed":7' cars/report.jsonl

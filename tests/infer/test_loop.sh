@@ -1,26 +1,12 @@
 #!/usr/bin/env bash
 # The loop, closed by the real program: videos to shards to a trained model to new videos that are measured, exported
 # and explained. What `inspect` says of each thing on the way, and that one changed byte does not pass --verify.
-set -euo pipefail
-kinora=$1/kinora
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
+source "$(dirname "$0")/../shell.sh"
+run() { "$kinora" "$@" >run.log 2>err.log || fail "kinora $* failed"; }
+says() { grep -q -- "$1" run.log || fail "no \"$1\" in: $(cat run.log)"; }
 
-die() { echo "test_loop: $*"; cat "$work"/log "$work"/err 2>/dev/null || true; exit 1; }
-run() { "$kinora" "$@" > log 2> err || die "kinora $* failed"; }
-says() { grep -q -- "$1" log || die "no \"$1\""; }
-fails() { # PART COMMAND...
-    local part=$1
-    shift
-    if "$kinora" "$@" > log 2> err; then die "kinora $* passed"; fi
-    grep -q -- "$part" err || die "kinora $* did not say \"$part\""
-    [ "$(grep -c 'error:' err)" = 1 ] || die "kinora $* did not fail in one sentence"
-}
-
-run synth moving-shapes --out videos --count 24 --size 16x16 --frames 4
-run prep --out shards --patch 2,8,8 --captions videos/captions.csv videos
-cat > config.yaml <<'YAML'
+make_shards 24 --size 16x16 --frames 4
+cat >config.yaml <<'YAML'
 run: {dir: run, seed: 1}
 model: {hidden: 32, layers: 1, heads: 1, ffn: 64, text_dim: 16}
 data: {shards: [shards], tokens: 64, clips: 8}
@@ -30,24 +16,24 @@ YAML
 run train config.yaml
 
 # Training drew its samples.
-[ -s run/samples/step-00000004/sheet.png ] || die "no sheet of samples"
-[ -s run/samples/step-00000004/01-a-red-circle-moves-left-on-a-gray-backgr.mp4 ] || die "no sample"
+[ -s run/samples/step-00000004/sheet.png ] || fail "no sheet of samples"
+[ -s run/samples/step-00000004/01-a-red-circle-moves-left-on-a-gray-backgr.mp4 ] || fail "no sample"
 
 run generate --model run --prompt "a red circle moves left on a gray background" --out a.mp4
 run generate --from a.json --out b.mp4
-cmp a.mp4 b.mp4 || die "--from made other bytes"
+cmp a.mp4 b.mp4 || fail "--from made other bytes"
 run export --model run --out exported
 run generate --model exported --prompt "a red circle moves left on a gray background" --out c.mp4
-cmp a.mp4 c.mp4 || die "the exported model makes other bytes than the run"
+cmp a.mp4 c.mp4 || fail "the exported model makes other bytes than the run"
 run generate --model run/checkpoints/step-00000002 --prompt "a red circle moves left on a gray background" --out d.mp4
-if cmp -s a.mp4 d.mp4; then die "an older checkpoint makes the same bytes"; fi
+if cmp -s a.mp4 d.mp4; then fail "an older checkpoint makes the same bytes"; fi
 
 for order in "" "--trained --seed 3"; do
     # shellcheck disable=SC2086 # two options
     run eval --model run --count 6 --sheet eval.png $order
     says "of 6   95% interval"
     says "most frequent fault"
-    [ -s eval.png ] || die "no sheet"
+    [ -s eval.png ] || fail "no sheet"
     rm eval.png
 done
 run eval --model run --count 2 --json
@@ -79,16 +65,16 @@ flip() { # FILE OFFSET
 }
 weights=run/checkpoints/step-00000004/rank-00000.safetensors
 flip $weights $(($(stat -c %s $weights) - 99))
-fails "rank-00000.safetensors" inspect --verify run
-fails "rank-00000.safetensors" inspect --verify run/checkpoints/step-00000004
+refuse "rank-00000.safetensors" "$kinora" inspect --verify run
+refuse "rank-00000.safetensors" "$kinora" inspect --verify run/checkpoints/step-00000004
 run inspect run # what is whole can still be seen
 says "step-00000002"
 flip a.mp4 $(($(stat -c %s a.mp4) - 20))
-fails "is not the video that" inspect --verify a.mp4
+refuse "is not the video that" "$kinora" inspect --verify a.mp4
 shard=$(echo shards/*.h5)
 flip "$shard" $(($(stat -c %s "$shard") / 2))
-fails "$shard" inspect --verify "$shard"
+refuse "$shard" "$kinora" inspect --verify "$shard"
 
-echo text > file.txt
-fails "nothing that kinora knows" inspect file.txt
-fails "there is nothing at" inspect nowhere
+echo text >file.txt
+refuse "nothing that kinora knows" "$kinora" inspect file.txt
+refuse "there is nothing at" "$kinora" inspect nowhere

@@ -1,41 +1,19 @@
 #!/usr/bin/env bash
 # `kinora generate --mesh` and `eval --mesh` under mpirun: 2 and 4 ranks make the pixels of one process, to within 1 of
 # 255, of one video on all ranks and of many on groups of ranks; what one rank cannot do, all give up and go on.
-set -euo pipefail
-build=$(cd "$1" && pwd)
-kinora=$build/kinora
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-work=$(mktemp -d)
-trap 'code=$?; [ $code = 0 ] || tail -n 5 "$work"/*.log >&2; rm -rf "$work"' EXIT
-cd "$work"
-
-fail() {
-    echo "FAILED: $*" >&2
-    exit 1
-}
-launch=(mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1)
-ranks() { # COUNT COMMAND OPTION...; the leaks are Open MPI's own, and it would read the lists of layouts below
+source "$(dirname "$0")/../shell.sh"
+ranks() { # COUNT COMMAND OPTION...; mpirun would read the lists of layouts below
     local count=$1 command=$2
     shift 2
-    ASAN_OPTIONS=detect_leaks=0 "${launch[@]}" -n "$count" "$kinora" "$command" --model run "$@" </dev/null
+    "${on_ranks[@]}" "$count" "$kinora" "$command" --model run "$@" </dev/null
 }
 generate() { "$kinora" generate --model run "$@"; }
-expect() { # COUNT PATTERN FILE
-    [ "$(grep -c -- "$2" "$3" || true)" = "$1" ] || fail "not $1 lines of $3 say $2: $(cat "$3")"
-}
-expect_exit() { # STATUS COMMAND...; its words are in exit.log
-    local expected=$1 status=0
-    shift
-    "$@" >exit.log 2>&1 || status=$?
-    [ $status = "$expected" ] || fail "$* ended with $status, not $expected"
-}
 same_pixels() { # FILE FILE
     "$build/tests/tool_pixels" "$1" "$2" >pixels.log 2>&1 || fail "$1 and $2: $(cat pixels.log)"
 }
 
 # A few steps at a high rate: the pictures are nonsense in bright colours.
-"$kinora" synth moving-shapes --out videos --count 24 --size 16x16 --frames 4 >synth.log 2>&1
-"$kinora" prep --out shards --patch 2,8,8 --captions videos/captions.csv videos >prep.log 2>&1
+make_shards 24 --size 16x16 --frames 4
 cat >config.yaml <<'YAML'
 run: {dir: run, seed: 1}
 model: {hidden: 48, layers: 2, heads: 3, ffn: 64, text_dim: 16}
@@ -97,7 +75,7 @@ mkdir -p here/half there/half
 cp first.png here
 printf '%s\n' '{"prompt": "x", "first_frame": "first.png"}' '{"prompt": "a"}' '{"prompt": "b"}' '{"prompt": "c"}' >picture.jsonl
 share=("$kinora" generate --model "$work/run" --mesh ulysses=2 --prompts "$work/picture.jsonl" --out half)
-expect_exit 1 env ASAN_OPTIONS=detect_leaks=0 "${launch[@]}" -n 1 --wdir "$work/here" "${share[@]}" : \
+expect_exit 1 "${on_ranks[@]}" 1 --wdir "$work/here" "${share[@]}" : \
     -n 1 --wdir "$work/there" "${share[@]}"
 expect 1 '"status":"failed","reason":"rank 1: .*first.png: No such file' here/half/report.jsonl
 expect 3 '"status":"made"' here/half/report.jsonl
@@ -115,19 +93,13 @@ expect 1 '7 clips of held-out captions' shared.txt
 
 # ---- what does not fit ----
 
-refuse() { # RANKS PART MESH OPTION...
-    local count=$1 part=$2 mesh=$3
-    shift 3
-    expect_exit 1 ranks "$count" generate --mesh "$mesh" --out refused.mp4 "$@"
-    expect 1 "error: .*$part" exit.log
-    [ ! -e refused.mp4 ] || fail "something was made before \"$part\" was said"
+refuse_mesh() { # PART COMMAND...
+    refuse "$@" --prompt x --out refused.mp4
+    [ ! -e refused.mp4 ] || fail "something was made before \"$1\" was said"
 }
-refuse 2 'mesh ulysses=3: 2 ranks cannot be cut into groups of 3' ulysses=3 --prompt x
-refuse 4 'parallel.tensor is 4, more than the model.s 3 heads' tensor=4 --prompt x
-refuse 2 '2 ranks are 2 groups of 1, but there is one video' data=2 --prompt x
-expect_exit 2 generate --mesh ulises=2 --prompt x --out refused.mp4
-expect 1 'a mesh has no axis "ulises"; did you mean ulysses?' exit.log
-expect_exit 2 generate --mesh cfg=3 --prompt x --out refused.mp4
-expect 1 'cfg=3: cfg is a number from 1 to 2' exit.log
-expect_exit 2 generate --mesh ring --prompt x --out refused.mp4
-expect 1 '"ring" is no part of a mesh' exit.log
+refuse_mesh 'mesh ulysses=3: 2 ranks cannot be cut into groups of 3' ranks 2 generate --mesh ulysses=3
+refuse_mesh "parallel.tensor is 4, more than the model's 3 heads" ranks 4 generate --mesh tensor=4
+refuse_mesh '2 ranks are 2 groups of 1, but there is one video' ranks 2 generate --mesh data=2
+refuse_mesh 'a mesh has no axis "ulises"; did you mean ulysses?' generate --mesh ulises=2
+refuse_mesh 'cfg=3: cfg is a number from 1 to 2' generate --mesh cfg=3
+refuse_mesh '"ring" is no part of a mesh' generate --mesh ring

@@ -2,14 +2,8 @@
 # Labels: long
 # One real clip of 1,024 tokens is learned by heart (configs/overfit.yaml) and sampled from noise: 35 dB at least.
 # Uses bikes.mp4 of ../shared/clips where present, else a clip that ffmpeg draws. By hand: ctest -L long
-set -euo pipefail
-kinora=$(cd "$1" && pwd)/kinora
-root=$(cd "$(dirname "$0")/../.." && pwd)
+source "$(dirname "$0")/../shell.sh"
 clip=$root/../shared/clips/bikes.mp4
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-
 if [ -e "$clip" ]; then
     ffmpeg -v error -i "$clip" -vf crop=544:272,scale=128:64 -frames:v 16 -c:v libx264rgb -qp 0 clip.mkv
 else

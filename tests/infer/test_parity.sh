@@ -3,25 +3,14 @@
 # float32: relative L2 1e-5 forward and 1e-4 for each gradient; bf16: 1.2 times the error of diffusers in
 # bf16, for each tensor the larger of its two ways, weights cast or autocast (some tensors have 60 elements: luck).
 # The outputs are the same bytes for 1 and 2 threads.
-set -euo pipefail
-build=$1
-fixtures=$(cd "$(dirname "$0")/../fixtures" && pwd)
+source "$(dirname "$0")/../shell.sh"
+fixtures=$root/tests/fixtures
 compare=$build/tests/tool_compare
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 
 # The judge itself: it passes a file against itself and refuses another one's tensors.
 small=$fixtures/transformer-small/case.safetensors odd=$fixtures/transformer-odd/case.safetensors
-"$compare" "$small" "$small" > "$work/log" || { cat "$work/log"; exit 1; }
-if "$compare" "$odd" "$small" > "$work/log"; then
-    echo "tool_compare accepts foreign tensors"
-    exit 1
-fi
-
-if ! "$build/kinora" forward --help > /dev/null 2>&1; then
-    echo "SKIPPED, NOTHING WAS COMPARED: this build of kinora has no 'forward' command"
-    exit 77
-fi
+"$compare" "$small" "$small" >same.log || fail "tool_compare refuses a file against itself"
+if "$compare" "$odd" "$small" >foreign.log; then fail "tool_compare accepts foreign tensors"; fi
 
 failed=0
 processor=$(taskset -cp $$ | sed 's/.*: //; s/[-,].*//')
@@ -30,11 +19,11 @@ for fixture in "$fixtures"/transformer-*; do
     name=$(basename "$fixture")
     for dtype in f32 bf16; do
         for threads in one_processor command; do
-            $threads "$build/kinora" forward --model "$fixture" --inputs "$fixture/case.safetensors" \
-                --out "$work/$name-$dtype-$threads.safetensors" --gradients --dtype $dtype
+            $threads "$kinora" forward --model "$fixture" --inputs "$fixture/case.safetensors" \
+                --out "$name-$dtype-$threads.safetensors" --gradients --dtype $dtype
         done
-        out=$work/$name-$dtype-one_processor.safetensors
-        if ! cmp "$out" "$work/$name-$dtype-command.safetensors"; then
+        out=$name-$dtype-one_processor.safetensors
+        if ! cmp "$out" "$name-$dtype-command.safetensors"; then
             echo "$name $dtype: one thread and all give different bytes"
             failed=1
         fi

@@ -6,6 +6,7 @@
 #include "dist/thread_comm.h"
 
 #include "core/base/random.h"
+#include "core/cpu/backend.h"
 #include "infer/sampler.h"
 #include "infer/tiny_model.h"
 
@@ -97,7 +98,7 @@ static int make_long_scene(Scene *scenes, const KnModelFile *file)
 static void make_alone(Scene *scenes, int count, const KnModelFile *file)
 {
     KnSampler *sampler = NULL;
-    assert_ok(kn_sampler_create(&sampler, &file->model, &file->weights, NULL));
+    assert_ok(kn_sampler_create(&sampler, &file->model, &file->weights, NULL, kn_cpu_backend()));
     for (int i = 0; i < count; i++)
         assert_ok(kn_sampler_run(sampler, &scenes[i].settings, scenes[i].clips, scenes[i].count, NULL, NULL));
     kn_sampler_destroy(sampler);
@@ -181,7 +182,7 @@ static int run_rank(KnComm *comm, void *argument)
         trial->held[comm->rank] += file.weights.count[b];
     if (trial->parallel.zero == 1)
         KN_TRY(cut_as_averages(&file, &layout, &averages));
-    KN_TRY(kn_sampler_create(&sampler, &file.model, averages.blocks ? &averages : &file.weights, &layout));
+    KN_TRY(kn_sampler_create(&sampler, &file.model, averages.blocks ? &averages : &file.weights, &layout, kn_cpu_backend()));
     for (int i = 0; i < trial->scene_count; i++)
         KN_TRY(run_scene(trial, &trial->scenes[i], sampler, comm->rank));
     kn_sampler_destroy(sampler);

@@ -3,9 +3,8 @@
 # The scripts of slurm/ in a real Slurm, whose nodes are pretended: prep, training that is preempted or whose time is up
 # and that ends with the bits of the unbroken run, under srun and under mpirun, and generating as an array.
 source "$(dirname "$0")/cluster.sh"
-scripts=$(cd "$(dirname "$0")/../../slurm" && pwd)
 source "$(dirname "$0")/../train/run.sh"
-trap 'code=$?; [ $code = 0 ] || tail -n 5 "$work"/*.log >&2' EXIT # the folder goes with the machine
+scripts=$root/slurm
 start_slurm
 export KINORA=$kinora
 export ASAN_OPTIONS=detect_leaks=0 # of MPI's own
@@ -49,7 +48,7 @@ code=0
 submit refused --wait "$scripts/train.sh" small.yaml --set run.dir=refused --set train.stepz=1 >/dev/null || code=$?
 [ $code = 2 ] || fail "a mistaken key ended with $code, not 2"
 
-mpirun -n 2 --bind-to none --oversubscribe "$kinora" train small.yaml --set run.dir=whole "${settings[@]}" >whole.log 2>&1
+"${on_ranks[@]}" 2 "$kinora" train small.yaml --set run.dir=whole "${settings[@]}" >whole.log 2>&1
 
 # A rank that dies takes the others with it, and the job does not come back.
 SLURM_WAIT=1 submit_training killed

@@ -1,20 +1,9 @@
-# Sourced by the tests of this folder: a small world prepared once, and short ways to train on it.
-# Needs $1, the build folder. Leaves the shell in a temporary folder that is removed at the end.
-set -euo pipefail
-kinora=$(cd "$1" && pwd)/kinora
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-work=$(mktemp -d)
-trap 'code=$?; [ $code = 0 ] || tail -n 5 "$work"/*.log >&2; rm -rf "$work"' EXIT
-cd "$work"
-
-fail() {
-    echo "FAILED: $*" >&2
-    exit 1
-}
+# Sourced by the tests of this folder, whose first argument is the build folder: a small world prepared once, and short
+# ways to train on it.
+source "$(dirname "${BASH_SOURCE[0]}")/../shell.sh"
 
 prepare() { # COUNT
-    "$kinora" synth moving-shapes --out videos --count "$1" >/dev/null 2>&1
-    "$kinora" prep --out shards --patch 2,8,8 --captions videos/captions.csv videos >/dev/null 2>&1
+    make_shards "$1"
     cat >small.yaml <<YAML
 run: {seed: 3}
 model: {hidden: 64, layers: 2, heads: 2, ffn: 128, patch: [2, 8, 8], text_dim: 32, text: {layers: 1, heads: 2}}

@@ -3,16 +3,6 @@
 source "$(dirname "$0")/run.sh"
 prepare 24
 
-# refuse "part of the sentence" COMMAND...: fails, says so once in one line, and does not crash.
-refuse() {
-    local expected=$1 code=0
-    shift
-    "$@" >out.txt 2>err.txt || code=$?
-    [ $code -ne 0 ] || fail "accepted: $*"
-    [ $code -lt 100 ] || fail "crashed with $code: $* $(cat err.txt)"
-    grep -qF -- "$expected" err.txt || fail "\"$expected\" is not said by: $* but: $(cat err.txt)"
-    [ "$(grep -c "error: " err.txt)" = 1 ] || fail "not one sentence: $(cat err.txt)"
-}
 with() { refuse "$1" "$kinora" train small.yaml --set run.dir=bad --set "${@:2}"; }
 
 # Configuration
@@ -92,8 +82,7 @@ if [[ $libraries != *libasan* ]]; then # whose shadow memory the limit would for
 fi
 
 # A full disk: a sentence, and the former checkpoint stands.
-if [ "$(id -u)" = 0 ] && mkdir full && mount -t tmpfs -o size=3m tmpfs full 2>/dev/null; then
-    trap 'umount "$work/full"; rm -rf "$work"' EXIT
+if mount_disk 3m full; then
     code=0
     "$kinora" train small.yaml --set run.dir=full/run --set train.steps=40 --set train.checkpoint_every=2 \
         >full.log 2>&1 || code=$?

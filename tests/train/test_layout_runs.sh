@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Layouts in whole runs, over real ranks: the layout-invariant mode gives the bits of one process, and a checkpoint of
-# any layout goes on on any other, with losses within 1e-6 of the unbroken run.
+# any layout goes on on any other, with losses within 1e-6 of the unbroken run; so does Muon's, whose matrices the tensor
+# ranks have cut.
 # Labels: slow
 source "$(dirname "$0")/run.sh"
 prepare 48
@@ -13,11 +14,11 @@ run() { # RUN RANKS [key=value of parallel ... or option ...]
     for word in "$@"; do
         case $word in
         --*) options+=("$word") ;;
+        optimizer.*) options+=(--set "$word") ;;
         *) options+=(--set "parallel.$word") ;;
         esac
     done
-    ASAN_OPTIONS=detect_leaks=0 mpirun -n "$ranks" --bind-to none --oversubscribe "$kinora" train small.yaml \
-        --set run.dir="$run" "${options[@]}" >>"$run.log" 2>&1 || fail "$run on $ranks ranks ($*) ended with $?"
+    "${on_ranks[@]}" "$ranks" "$kinora" train small.yaml --set run.dir="$run" "${options[@]}" >>"$run.log" 2>&1 || fail "$run on $ranks ranks ($*) ended with $?"
 }
 
 # Rewrites the last checkpoint as one rank would have written it: RUN.whole.
@@ -26,9 +27,9 @@ whole() { # RUN
         fail "cannot consolidate $1"
 }
 
-compare() { # RUN TOLERANCE
+compare() { # RUN TOLERANCE [RUN OF ONE PROCESS]
     [ "$(losses "$1" | wc -l)" = 8 ] || fail "$1 has not 8 losses"
-    paste <(losses one) <(losses "$1") | awk -v most="$2" '
+    paste <(losses "${3:-one}") <(losses "$1") | awk -v most="$2" '
         { d = ($2 > $4 ? $2 - $4 : $4 - $2) / $2; if (d > worst) worst = d } END { exit !(worst <= most) }' ||
         fail "the losses of $1 differ by more than $2 from those of one process"
 }
@@ -64,3 +65,21 @@ for layout in "2 data=2" "2 shard=2 zero=1" "2 shard=2 zero=2" "2 shard=2 zero=3
     compare "from-$name" 1e-6
 done
 echo "layouts: checkpoints go on on others"
+
+# Two layouts with Muon, each half of the other's run; four heads on three ranks are cut unevenly.
+run muon 1 optimizer.name=muon
+for pair in "2 tensor=2|2 data=2" "3 tensor=3|4 shard=2 tensor=2 zero=3"; do
+    read -ra first <<<"${pair%|*}"
+    read -ra second <<<"${pair#*|}"
+    run first "${first[@]}" optimizer.name=muon
+    run second "${second[@]}" optimizer.name=muon
+    compare first 1e-6 muon
+    compare second 1e-6 muon
+    rm -r first/checkpoints/step-00000008 second/checkpoints/step-00000008
+    run first "${second[@]}" optimizer.name=muon --resume
+    run second "${first[@]}" optimizer.name=muon --resume
+    compare first 1e-6 muon
+    compare second 1e-6 muon
+    rm -r first second
+done
+echo "muon: tensor ranks agree with one process, and go on on other layouts"

@@ -169,7 +169,7 @@ static void predicted_memory_is_what_is_allocated(void **state)
     (void)state;
     for (size_t i = 0; i < 2 * sizeof layouts / sizeof *layouts; i++) {
         const KnParallelConfig *parallel = &layouts[i / 2];
-        int muon = i % 2 && parallel->tensor == 1, ranks = product(parallel);
+        int muon = i % 2, ranks = product(parallel);
         Rank r;
         configure(&r, parallel, i % 2 ? KN_PRECISION_BF16 : KN_PRECISION_F32,
                   i % 3 ? KN_RECOMPUTE_NONE : KN_RECOMPUTE_BLOCK);
@@ -206,7 +206,7 @@ static void deep_models_are_estimated_from_shallow_ones(void **state)
         Rank r;
         configure(&r, &layouts[i], KN_PRECISION_BF16, i % 2 ? KN_RECOMPUTE_NONE : KN_RECOMPUTE_BLOCK);
         free(r.config.optimizer.name);
-        r.config.optimizer.name = kn_strdup("adamw");
+        r.config.optimizer.name = kn_strdup(i % 2 ? "muon" : "adamw");
         r.config.model.layers = 14;
         KnStepPlan whole = plan_of(&r, &device), estimate;
         KnStepPlanOptions options = {
@@ -447,6 +447,7 @@ static void devices_survive_writing_and_say_what_is_wrong(void **state)
         {"inside: 3\n", "inside must be {latency"},
         {"rates:\n- {kind: matmul}\n", "the rate of matmul needs points"},
         {"rates:\n- {kind: matmul, points: [[2, 1], [1, 1]]}\n", "by rising size"},
+        {"notes:\n- page 3: fast\n", ":2:3: a note must be a text"},
         {"backend: tpu\n", "it must be cpu or gpu"},
         {"backend: gpu\nmemory: 1GiB\ninside: {latency: 0, bandwidth: 1}\nbetween: {latency: 0, bandwidth: 1}\n",
          "there is no rate of kind matmul"},
@@ -477,6 +478,66 @@ static void devices_survive_writing_and_say_what_is_wrong(void **state)
     }
 }
 
+static void a_device_may_be_like_another(void **state)
+{
+    const char *path = test_path("like.yaml"), *other = test_path("other.yaml");
+    char text[1024];
+    KnDevice base, device;
+    (void)state;
+    assert_int_equal(kn_device_load(&base, "h200"), KN_OK);
+
+    /* Two numbers, of the device that it is like at one remove. */
+    put_text(other, "like: h200\nname: fat\nmemory: 200GiB\nnotes: [twice]\n");
+    snprintf(text, sizeof text, "like: %s\nbetween: {latency: 7e-6, bandwidth: 80e9}\n", other);
+    put_text(path, text);
+    assert_int_equal(kn_device_load(&device, path), KN_OK);
+    assert_string_equal(device.name, "fat");
+    assert_true(device.memory == 200.0 * 1073741824 && device.between.bandwidth == 80e9);
+    assert_int_equal(device.notes.count, base.notes.count + 1);
+    snprintf(base.name, sizeof base.name, "fat");
+    base.memory = device.memory;
+    base.between = (KnLink){7e-6, 80e9};
+    kn_string_list_add(&base.notes, "twice");
+    char *expected = kn_device_to_yaml(&base), *got = kn_device_to_yaml(&device);
+    assert_string_equal(got, expected); /* nothing else */
+    free(expected);
+    free(got);
+    kn_device_clear(&device);
+
+    /* Curves replace those of their kind, of any dtype, and no others. */
+    put_text(path, "like: h200\nrates:\n- {kind: matmul, points: [[1, 5e12]]}\n");
+    assert_int_equal(kn_device_load(&device, path), KN_OK);
+    assert_true(kn_device_rate(&device, "matmul", KN_BF16, 0, 1e11) == 5e12);
+    assert_true(kn_device_rate(&device, "matmul", KN_F32, 0, 1e11) == 5e12);
+    assert_true(kn_device_rate(&device, "memory", KN_F32, 0, 1e9) == kn_device_rate(&base, "memory", KN_F32, 0, 1e9));
+    kn_device_clear(&device);
+    kn_device_clear(&base);
+
+    static const struct {
+        const char *yaml;
+        int code;
+        const char *part;
+    } wrong[] = {
+        {"like: h300\n", KN_EINPUT, "like.yaml:1:7: like: there is no device \"h300\""},
+        {"memory: 1GiB\nlike: h200\n", KN_EFORMAT, "like.yaml:2:7: like must be the first key"},
+        {"like: [h200]\n", KN_EFORMAT, "like.yaml:1:7: like must be the name"},
+        {"like: %s\n", KN_EFORMAT, "like.yaml:1:7: like leads back to"},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        snprintf(text, sizeof text, "like: %s\n", path);
+        put_text(path, strchr(wrong[i].yaml, '%') ? text : wrong[i].yaml);
+        assert_int_equal(kn_device_load(&device, path), wrong[i].code);
+        if (!strstr(kn_error_message(), wrong[i].part))
+            fail_msg("case %zu: %s", i, kn_error_message());
+    }
+    snprintf(text, sizeof text, "like: %s\n", other);
+    put_text(path, text);
+    snprintf(text, sizeof text, "like: %s\n", path);
+    put_text(other, text);
+    assert_int_equal(kn_device_load(&device, path), KN_EFORMAT);
+    assert_non_null(strstr(kn_error_message(), "other.yaml:1:7: like leads back to"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -488,6 +549,7 @@ int main(void)
         cmocka_unit_test(a_timeline_adds_up_by_hand),
         cmocka_unit_test(rates_are_read_between_their_points),
         cmocka_unit_test(devices_survive_writing_and_say_what_is_wrong),
+        cmocka_unit_test(a_device_may_be_like_another),
     };
     return cmocka_run_group_tests(tests, make_test_folder, remove_test_folder);
 }

@@ -1,17 +1,9 @@
-#!/bin/bash
+#!/usr/bin/env bash
 # `kinora plan` against `kinora train`, on one rank and on two: the memory it names is what training takes. Its search
 # answers for thousands of ranks, its device files are what `kinora bench calibrate` writes, and its refusals say why.
-. "$(dirname "$0")/run.sh"
-plan="$OLDPWD/configs/plan-14b.yaml"
-[ -f "$plan" ] || plan=$(cd "$(dirname "$0")/../../configs" 2>/dev/null && pwd)/plan-14b.yaml
+source "$(dirname "$0")/run.sh"
+plan=$root/configs/plan-14b.yaml
 prepare 24
-
-refuse() { # PART COMMAND ...
-    local part=$1
-    shift
-    "$@" >out.log 2>err.log && fail "$* succeeded"
-    grep -qF -- "$part" err.log || fail "$*: $(cat err.log) does not say: $part"
-}
 
 number() { # KEY FILE
     sed -n "s/.*\"$1\": \([-0-9.e+]*\).*/\1/p" "$2"
@@ -38,7 +30,7 @@ for case in "1" "2 parallel.ulysses=2 parallel.zero=3" "2 parallel.shard=2 paral
     for setting in $settings; do options+=(--set "$setting"); done
     "$kinora" plan small.yaml "${options[@]}" --device toy.yaml --clip-tokens 64 --json >plan.json
     launcher=()
-    [ "$ranks" = 1 ] || launcher=(env ASAN_OPTIONS=detect_leaks=0 mpirun --oversubscribe --bind-to none -n "$ranks") # the leaks are Open MPI's
+    [ "$ranks" = 1 ] || launcher=("${on_ranks[@]}" "$ranks")
     "${launcher[@]}" "$kinora" train small.yaml "${options[@]}" --set train.steps=1 --set run.dir="run-$RANDOM$ranks" >train.log 2>&1 ||
         fail "$(tail -n 3 train.log)"
     said=$(sed -n 's/^  arena  *\([0-9.]*\) MiB.*/\1/p' train.log)

@@ -1,13 +1,11 @@
 #!/usr/bin/env bash
 # The same YAML on one and two ranks sees the same global batch: losses agree to 1e-5 over 50 steps in f32.
-tools=$(cd "$1" && pwd)/tests
 source "$(dirname "$0")/run.sh"
 prepare 64
 ranks() { # COUNT RUN [option ...]
     local count=$1 run=$2
     shift 2
-    # leaks are looked for in runs without MPI, which leaves some of its own
-    ASAN_OPTIONS=detect_leaks=0 mpirun -n "$count" --bind-to none --oversubscribe "$kinora" train small.yaml --set run.dir="$run" \
+    "${on_ranks[@]}" "$count" "$kinora" train small.yaml --set run.dir="$run" \
         --set train.precision=f32 --set train.steps=50 --set train.checkpoint_every=25 "$@" >>"$run.log" 2>&1
 }
 ranks 1 one
@@ -41,9 +39,9 @@ draw() { # COUNT [option ...]
 draw 1
 mv drawn/samples/step-00000010/sheet.png alone.png
 draw 2 --set parallel.shard=2
-"$tools/tool_pixels" alone.png drawn/samples/step-00000010/sheet.png || fail "two ranks draw other clips than one"
+"$build/tests/tool_pixels" alone.png drawn/samples/step-00000010/sheet.png || fail "two ranks draw other clips than one"
 draw 4 --set parallel.ring=2 --set parallel.ulysses=2
-"$tools/tool_pixels" alone.png drawn/samples/step-00000010/sheet.png || fail "four ranks draw other clips than one"
+"$build/tests/tool_pixels" alone.png drawn/samples/step-00000010/sheet.png || fail "four ranks draw other clips than one"
 
 # What cannot be shared is refused with the numbers.
 if ranks 3 three; then fail "2 packs on 3 ranks were accepted"; fi

@@ -5,13 +5,14 @@
 source "$(dirname "$0")/run.sh"
 prepare 64
 pid=
-trap 'code=$?; [ -z "$pid" ] || kill -TERM "$pid"; wait; [ $code = 0 ] || tail -n 5 "$work"/*.log >&2; rm -rf "$work"' EXIT
+clean_up() {
+    [ -z "$pid" ] || kill -TERM "$pid"
+    wait
+}
 
-# leaks are looked for in runs without MPI, which leaves some of its own
-export ASAN_OPTIONS=detect_leaks=0
 launch() { # RANKS RUN [option ...]; in place of the (sub)shell
     local launcher=()
-    [ "$1" = 1 ] || launcher=(mpirun -n "$1" --bind-to none --oversubscribe)
+    [ "$1" = 1 ] || launcher=("${on_ranks[@]}" "$1")
     exec "${launcher[@]}" "$kinora" train small.yaml --set run.dir="$2" --set train.packs=64 --set train.steps=2 \
         --set train.validate_every=0 "${@:3}" >>"$2.log" 2>&1
 }

@@ -48,7 +48,9 @@
     KERNEL(SUM_OF_SQUARES, sum_of_squares)                                                                             \
     KERNEL(ACCUMULATE, accumulate)                                                                                     \
     KERNEL(ADAMW, adamw)                                                                                               \
-    KERNEL(MUON, muon)                                                                                                 \
+    KERNEL(MOMENTUM, momentum)                                                                                         \
+    KERNEL(ORTHOGONALIZE, orthogonalize)                                                                               \
+    KERNEL(DESCEND, descend)                                                                                           \
     KERNEL(EMA, ema)                                                                                                   \
     KERNEL(COLLECTIVE_START, collective_start)                                                                         \
     KERNEL(COLLECTIVE_WAIT, collective_wait)                                                                           \

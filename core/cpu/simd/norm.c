@@ -1,9 +1,8 @@
-/* Layer norm (plain, affine, modulated) and RMS norm with their gradients.
+/* Layer norm (plain, affine, modulated) with its gradients.
  *
  * A row is read two or three times, the later ones from the first-level cache: mean, then the squared distances from it
  * (never the difference of two large sums), then the result. With n = (x - mean) rstd and h the gradient that reaches
- * n, dx = rstd (h - mean(h) - n mean(h n)); RMS norm lacks the middle term. Gradients of what is shared by tokens are
- * sums over rows (row_sum.h). */
+ * n, dx = rstd (h - mean(h) - n mean(h n)). Gradients of what is shared by tokens are sums over rows (row_sum.h). */
 #include "core/cpu/simd/kernels.h"
 #include "core/cpu/simd/row_sum.h"
 
@@ -173,90 +172,5 @@ static int run_layer_norm_backward(const KnCall *call)
     return KN_OK;
 }
 
-KN_V_INLINE void rms_norm(const void *arguments, int64_t first, int64_t last, const int bf16)
-{
-    const Norm n = *(const Norm *)arguments;
-    int64_t columns = n.columns;
-    for (int64_t l = first; l < last; l++) {
-        int64_t at = l * columns;
-        float square = sum_of_squares(n.x, at, columns, 0, bf16) / (float)columns;
-        float rstd = 1.0f / sqrtf(square + n.eps);
-        n.stats_out[l] = rstd;
-        KN_VECTORS(0, columns, c, lanes, {
-            KnV norm = kn_v_read(n.x, at + c, lanes, bf16) * rstd;
-            kn_v_write(n.out, at + c, norm * kn_v_read(n.weight, c, lanes, 0), lanes, bf16);
-        });
-    }
-}
-KN_FOR_BOTH_DTYPES(rms_norm);
-
-static int run_rms_norm(const KnCall *call)
-{
-    const KnTensor *x = call->node->inputs[0];
-    int64_t columns = kn_tensor_columns(x);
-    Norm n = {.columns = columns,
-              .eps = eps_of(call->node),
-              .x = call->inputs[0],
-              .weight = call->inputs[1],
-              .out = call->outputs[0],
-              .stats_out = call->outputs[1]};
-    kn_parallel_for(kn_loop_rows(kn_tensor_rows(x), columns), rms_norm_ranges[kn_is_bf16(x)], &n);
-    return KN_OK;
-}
-
-KN_V_INLINE void rms_norm_backward(const void *arguments, int64_t first, int64_t last, const int bf16)
-{
-    const Norm n = *(const Norm *)arguments;
-    int64_t columns = n.columns;
-    for (int64_t l = first; l < last; l++) {
-        int64_t at = l * columns;
-        float rstd = n.stats[l];
-        KnV products[4] = {0};
-        KN_VECTORS_OF_SUMS(0, columns, c, lanes, s, {
-            KnV h = kn_v_read(n.grad, at + c, lanes, bf16) * kn_v_read(n.weight, c, lanes, 0);
-            products[s] = kn_v_fma(h, kn_v_read(n.x, at + c, lanes, bf16) * rstd, products[s]);
-        });
-        float mean_hn = kn_v_total4(products) / (float)columns;
-        KN_VECTORS(0, columns, c, lanes, {
-            KnV h = kn_v_read(n.grad, at + c, lanes, bf16) * kn_v_read(n.weight, c, lanes, 0);
-            KnV norm = kn_v_read(n.x, at + c, lanes, bf16) * rstd;
-            kn_v_write(n.out, at + c, (h - norm * mean_hn) * rstd, lanes, bf16);
-        });
-    }
-}
-KN_FOR_BOTH_DTYPES(rms_norm_backward);
-
-static size_t rms_norm_backward_bytes(const KnNode *node)
-{
-    const KnTensor *x = node->inputs[0];
-    return KN_ISA_NAME(kn_row_sum_bytes)(kn_tensor_rows(x), kn_tensor_columns(x), 1, 1);
-}
-
-static int run_rms_norm_backward(const KnCall *call)
-{
-    const KnTensor *x = call->node->inputs[0];
-    int64_t tokens = kn_tensor_rows(x), columns = kn_tensor_columns(x);
-    Norm n = {.columns = columns,
-              .x = call->inputs[0],
-              .stats = call->inputs[1],
-              .weight = call->inputs[2],
-              .grad = call->inputs[3],
-              .out = call->outputs[0]};
-    KnRowSum sum = {.node = call->node,
-                    .tokens = tokens,
-                    .columns = columns,
-                    .rows = 1,
-                    .g = n.grad,
-                    .x = n.x,
-                    .bf16 = kn_is_bf16(x),
-                    .rstd = n.stats,
-                    .stride = 1,
-                    .out0 = call->outputs[1]};
-    kn_parallel_for(kn_loop_rows(tokens, columns), rms_norm_backward_ranges[kn_is_bf16(x)], &n);
-    return KN_ISA_NAME(kn_row_sum)(&sum, call->workspace);
-}
-
 const KnCpuKernel KN_ISA_NAME(kn_cpu_layer_norm) = {run_layer_norm, NULL};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_layer_norm_backward) = {run_layer_norm_backward, layer_norm_backward_bytes};
-const KnCpuKernel KN_ISA_NAME(kn_cpu_rms_norm) = {run_rms_norm, NULL};
-const KnCpuKernel KN_ISA_NAME(kn_cpu_rms_norm_backward) = {run_rms_norm_backward, rms_norm_backward_bytes};

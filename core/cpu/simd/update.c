@@ -1,11 +1,12 @@
-/* State changed in place: gradient accumulation, AdamW, averaged weights. Float32, one pass over memory. */
+/* State changed in place: gradient accumulation, AdamW, Muon's momentum and step, averaged weights. Float32, one pass
+ * over memory. */
 #include "core/cpu/simd/update.h"
 #include "core/cpu/simd/kernels.h"
 
 typedef struct Update {
     float *state, *moment1, *moment2;
     const float *x;
-    float beta1, beta2, eps, decay, lr, clip, correction1, correction2;
+    float beta1, beta2, momentum, eps, decay, lr, clip, correction1, correction2;
 } Update;
 
 static int run_update(const KnCall *call, KnRange range, const Update *update)
@@ -80,6 +81,49 @@ static int run_adamw(const KnCall *call)
     return run_update(call, adamw, &u);
 }
 
+/* state = g + momentum m, with the new m. */
+static void momentum(const void *arguments, int64_t first, int64_t last)
+{
+    const Update u = *(const Update *)arguments;
+    KN_VECTORS(first, last, i, lanes, {
+        KnV g = kn_v_read(u.x, i, lanes, 0) * u.clip;
+        KnV m = kn_v_read(u.moment1, i, lanes, 0) * u.momentum + g;
+        kn_v_write(u.moment1, i, m, lanes, 0);
+        kn_v_write(u.state, i, m * u.momentum + g, lanes, 0);
+    });
+}
+
+static int run_momentum(const KnCall *call)
+{
+    float norm2 = *(const float *)call->inputs[4];
+    Update u = {.state = call->inputs[0],
+                .x = call->inputs[1],
+                .moment1 = call->inputs[2],
+                .momentum = kn_update_of(call->node)->momentum,
+                .clip = kn_clip_factor(call->inputs[3], norm2)};
+    return isfinite(norm2) ? run_update(call, momentum, &u) : KN_OK;
+}
+
+static void descend(const void *arguments, int64_t first, int64_t last)
+{
+    const Update u = *(const Update *)arguments;
+    float keep = 1.0f - u.lr * u.decay;
+    KN_VECTORS(first, last, i, lanes, {
+        KnV p = kn_v_read(u.state, i, lanes, 0) * keep;
+        kn_v_write(u.state, i, p - kn_v_read(u.x, i, lanes, 0) * u.lr, lanes, 0);
+    });
+}
+
+static int run_descend(const KnCall *call)
+{
+    const float *hyper = call->inputs[2];
+    Update u = {.state = call->inputs[0],
+                .x = call->inputs[1],
+                .decay = kn_update_of(call->node)->weight_decay,
+                .lr = hyper[KN_HYPER_LR]};
+    return isfinite(*(const float *)call->inputs[3]) ? run_update(call, descend, &u) : KN_OK;
+}
+
 static void ema(const void *arguments, int64_t first, int64_t last)
 {
     const Update u = *(const Update *)arguments;
@@ -99,4 +143,6 @@ static int run_ema(const KnCall *call)
 
 const KnCpuKernel KN_ISA_NAME(kn_cpu_accumulate) = {run_accumulate, NULL};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_adamw) = {run_adamw, NULL};
+const KnCpuKernel KN_ISA_NAME(kn_cpu_momentum) = {run_momentum, NULL};
+const KnCpuKernel KN_ISA_NAME(kn_cpu_descend) = {run_descend, NULL};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_ema) = {run_ema, NULL};

@@ -158,6 +158,12 @@ inline unsigned atomicAdd(unsigned *to, unsigned value)
     return __atomic_fetch_add(to, value, __ATOMIC_ACQ_REL);
 }
 
+inline int atomicCAS(int *at, int expected, int value)
+{
+    __atomic_compare_exchange_n(at, &expected, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    return expected;
+}
+
 /* ---- functions; the C library has or will have some of these names, so they are macros ---- */
 
 template <class T> T min(T a, T b)
@@ -191,6 +197,8 @@ template <class To, class From> To same_bits(From from)
 #define __fdividef(x, y) ((float)(x) / (float)(y))
 #define __frcp_rn(x) (1.0f / (float)(x))
 #define __fmaf_rn(x, y, z) fmaf(x, y, z)
+#define sinpif(x) ((float)sin(3.14159265358979324 * (double)(x)))
+#define cospif(x) ((float)cos(3.14159265358979324 * (double)(x)))
 #define __float_as_uint(x) kn_emulated::same_bits<unsigned>((float)(x))
 #define __uint_as_float(x) kn_emulated::same_bits<float>((unsigned)(x))
 #define __float_as_int(x) kn_emulated::same_bits<int>((float)(x))

@@ -363,12 +363,25 @@ static KnTensor *build_adamw(OpTrial *t, const int64_t *n)
     return NULL;
 }
 
-/* n: count, rows, columns, mode. The parameter starts at 0, so that its error is that of the update. */
-static KnTensor *build_muon(OpTrial *t, const int64_t *n)
+static KnTensor *build_momentum(OpTrial *t, const int64_t *n)
 {
-    KnTensor *parameter = state(t, 3, n, 0, 0), *gradient = state(t, 3, n, 0, 1), *momentum = state(t, 3, n, 0, 1);
-    KnTensor *hyper = hyper_leaf(t, n[3]);
-    kn_muon(t->graph, parameter, gradient, momentum, hyper, norm_leaf(t, n[3]), &update_attributes);
+    KnTensor *u = state(t, 2, n, 0, 1), *gradient = state(t, 2, n, 0, 1), *momentum = state(t, 2, n, 0, 1);
+    KnTensor *hyper = hyper_leaf(t, n[2]);
+    kn_momentum(t->graph, u, gradient, momentum, hyper, norm_leaf(t, n[2]), &update_attributes);
+    return NULL;
+}
+
+/* n: count, rows, columns */
+static KnTensor *build_orthogonalize(OpTrial *t, const int64_t *n)
+{
+    kn_orthogonalize(t->graph, state(t, 3, n, 0, 1), &update_attributes);
+    return NULL;
+}
+
+static KnTensor *build_descend(OpTrial *t, const int64_t *n)
+{
+    KnTensor *parameter = state(t, 2, n, 0, 1), *direction = state(t, 2, n, 0, 1), *hyper = hyper_leaf(t, n[2]);
+    kn_descend(t->graph, parameter, direction, hyper, norm_leaf(t, n[2]), &update_attributes);
     return NULL;
 }
 
@@ -595,13 +608,19 @@ const OpCase op_cases[] = {
     {"adamw clipped", build_adamw, {5, 19, 1}, STATE},
     {"adamw where the norm is not finite", build_adamw, {5, 19, 2}, STATE},
     {"adamw 263x259", build_adamw, {263, 259, 1}, STATE | OP_LARGE},
-    {"muon 1x1", build_muon, {1, 1, 1, 0}, STATE | OP_BF16_INSIDE},
-    {"muon wide", build_muon, {3, 5, 11, 1}, STATE | OP_BF16_INSIDE},
-    {"muon tall", build_muon, {2, 37, 7, 0}, STATE | OP_BF16_INSIDE},
-    {"muon where the norm is not finite", build_muon, {1, 5, 7, 2}, STATE | OP_BF16_INSIDE},
-    {"muon stack of 5", build_muon, {5, 64, 96, 1}, STATE | OP_BF16_INSIDE | OP_LARGE},
-    {"muon one of 67x260", build_muon, {1, 67, 260, 0}, STATE | OP_BF16_INSIDE | OP_LARGE},
-    {"muon one of 260x67", build_muon, {1, 260, 67, 0}, STATE | OP_BF16_INSIDE | OP_LARGE},
+    {"momentum 5x19", build_momentum, {5, 19, 0}, STATE},
+    {"momentum clipped", build_momentum, {5, 19, 1}, STATE},
+    {"momentum where the norm is not finite", build_momentum, {5, 19, 2}, STATE},
+    {"momentum 263x259", build_momentum, {263, 259, 1}, STATE | OP_LARGE},
+    {"orthogonalize 1x1", build_orthogonalize, {1, 1, 1}, STATE | OP_BF16_INSIDE},
+    {"orthogonalize wide", build_orthogonalize, {3, 5, 11}, STATE | OP_BF16_INSIDE},
+    {"orthogonalize tall", build_orthogonalize, {2, 37, 7}, STATE | OP_BF16_INSIDE},
+    {"orthogonalize stack of 5", build_orthogonalize, {5, 64, 96}, STATE | OP_BF16_INSIDE | OP_LARGE},
+    {"orthogonalize one of 67x260", build_orthogonalize, {1, 67, 260}, STATE | OP_BF16_INSIDE | OP_LARGE},
+    {"orthogonalize one of 260x67", build_orthogonalize, {1, 260, 67}, STATE | OP_BF16_INSIDE | OP_LARGE},
+    {"descend 5x19", build_descend, {5, 19, 0}, STATE},
+    {"descend where the norm is not finite", build_descend, {5, 19, 2}, STATE},
+    {"descend 263x259", build_descend, {263, 259, 0}, STATE | OP_LARGE},
     {"ema 5x19", build_ema, {5, 19, 0}, STATE},
     {"ema where the norm is not finite", build_ema, {5, 19, 2}, STATE},
     {"ema 263x259", build_ema, {263, 259, 0}, STATE | OP_LARGE},
@@ -702,10 +721,10 @@ const OpCase op_cases[] = {
     SPEED_ROWS(4096, 384),
     SPEED_ROWS(8192, 1536),
     {"speed of attention", build_attention, {8, 2, 64}, OP_SPEED},
-    {"speed of muon", build_muon, {8, 128, 128, 1}, STATE | OP_SPEED},
-    {"speed of muon", build_muon, {1, 128, 512, 1}, STATE | OP_SPEED},
-    {"speed of muon", build_muon, {1, 512, 128, 1}, STATE | OP_SPEED},
-    {"speed of large muon", build_muon, {1, 1536, 1536, 1}, STATE | OP_SPEED},
+    {"speed of orthogonalize", build_orthogonalize, {8, 128, 128}, STATE | OP_SPEED},
+    {"speed of orthogonalize", build_orthogonalize, {1, 128, 512}, STATE | OP_SPEED},
+    {"speed of orthogonalize", build_orthogonalize, {1, 512, 128}, STATE | OP_SPEED},
+    {"speed of large orthogonalize", build_orthogonalize, {1, 1536, 1536}, STATE | OP_SPEED},
 };
 
 const int op_case_count = COUNT(op_cases);

@@ -1,4 +1,4 @@
-/* Muon (Jordan et al., 2024): momentum, then each matrix's update brought near to the closest orthogonal matrix by
+/* What Muon does to its momentum (Jordan et al., 2024): each matrix brought near to the closest orthogonal matrix by
  * Newton-Schulz iterations X <- a X + (b A + c A A) X with A = X X^T, which need matrix products alone.
  *
  * The Gram matrix is that of the shorter side: of the columns (X^T X, products from the right) where there are more
@@ -21,17 +21,15 @@ static const KnDtype operand = KN_F32;
 enum { IS_BF16 = 0, ELEMENT = 4 };
 #endif
 
-typedef struct Muon {
+typedef struct Stack {
     int64_t count, rows, columns, small; /* small: the shorter side */
     int steps;
-    float momentum_factor, clip, lr, decay;
-    float *parameter, *momentum;
-    const float *gradient;
+    float *values;
     /* Workspace: sums of squares per row of the stack, and one scratch per matrix. */
     float *row_sums;
     char *scratch;
     size_t scratch_bytes;
-} Muon;
+} Stack;
 
 /* One matrix's part of the workspace. */
 typedef struct Scratch {
@@ -51,7 +49,7 @@ typedef struct Manner {
 } Manner;
 
 typedef struct Job {
-    const Muon *muon;
+    const Stack *stack;
     const Scratch *scratch;
     const KnMatmul *product;
 } Job;
@@ -61,30 +59,30 @@ static size_t aligned(size_t bytes)
     return (bytes + 63) / 64 * 64;
 }
 
-static Muon shape_of(const KnNode *node)
+static Stack shape_of(const KnNode *node)
 {
     const int64_t *shape = node->inputs[0]->shape;
-    return (Muon){.count = shape[0],
-                  .rows = shape[1],
-                  .columns = shape[2],
-                  .small = shape[1] < shape[2] ? shape[1] : shape[2],
-                  .steps = kn_update_of(node)->newton_schulz_steps};
+    return (Stack){.count = shape[0],
+                   .rows = shape[1],
+                   .columns = shape[2],
+                   .small = shape[1] < shape[2] ? shape[1] : shape[2],
+                   .steps = kn_update_of(node)->newton_schulz_steps};
 }
 
 /* Rows of a part of a symmetric product: a multiple of the 16 columns of a packed panel. */
-static int64_t part_rows(const Muon *m)
+static int64_t part_rows(const Stack *m)
 {
     int64_t eighth = (m->small / 8 + 31) / 32 * 32;
     return eighth > 32 ? eighth : 32;
 }
 
-static int64_t part_count(const Muon *m)
+static int64_t part_count(const Stack *m)
 {
     return (m->small + part_rows(m) - 1) / part_rows(m);
 }
 
 /* A = X X^T, or X^T X. */
-static KnMatmul gram_product(const Muon *m, const Scratch *s)
+static KnMatmul gram_product(const Stack *m, const Scratch *s)
 {
     int tall = m->rows > m->columns;
     return (KnMatmul){.m = m->small,
@@ -100,7 +98,7 @@ static KnMatmul gram_product(const Muon *m, const Scratch *s)
 }
 
 /* A (b I + c A). */
-static KnMatmul square_product(const Muon *m, const Scratch *s)
+static KnMatmul square_product(const Stack *m, const Scratch *s)
 {
     return (KnMatmul){.m = m->small,
                       .n = m->small,
@@ -113,7 +111,7 @@ static KnMatmul square_product(const Muon *m, const Scratch *s)
 }
 
 /* B X, or X B. */
-static KnMatmul apply_product(const Muon *m, const Scratch *s)
+static KnMatmul apply_product(const Stack *m, const Scratch *s)
 {
     int tall = m->rows > m->columns;
     return (KnMatmul){.m = m->rows,
@@ -127,7 +125,7 @@ static KnMatmul apply_product(const Muon *m, const Scratch *s)
 }
 
 /* A band of rows of a symmetric product, from the diagonal on, with its right operand packed. */
-static KnMatmul symmetric_part(const Muon *m, const Scratch *s, const KnMatmul *whole, int64_t index)
+static KnMatmul symmetric_part(const Stack *m, const Scratch *s, const KnMatmul *whole, int64_t index)
 {
     KnMatmul part = *whole;
     int64_t first = index * part_rows(m), left = m->small - first;
@@ -143,7 +141,7 @@ static KnMatmul symmetric_part(const Muon *m, const Scratch *s, const KnMatmul *
     return part;
 }
 
-static size_t part_bytes(const Muon *m)
+static size_t part_bytes(const Stack *m)
 {
     Scratch none = {0};
     KnMatmul gram = gram_product(m, &none), square = square_product(m, &none);
@@ -152,7 +150,7 @@ static size_t part_bytes(const Muon *m)
     return aligned(bytes[0] > bytes[1] ? bytes[0] : bytes[1]);
 }
 
-static size_t product_bytes(const Muon *m)
+static size_t product_bytes(const Stack *m)
 {
     Scratch none = {0};
     KnMatmul apply = apply_product(m, &none);
@@ -160,19 +158,19 @@ static size_t product_bytes(const Muon *m)
     return whole > parts ? whole : parts;
 }
 
-static size_t packed_bytes(const Muon *m)
+static size_t packed_bytes(const Stack *m)
 {
     return aligned(kn_matmul_packed_bytes(m->rows > m->columns ? m->rows : m->columns, m->small, operand));
 }
 
-static size_t scratch_bytes(const Muon *m)
+static size_t scratch_bytes(const Stack *m)
 {
     size_t matrix = (size_t)(m->rows * m->columns), square = (size_t)(m->small * m->small);
     return 2 * aligned(ELEMENT * matrix) + aligned(4 * square) + 2 * aligned(ELEMENT * square) + packed_bytes(m) +
            product_bytes(m);
 }
 
-static Scratch scratch_of(const Muon *m, int64_t matrix)
+static Scratch scratch_of(const Stack *m, int64_t matrix)
 {
     size_t x = aligned(ELEMENT * (size_t)(m->rows * m->columns)), square = (size_t)(m->small * m->small);
     char *at = m->scratch + (size_t)matrix * m->scratch_bytes;
@@ -185,24 +183,21 @@ static Scratch scratch_of(const Muon *m, int64_t matrix)
     return s;
 }
 
-static size_t muon_bytes(const KnNode *node)
+static size_t orthogonalize_bytes(const KnNode *node)
 {
-    Muon m = shape_of(node);
+    Stack m = shape_of(node);
     return aligned((size_t)(m.count * m.rows) * sizeof(float)) + (size_t)m.count * scratch_bytes(&m);
 }
 
-/* Momentum of rows [first, last) of the whole stack, and each row's sum of squares of u = g + momentum m. */
-static void gather_momentum(const void *arguments, int64_t first, int64_t last)
+/* Of each row of the whole stack. */
+static void square_rows(const void *arguments, int64_t first, int64_t last)
 {
-    const Muon *m = arguments;
+    const Stack *m = arguments;
     for (int64_t row = first; row < last; row++) {
         int64_t at = row * m->columns;
         KnV sums[4] = {0};
         KN_VECTORS_OF_SUMS(0, m->columns, c, lanes, s, {
-            KnV g = kn_v_read(m->gradient, at + c, lanes, 0) * m->clip;
-            KnV momentum = kn_v_read(m->momentum, at + c, lanes, 0) * m->momentum_factor + g;
-            KnV u = momentum * m->momentum_factor + g;
-            kn_v_write(m->momentum, at + c, momentum, lanes, 0);
+            KnV u = kn_v_read(m->values, at + c, lanes, 0);
             sums[s] = kn_v_fma(u, u, sums[s]);
         });
         m->row_sums[row] = kn_v_total4(sums);
@@ -212,7 +207,7 @@ static void gather_momentum(const void *arguments, int64_t first, int64_t last)
 /* X = u / |u| for rows of the whole stack. */
 static void start_iteration(const void *arguments, int64_t first, int64_t last)
 {
-    const Muon *m = arguments;
+    const Stack *m = arguments;
     char *x = NULL;
     float scale = 0;
     for (int64_t row = first; row < last; row++) {
@@ -224,16 +219,13 @@ static void start_iteration(const void *arguments, int64_t first, int64_t last)
             scale = (float)(1.0 / (sqrt(square) + 1e-7));
             x = scratch_of(m, matrix).x;
         }
-        KN_VECTORS(0, m->columns, c, lanes, {
-            KnV g = kn_v_read(m->gradient, at + c, lanes, 0) * m->clip;
-            KnV u = kn_v_read(m->momentum, at + c, lanes, 0) * m->momentum_factor + g;
-            kn_v_write(x, to + c, u * scale, lanes, IS_BF16);
-        });
+        KN_VECTORS(0, m->columns, c, lanes,
+                   { kn_v_write(x, to + c, kn_v_read(m->values, at + c, lanes, 0) * scale, lanes, IS_BF16); });
     }
 }
 
 /* Rows of the square get what lies above the diagonal below it, 16 columns at a time. */
-static void mirror_rows(const Muon *m, float *square, int64_t first, int64_t last)
+static void mirror_rows(const Stack *m, float *square, int64_t first, int64_t last)
 {
     for (int64_t left = 0; left < last; left += 16)
         for (int64_t r = first; r < last; r++)
@@ -244,7 +236,7 @@ static void mirror_rows(const Muon *m, float *square, int64_t first, int64_t las
 /* left = sums, right = b I + c sums. */
 static void make_factors(const void *arguments, int64_t first, int64_t last)
 {
-    const Muon *m = ((const Job *)arguments)->muon;
+    const Stack *m = ((const Job *)arguments)->stack;
     const Scratch *s = ((const Job *)arguments)->scratch;
     mirror_rows(m, s->sums, first, last);
     for (int64_t r = first; r < last; r++) {
@@ -261,7 +253,7 @@ static void make_factors(const void *arguments, int64_t first, int64_t last)
 /* left = a I + sums. */
 static void make_polynomial(const void *arguments, int64_t first, int64_t last)
 {
-    const Muon *m = ((const Job *)arguments)->muon;
+    const Stack *m = ((const Job *)arguments)->stack;
     const Scratch *s = ((const Job *)arguments)->scratch;
     mirror_rows(m, s->sums, first, last);
     for (int64_t r = first; r < last; r++) {
@@ -276,16 +268,16 @@ static void make_polynomial(const void *arguments, int64_t first, int64_t last)
 static void multiply_parts(const void *arguments, int64_t first, int64_t last)
 {
     const Job *job = arguments;
-    int64_t parts = part_count(job->muon);
+    int64_t parts = part_count(job->stack);
     for (int64_t i = first; i < last; i++) {
         int64_t index = i % 2 ? parts - 1 - i / 2 : i / 2;
-        KnMatmul part = symmetric_part(job->muon, job->scratch, job->product, index);
+        KnMatmul part = symmetric_part(job->stack, job->scratch, job->product, index);
         kn_matmul_serial(&part, job->scratch->workspace + (size_t)index * job->scratch->part_bytes);
     }
 }
 
 /* The product above the diagonal, then `finish` on bands of rows, which first mirror it. */
-static void multiply_symmetric(const Muon *m, const Scratch *s, const Manner *manner, const KnMatmul *whole,
+static void multiply_symmetric(const Stack *m, const Scratch *s, const Manner *manner, const KnMatmul *whole,
                                KnRange finish)
 {
     KnMatmulPack pack = {.k = whole->k,
@@ -295,14 +287,14 @@ static void multiply_symmetric(const Muon *m, const Scratch *s, const Manner *ma
                          .b_type = operand,
                          .b_form = whole->b_form,
                          .packed = s->packed};
-    Job job = {.muon = m, .scratch = s, .product = whole};
+    Job job = {.stack = m, .scratch = s, .product = whole};
     manner->pack(&pack);
     manner->each((KnLoop){.count = part_count(m), .block = 1, .work = m->small * whole->k}, multiply_parts, &job);
     manner->each((KnLoop){.count = m->small, .block = 16, .work = 4 * m->small}, finish, &job);
 }
 
 /* The result lies in x after an even number of steps, in next after an odd one. */
-static void iterate(const Muon *m, int64_t matrix, const Manner *manner)
+static void iterate(const Stack *m, int64_t matrix, const Manner *manner)
 {
     Scratch s = scratch_of(m, matrix);
     for (int step = 0; step < m->steps; step++) {
@@ -330,48 +322,35 @@ static void iterate_alone(const void *arguments, int64_t first, int64_t last)
         iterate(arguments, matrix, &alone);
 }
 
-static void change_parameter(const void *arguments, int64_t first, int64_t last)
+static void finish(const void *arguments, int64_t first, int64_t last)
 {
-    const Muon *m = arguments;
-    int64_t large = m->rows > m->columns ? m->rows : m->columns;
-    float step = m->lr * 0.2f * sqrtf((float)large), keep = 1.0f - m->lr * m->decay;
+    const Stack *m = arguments;
+    float scale = 0.2f * sqrtf((float)(m->rows > m->columns ? m->rows : m->columns));
     for (int64_t row = first; row < last; row++) {
         Scratch s = scratch_of(m, row / m->rows);
         const char *x = m->steps % 2 ? s.next : s.x;
         int64_t at = row * m->columns, from = row % m->rows * m->columns;
-        KN_VECTORS(0, m->columns, c, lanes, {
-            KnV p = kn_v_read(m->parameter, at + c, lanes, 0) * keep;
-            kn_v_write(m->parameter, at + c, p - step * kn_v_read(x, from + c, lanes, IS_BF16), lanes, 0);
-        });
+        KN_VECTORS(0, m->columns, c, lanes,
+                   { kn_v_write(m->values, at + c, kn_v_read(x, from + c, lanes, IS_BF16) * scale, lanes, 0); });
     }
 }
 
-static int run_muon(const KnCall *call)
+static int run_orthogonalize(const KnCall *call)
 {
-    const float *hyper = call->inputs[3];
-    float norm2 = *(const float *)call->inputs[4];
-    Muon m = shape_of(call->node);
-    if (!isfinite(norm2))
-        return KN_OK;
-    m.parameter = call->inputs[0];
-    m.gradient = call->inputs[1];
-    m.momentum = call->inputs[2];
-    m.momentum_factor = kn_update_of(call->node)->momentum;
-    m.decay = kn_update_of(call->node)->weight_decay;
-    m.lr = hyper[KN_HYPER_LR];
-    m.clip = kn_clip_factor(hyper, norm2);
+    Stack m = shape_of(call->node);
+    m.values = call->inputs[0];
     m.row_sums = call->workspace;
     m.scratch = (char *)call->workspace + aligned((size_t)(m.count * m.rows) * sizeof(float));
     m.scratch_bytes = scratch_bytes(&m);
     int64_t threads = kn_cpu_threads(), apart = m.count / threads * threads;
     KnLoop rows = kn_loop_rows(m.count * m.rows, m.columns);
-    kn_parallel_for(rows, gather_momentum, &m);
+    kn_parallel_for(rows, square_rows, &m);
     kn_parallel_for(rows, start_iteration, &m);
     kn_parallel_for((KnLoop){.count = apart, .block = 1, .work = m.rows * m.columns * m.small}, iterate_alone, &m);
     for (int64_t matrix = apart; matrix < m.count; matrix++)
         iterate(&m, matrix, &together);
-    kn_parallel_for(rows, change_parameter, &m);
+    kn_parallel_for(rows, finish, &m);
     return KN_OK;
 }
 
-const KnCpuKernel KN_ISA_NAME(kn_cpu_muon) = {run_muon, muon_bytes};
+const KnCpuKernel KN_ISA_NAME(kn_cpu_orthogonalize) = {run_orthogonalize, orthogonalize_bytes};

@@ -100,7 +100,7 @@ static void print_line(const KnNode *node, const char *dtype, double seconds)
     printf("%-24s %-4s [%5lld,%5lld] %9.1f us", node->op->name, dtype, (long long)kn_tensor_rows(shape),
            (long long)kn_tensor_columns(shape), 1e6 * seconds);
     if (flops > 0) {
-        KnDtype dtype_of_product = shape->dtype == KN_BF16 || node->op->id == KN_OP_MUON ? KN_BF16 : KN_F32;
+        KnDtype dtype_of_product = shape->dtype == KN_BF16 || node->op->id == KN_OP_ORTHOGONALIZE ? KN_BF16 : KN_F32;
         double peak = kn_matmul_peak(dtype_of_product, 0.05);
         printf(" %8.1f GFLOP/s %4.0f%% of the product's peak\n", 1e-9 * flops / seconds,
                100e-9 * flops / seconds / peak);

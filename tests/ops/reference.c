@@ -426,30 +426,41 @@ static void newton_schulz(double *x, int64_t rows, int64_t columns)
     free(next);
 }
 
-static void muon(const KnNode *node, double *const *in, double *const *out)
+static void momentum(const KnNode *node, double *const *in, double *const *out)
 {
-    const KnUpdateAttributes *p = ATTRIBUTES(KnUpdateAttributes);
+    double factor = (double)ATTRIBUTES(KnUpdateAttributes)->momentum;
+    (void)out;
+    for (int64_t i = 0; i < ELEMENTS(0) && isfinite(in[4][0]); i++) {
+        double g = in[1][i] * clip_factor(in[3], in[4][0]);
+        in[2][i] = factor * in[2][i] + g;
+        in[0][i] = g + factor * in[2][i];
+    }
+}
+
+static void orthogonalize(const KnNode *node, double *const *in, double *const *out)
+{
     const int64_t *shape = node->inputs[0]->shape;
     int64_t rows = shape[1], columns = shape[2], size = rows * columns;
-    double clip = clip_factor(in[3], in[4][0]), *u = calloc((size_t)size, sizeof *u);
     (void)out;
-    for (int64_t matrix = 0; matrix < shape[0] && isfinite(in[4][0]); matrix++) {
-        double norm = 0, larger = (double)(rows > columns ? rows : columns);
-        for (int64_t i = 0; i < size; i++) {
-            double g = in[1][matrix * size + i] * clip, *m = &in[2][matrix * size + i];
-            *m = (double)p->momentum * *m + g;
-            u[i] = g + (double)p->momentum * *m;
+    for (int64_t matrix = 0; matrix < shape[0]; matrix++) {
+        double norm = 0, *u = in[0] + matrix * size;
+        for (int64_t i = 0; i < size; i++)
             norm += u[i] * u[i];
-        }
         for (int64_t i = 0; i < size; i++)
             u[i] /= sqrt(norm);
-        for (int step = 0; step < p->newton_schulz_steps; step++)
+        for (int step = 0; step < ATTRIBUTES(KnUpdateAttributes)->newton_schulz_steps; step++)
             newton_schulz(u, rows, columns);
         for (int64_t i = 0; i < size; i++)
-            in[0][matrix * size + i] -=
-                in[3][KN_HYPER_LR] * (0.2 * sqrt(larger) * u[i] + (double)p->weight_decay * in[0][matrix * size + i]);
+            u[i] *= 0.2 * sqrt((double)(rows > columns ? rows : columns));
     }
-    free(u);
+}
+
+static void descend(const KnNode *node, double *const *in, double *const *out)
+{
+    double decay = (double)ATTRIBUTES(KnUpdateAttributes)->weight_decay;
+    (void)out;
+    for (int64_t i = 0; i < ELEMENTS(0) && isfinite(in[3][0]); i++)
+        in[0][i] -= in[2][KN_HYPER_LR] * (in[1][i] + decay * in[0][i]);
 }
 
 static void ema(const KnNode *node, double *const *in, double *const *out)
@@ -513,7 +524,9 @@ static const Reference references[KN_OP_COUNT] = {
     [KN_OP_SUM_OF_SQUARES] = sum_of_squares,
     [KN_OP_ACCUMULATE] = accumulate,
     [KN_OP_ADAMW] = adamw,
-    [KN_OP_MUON] = muon,
+    [KN_OP_MOMENTUM] = momentum,
+    [KN_OP_ORTHOGONALIZE] = orthogonalize,
+    [KN_OP_DESCEND] = descend,
     [KN_OP_EMA] = ema,
     [KN_OP_COLLECTIVE_START] = exchange_alone,
     [KN_OP_COLLECTIVE_WAIT] = exchange_alone,

@@ -4,8 +4,8 @@
  * float64 with references of its own (reference.c, written from the formulas, not from the kernels), differentiates it
  * numerically there, and compares what a backend computes: every output, and every gradient that the graph's own
  * gradient pass builds. Nothing here names a backend's kernels, so that each backend is tested by the same table. */
-#ifndef KN_TESTS_CPU_OPS_TEST_H
-#define KN_TESTS_CPU_OPS_TEST_H
+#ifndef KN_TESTS_OPS_TEST_H
+#define KN_TESTS_OPS_TEST_H
 
 #include "core/graph/executor.h"
 #include "core/ops/ops.h"

@@ -1,0 +1,67 @@
+/* Single elements. */
+#include "core/cuda/cuda.h"
+
+static int64_t elements_of(const KnCall *call)
+{
+    return kn_tensor_elements(call->node->inputs[0]);
+}
+
+static int bf16_of(const KnCall *call)
+{
+    return kn_cuda_is_bf16(call->node->inputs[0]);
+}
+
+static int kind_of(const KnCall *call)
+{
+    return (int)((const KnActivationAttributes *)call->node->attributes)->kind;
+}
+
+static cudaError_t run_activation(KnCuda *cuda, const KnCall *call)
+{
+    return kn_cuda_activation(kind_of(call), bf16_of(call), call->inputs[0], call->outputs[0], elements_of(call),
+                              cuda->stream);
+}
+
+static cudaError_t run_activation_backward(KnCuda *cuda, const KnCall *call)
+{
+    return kn_cuda_activation_backward(kind_of(call), bf16_of(call), call->inputs[0], call->inputs[1], call->outputs[0],
+                                       elements_of(call), cuda->stream);
+}
+
+static cudaError_t run_add(KnCuda *cuda, const KnCall *call)
+{
+    return kn_cuda_add(bf16_of(call), call->inputs[0], call->inputs[1], call->outputs[0], elements_of(call),
+                       cuda->stream);
+}
+
+static cudaError_t run_add_row(KnCuda *cuda, const KnCall *call)
+{
+    const KnTensor *x = call->node->inputs[0];
+    return kn_cuda_add_row(kn_cuda_is_bf16(x), call->inputs[0], call->inputs[1], call->outputs[0], kn_tensor_rows(x),
+                           kn_tensor_columns(x), cuda->stream);
+}
+
+static cudaError_t run_multiply(KnCuda *cuda, const KnCall *call)
+{
+    return kn_cuda_multiply(bf16_of(call), call->inputs[0], call->inputs[1], call->outputs[0], elements_of(call),
+                            cuda->stream);
+}
+
+static cudaError_t run_scale(KnCuda *cuda, const KnCall *call)
+{
+    float factor = ((const KnScaleAttributes *)call->node->attributes)->factor;
+    return kn_cuda_scale(bf16_of(call), call->inputs[0], factor, call->outputs[0], elements_of(call), cuda->stream);
+}
+
+static cudaError_t run_cast(KnCuda *cuda, const KnCall *call)
+{
+    return kn_cuda_cast(bf16_of(call), call->inputs[0], call->outputs[0], elements_of(call), cuda->stream);
+}
+
+const KnCudaOp kn_cuda_op_activation = {run_activation, NULL};
+const KnCudaOp kn_cuda_op_activation_backward = {run_activation_backward, NULL};
+const KnCudaOp kn_cuda_op_add = {run_add, NULL};
+const KnCudaOp kn_cuda_op_add_row = {run_add_row, NULL};
+const KnCudaOp kn_cuda_op_multiply = {run_multiply, NULL};
+const KnCudaOp kn_cuda_op_scale = {run_scale, NULL};
+const KnCudaOp kn_cuda_op_cast = {run_cast, NULL};

@@ -1,0 +1,16 @@
+/* Backends that are plugins. */
+#ifndef KN_GRAPH_DEVICES_H
+#define KN_GRAPH_DEVICES_H
+
+#include "core/graph/executor.h"
+
+/* Where the plugin is: the environment's KINORA_CUDA_PLUGIN, for tests; NULL: kinora-cuda.so beside the program. */
+const char *kn_cuda_plugin_path(void);
+
+/* The CUDA backend on the GPU with this index among those that the process sees, from the plugin at `path`. The present
+ * thread's device is that one from then on. KN_EPEER where the plugin is missing or there is no such GPU, with the
+ * sentence that says which. Release with kn_cuda_backend_close. */
+int kn_cuda_backend_open(const char *path, int device, KnBackend **backend);
+void kn_cuda_backend_close(KnBackend *backend);
+
+#endif
