@@ -1,27 +1,32 @@
-# What tests of kernels need beside their own files. Outside the sanitizer build, kernels, emulated device and runtime are
-# compiled a second time with ThreadSanitizer; in it, AddressSanitizer and UndefinedBehaviorSanitizer are everywhere.
-function(kn_kernel_program name source)
-  add_executable(${name} ${source})
-  set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -Wno-unknown-pragmas)
+# What tests of kernels need beside their own files. Outside the sanitizer build, plugin, kernels, emulated device and
+# runtime are compiled a second time with ThreadSanitizer, for the planted bugs and for the op table; in it,
+# AddressSanitizer and UndefinedBehaviorSanitizer are everywhere.
+set_source_files_properties(cuda/planted.cu ${kernel_sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -Wno-unknown-pragmas)
+function(kn_planted name)
+  add_executable(${name} cuda/planted.cu)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_link_libraries(${name} ${ARGN})
 endfunction()
-kn_kernel_program(planted cuda/planted.cu kn_kernels_emulated)
+kn_planted(planted kn_kernels_emulated)
 
 if(NOT KINORA_SANITIZE)
-  get_target_property(sources kn_kernels_emulated SOURCES)
-  file(GLOB runtime_sources CONFIGURE_DEPENDS emulated/cudart_*.c)
-  list(TRANSFORM sources PREPEND ${CMAKE_SOURCE_DIR}/ REGEX "^[^/]")
-  add_library(kn_kernels_tsan OBJECT ${sources} ${runtime_sources})
-  file(GLOB kernel_sources ${CMAKE_SOURCE_DIR}/core/cuda/*.cu)
-  set_source_files_properties(${kernel_sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -Wno-unknown-pragmas)
-  target_include_directories(kn_kernels_tsan SYSTEM PUBLIC ${CUDA_INCLUDE})
-  target_compile_options(kn_kernels_tsan PUBLIC -fsanitize=thread -g PRIVATE $<$<COMPILE_LANGUAGE:C>:-Wno-missing-prototypes>)
+  add_library(kn_kernels_tsan OBJECT ${kernel_sources} ${emulator_sources} ${emulated_sources})
+  set_target_properties(kn_kernels_tsan PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  target_include_directories(kn_kernels_tsan SYSTEM PUBLIC ${CUDA_INCLUDE} ${NCCL_INCLUDE})
+  target_compile_options(kn_kernels_tsan PUBLIC -fsanitize=thread -g
+                         PRIVATE $<$<COMPILE_LANGUAGE:C>:-Wno-missing-prototypes>)
   target_link_options(kn_kernels_tsan PUBLIC -fsanitize=thread)
-  target_link_libraries(kn_kernels_tsan Threads::Threads)
-  kn_kernel_program(planted_tsan cuda/planted.cu kn_kernels_tsan)
-endif()
+  target_link_libraries(kn_kernels_tsan ${CUBLASLT_LIBRARY} Threads::Threads m)
+  kn_planted(planted_tsan kn_kernels_tsan)
 
-add_library(kn_sample_kernel OBJECT cuda/sample_kernel.cu)
-set_source_files_properties(cuda/sample_kernel.cu PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -Wno-unknown-pragmas)
-target_link_libraries(kn_sample_kernel kn_kernels_emulated)
+  # Plugin and program lie as in the build folder, where the test looks for the one beside the other.
+  kn_cuda_plugin(kinora-cuda-tsan kn_kernels_tsan)
+  set_target_properties(kinora-cuda-tsan PROPERTIES OUTPUT_NAME kinora-cuda-emulated
+                        LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tsan)
+  kn_test_program(test_ops_tsan cuda/test_ops_emulated.c)
+  target_link_libraries(test_ops_tsan PkgConfig::CMOCKA)
+  target_link_options(test_ops_tsan PRIVATE -fsanitize=thread)
+  set_target_properties(test_ops_tsan PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tsan/tests)
+  add_test(NAME cuda.test_ops_tsan COMMAND test_ops_tsan --small)
+  kn_test_properties(cuda.test_ops_tsan cuda/test_ops_emulated.c cuda 600)
+endif()

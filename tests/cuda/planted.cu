@@ -1,7 +1,6 @@
 /* Kernels with a bug to be planted in each, and without: `planted NAME` runs the kernel that has the bug NAME, or all
  * of them as they should be where NAME is "none". It exits with 0 when the results are right, with 1 when they are not;
  * what dies, or is found by a sanitizer, does not come that far. test_planted.sh says which bug is seen by what. */
-#include "core/cuda/grid.h"
 #include "core/cuda/vector.h"
 
 #include <math.h>
@@ -24,7 +23,9 @@ enum Bug {
     MISALIGNED,
     DIVERGENT_BARRIER,
     SHUFFLE_DEADLOCK,
-    ABSENT_LANE
+    ABSENT_LANE,
+    TOO_MANY_THREADS,
+    TOO_MUCH_SHARED
 };
 
 /* ---- kernels, each with what it should give for x[i] = i mod 32 ---- */
@@ -51,7 +52,8 @@ static float reversed(int i)
 __device__ float block_sum(float value, int bug)
 {
     __shared__ float sums[THREADS / 32];
-    value = kn_warp_sum(value);
+    for (int flip = 16; flip; flip /= 2)
+        value += __shfl_xor_sync(0xffffffffu, value, flip);
     if (bug != WRITE_AFTER_READ)
         __syncthreads();
     if (threadIdx.x % 32 == 0)
@@ -208,6 +210,8 @@ static const struct {
     {"divergent_barrier", HALVES},
     {"shuffle_deadlock", HALVES},
     {"absent_lane", HALVES},
+    {"too_many_threads", HEADS},
+    {"too_much_shared", HEADS},
 };
 
 static int run(int k, int bug)
@@ -220,7 +224,9 @@ static int run(int k, int bug)
     cudaMalloc((void **)&y_device, sizeof y);
     cudaMemcpy(x_device, x, sizeof x, cudaMemcpyHostToDevice);
     auto planted_kernel = kernels[k].kernel;
-    KN_LAUNCH(planted_kernel, BLOCKS, THREADS, kernels[k].shared_bytes, nullptr, x_device, y_device, bug);
+    const int threads = bug == TOO_MANY_THREADS ? 1025 : THREADS;
+    const size_t shared_bytes = bug == TOO_MUCH_SHARED ? (48 << 10) + 1 : kernels[k].shared_bytes;
+    KN_LAUNCH(planted_kernel, BLOCKS, threads, shared_bytes, nullptr, x_device, y_device, bug);
     cudaMemcpy(y, y_device, sizeof y, cudaMemcpyDeviceToHost);
     cudaFree(x_device);
     cudaFree(y_device);

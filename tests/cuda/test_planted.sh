@@ -48,6 +48,8 @@ is_right planted write_after_read forward
 is_seen planted write_after_read 'are wrong' "${seeds[@]}"
 is_seen planted lockstep 'are wrong' forward
 is_seen planted absent_lane 'are wrong' "${orders[@]}"
+is_seen planted too_many_threads 'planted_kernel: a block of (1025, 1, 1) threads cannot be launched' forward
+is_seen planted too_much_shared '49153 bytes of dynamic shared memory, it may have 49152' forward
 is_seen planted divergent_barrier 'planted_kernel, block (0, 0, 0): threads wait at different barriers' "${orders[@]}"
 is_seen planted divergent_barrier 'threads 0 to 31 at __syncthreads, .*planted.cu:[0-9]' forward
 is_seen planted shuffle_deadlock 'threads wait for each other for ever' "${orders[@]}"

@@ -88,12 +88,18 @@ static const Block *find(const void *pointer, size_t bytes)
     return found;
 }
 
+/* An address up to a page beyond the end may be held, for nothing to be there; using it dies. */
+static int is_beyond(const void *pointer)
+{
+    return find((const char *)pointer - PAGE_BYTES, 0) != NULL;
+}
+
 const char *emulated_why_unreachable(const void *pointer)
 {
     const Block *block = find(pointer, 0);
     if (block && block->is_freed)
         return "memory that has been freed";
-    return block || is_unified() ? NULL : "memory of the host's that is not pinned";
+    return block || is_unified() || is_beyond(pointer) ? NULL : "memory of the host's that is not pinned";
 }
 
 /* ---- allocation ---- */

@@ -3,6 +3,9 @@
 #include "core/cuda/emulator/fiber.h"
 
 #include <pthread.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 namespace kn_emulated
 {
@@ -48,6 +51,30 @@ int is_argument(const Launch &launch, int position, const void *pointer)
     if (why)
         emulated_refuse(cudaErrorIllegalAddress, "kernel %s: argument %d leads to %s", launch.kernel, position, why);
     return !why;
+}
+
+/* Whether there is memory at that address: what a word of a struct means is not known here. Pairs of small numbers lie
+ * below all memory but AddressSanitizer's own. */
+static int is_mapped(uintptr_t word)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    unsigned char unused;
+    return word >> 45 && mincore((void *)(word / page * page), 1, &unused) == 0;
+}
+
+int is_struct(const Launch &launch, int position, const void *words, size_t bytes)
+{
+    for (size_t at = 0; at + sizeof(uintptr_t) <= bytes; at += sizeof(uintptr_t)) {
+        uintptr_t word;
+        memcpy(&word, (const char *)words + at, sizeof word);
+        const char *why = is_mapped(word) ? emulated_why_unreachable((const void *)word) : nullptr;
+        if (why) {
+            emulated_refuse(cudaErrorIllegalAddress, "kernel %s: argument %d holds a pointer to %s", launch.kernel,
+                            position, why);
+            return 0;
+        }
+    }
+    return 1;
 }
 
 #ifdef KN_EMULATED_TSAN

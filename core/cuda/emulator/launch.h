@@ -21,6 +21,9 @@ int is_launchable(const Launch &launch, const void *kernel);
 /* 1 when kernels may use what `pointer` leads to, or it is NULL. */
 int is_argument(const Launch &launch, int position, const void *pointer);
 
+/* 1 when none of the words of a struct is the address of memory that kernels must not use. */
+int is_struct(const Launch &launch, int position, const void *words, size_t bytes);
+
 /* Runs all blocks, on the device's thread. */
 void run_grid(const Launch &launch);
 
@@ -47,18 +50,24 @@ template <class... Parameters> struct Call {
     }
 };
 
-template <class T> int is_sound(const Launch &launch, int position, const T &value)
+/* Padding may hold half an address, and is cleared first, where the compiler can. */
+template <class T> int is_sound(const Launch &launch, int position, T &value)
 {
     if constexpr (std::is_pointer_v<T>)
         return is_argument(launch, position, (const void *)value);
+#if __has_builtin(__builtin_clear_padding)
+    else if constexpr (std::is_class_v<T>) {
+        __builtin_clear_padding(&value);
+        return is_struct(launch, position, &value, sizeof value);
+    }
+#endif
     return 1;
 }
 
-template <class... Parameters> int are_sound(const Call<Parameters...> &call)
+template <class... Parameters> int are_sound(Call<Parameters...> &call)
 {
     int position = 0;
-    return std::apply([&](const auto &...values) { return (is_sound(call.launch, ++position, values) && ...); },
-                      call.values);
+    return std::apply([&](auto &...values) { return (is_sound(call.launch, ++position, values) && ...); }, call.values);
 }
 
 template <class... Parameters, class... Arguments>
