@@ -42,7 +42,8 @@ struct Thread {
     State state;
     WarpOperation operation;
     unsigned mask, whole_warp_syncs;
-    int source; /* lane */
+    uint8_t copies; /* whether it has copies under way (tensor_core.h) */
+    int source;     /* lane */
     Site site;
     uint64_t given, received;
 };
