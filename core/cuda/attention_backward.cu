@@ -35,7 +35,7 @@ __device__ __forceinline__ void differentiate(float scale2, const float (&lse)[M
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const float p = kn_exp2(__fmaf_rn(scores[m][n][i], scale2, -lse[m][i / 2]));
+                const float p = kn_exp2(scores[m][n][i] * scale2 - lse[m][i / 2]);
                 dp[m][n][i] = p * (dp[m][n][i] - delta[m][i / 2]);
             }
 }
@@ -127,7 +127,7 @@ __device__ __forceinline__ void find_probabilities(float scale2, const float *ls
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                scores[m][n][i] = kn_exp2(__fmaf_rn(scores[m][n][i], scale2, i % 2 ? -of.y : -of.x));
+                scores[m][n][i] = kn_exp2(scores[m][n][i] * scale2 - (i % 2 ? of.y : of.x));
     }
 }
 

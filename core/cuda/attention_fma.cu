@@ -88,7 +88,7 @@ __device__ __forceinline__ void multiply(const float *own, const float *other, i
             for (int j = 0; j < COLUMNS; j++)
 #pragma unroll
                 for (int k = 0; k < 4; k++)
-                    products[i][j] = __fmaf_rn(x[i][k], y[j][k], products[i][j]);
+                    products[i][j] += x[i][k] * y[j][k];
     }
 }
 
@@ -106,7 +106,7 @@ __device__ __forceinline__ void accumulate(const float *weights, const float *ot
             const float value = x[k * S::row + c * SIDE];
 #pragma unroll
             for (int i = 0; i < S::rows; i++)
-                sums[i][c] = __fmaf_rn(w[i * S::weights + k], value, sums[i][c]);
+                sums[i][c] += w[i * S::weights + k] * value;
         }
 }
 

@@ -55,7 +55,7 @@ __device__ __forceinline__ void weigh(float scale2, float (&scores)[M][N][4], So
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int i = 2 * h; i < 2 * h + 2; i++) {
-                    scores[m][n][i] = kn_exp2(__fmaf_rn(scores[m][n][i], scale2, -base));
+                    scores[m][n][i] = kn_exp2(scores[m][n][i] * scale2 - base);
                     sum += scores[m][n][i];
                 }
             s.top[m][h] = top;
