@@ -43,16 +43,25 @@ cudaError_t find_statistics(int bf16, const KnCudaAttention &a, float lse_factor
     return cudaGetLastError();
 }
 
+bool fits_tensor_cores(int bf16, const KnCudaAttention &a)
+{
+    return bf16 && a.size % 8 == 0 && kn_aligned(a.q, a.k, a.v) && kn_aligned(a.out, a.grad_out) &&
+           kn_aligned(a.dq, a.dk, a.dv);
+}
+
 } // namespace
 
 cudaError_t kn_cuda_attention(int bf16, const KnCudaAttention *attention, cudaStream_t stream)
 {
-    return kn_attention_fma(bf16, *attention, stream);
+    return fits_tensor_cores(bf16, *attention) ? kn_attention_tensor(*attention, stream)
+                                               : kn_attention_fma(bf16, *attention, stream);
 }
 
 cudaError_t kn_cuda_attention_backward(int bf16, const KnCudaAttention *attention, cudaStream_t stream)
 {
-    if (cudaError_t error = find_statistics(bf16, *attention, 1, stream))
+    const bool tensor = fits_tensor_cores(bf16, *attention);
+    if (cudaError_t error = find_statistics(bf16, *attention, tensor ? KN_LOG2_E : 1, stream))
         return error;
-    return kn_attention_fma_backward(bf16, *attention, stream);
+    return tensor ? kn_attention_tensor_backward(*attention, stream)
+                  : kn_attention_fma_backward(bf16, *attention, stream);
 }

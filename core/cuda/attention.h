@@ -13,6 +13,8 @@
 
 #include <cmath>
 
+constexpr float KN_LOG2_E = 1.4426950408889634f;
+
 struct KnSpan {
     int first[2], count[2]; /* of queries and keys */
 };
@@ -36,7 +38,7 @@ __device__ __forceinline__ bool kn_is_wild(const KnCudaAttention &a, const KnSpa
 class KnSpanSearch
 {
   public:
-    __device__ __forceinline__ KnSpanSearch(KnSide side, int64_t first, int count)
+    __device__ __forceinline__ KnSpanSearch(KnSide side, int first, int count)
         : first_(first), count_(count), side_(side)
     {
     }
@@ -46,7 +48,7 @@ class KnSpanSearch
         for (; !found_; base_ += 32) {
             if (base_ >= a.span_count)
                 return false;
-            found_ = __ballot_sync(0xffffffffu, meets(a, base_ + threadIdx.x % 32));
+            found_ = __ballot_sync(0xffffffffu, meets(a, base_ + (int)threadIdx.x % 32));
         }
         span = kn_read_span(a, base_ - 32 + __ffs((int)found_) - 1);
         found_ &= found_ - 1;
@@ -54,7 +56,7 @@ class KnSpanSearch
     }
 
   private:
-    __device__ __forceinline__ bool meets(const KnCudaAttention &a, int64_t s) const
+    __device__ __forceinline__ bool meets(const KnCudaAttention &a, int s) const
     {
         if (s >= a.span_count)
             return false;
@@ -63,12 +65,11 @@ class KnSpanSearch
             kn_report(a.fault, KN_CUDA_WILD_SPAN, s, 0, a.span_count);
             return false;
         }
-        return span.count[0] && span.count[1] && span.first[side_] < first_ + count_ &&
+        return span.count[0] && span.count[1] && span.first[side_] < (int64_t)first_ + count_ &&
                (int64_t)span.first[side_] + span.count[side_] > first_;
     }
 
-    int64_t base_ = 0, first_;
-    int count_;
+    int base_ = 0, first_, count_;
     unsigned found_ = 0;
     KnSide side_;
 };
@@ -115,5 +116,10 @@ static cudaError_t kn_launch_attention(Kernel *kernel, dim3 grid, int threads, s
 /* attention_fma.cu: any type and size */
 cudaError_t kn_attention_fma(int bf16, const KnCudaAttention &a, cudaStream_t stream);
 cudaError_t kn_attention_fma_backward(int bf16, const KnCudaAttention &a, cudaStream_t stream);
+
+/* attention_forward.cu, attention_backward.cu: bfloat16 on tensor cores, rows of whole pieces of 16 bytes. In the
+ * backward's statistics the log-sum-exp is to the base of 2. */
+cudaError_t kn_attention_tensor(const KnCudaAttention &a, cudaStream_t stream);
+cudaError_t kn_attention_tensor_backward(const KnCudaAttention &a, cudaStream_t stream);
 
 #endif

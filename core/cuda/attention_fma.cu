@@ -88,7 +88,7 @@ __device__ __forceinline__ void multiply(const float *own, const float *other, i
             for (int j = 0; j < COLUMNS; j++)
 #pragma unroll
                 for (int k = 0; k < 4; k++)
-                    products[i][j] = __fmaf_rn(x[i][k], y[j][k], products[i][j]);
+                    products[i][j] += x[i][k] * y[j][k];
     }
 }
 
@@ -106,7 +106,7 @@ __device__ __forceinline__ void accumulate(const float *weights, const float *ot
             const float value = x[k * S::row + c * SIDE];
 #pragma unroll
             for (int i = 0; i < S::rows; i++)
-                sums[i][c] = __fmaf_rn(w[i * S::weights + k], value, sums[i][c]);
+                sums[i][c] += w[i * S::weights + k] * value;
         }
 }
 
@@ -215,7 +215,7 @@ template <class T, int D> __global__ void __launch_bounds__(KN_THREADS, 1) forwa
     for (int i = 0; i < S::rows; i++)
         s.top[i] = -INFINITY;
     load<T>(q, S::row, S::tile, a, a.q, first, (int)(a.queries - first < S::tile ? a.queries - first : S::tile));
-    for (KnSpanSearch search(KN_QUERIES, first, S::tile); search.next(a, span);)
+    for (KnSpanSearch search(KN_QUERIES, (int)first, S::tile); search.next(a, span);)
         for (int key = 0; key < span.count[KN_KEYS]; key += OTHERS) {
             const int keys = at_most(span.count[KN_KEYS] - key, OTHERS);
             const int64_t row = span.first[KN_KEYS] + key;
@@ -271,7 +271,7 @@ template <class T, int D> __global__ void __launch_bounds__(KN_THREADS, 1) dq_ke
     }
     load<T>(q, S::row, S::tile, a, a.q, first, rows);
     load<T>(grad, S::row, S::tile, a, a.grad_out, first, rows);
-    for (KnSpanSearch search(KN_QUERIES, first, S::tile); search.next(a, span);)
+    for (KnSpanSearch search(KN_QUERIES, (int)first, S::tile); search.next(a, span);)
         for (int key = 0; key < span.count[KN_KEYS]; key += OTHERS) {
             const int keys = at_most(span.count[KN_KEYS] - key, OTHERS);
             const int64_t row = span.first[KN_KEYS] + key;
@@ -309,7 +309,7 @@ template <class T, int D> __global__ void __launch_bounds__(KN_THREADS, 1) dkv_k
     KnSpan span;
     load<T>(k, S::row, S::tile, a, a.k, first, rows);
     load<T>(v, S::row, S::tile, a, a.v, first, rows);
-    for (KnSpanSearch search(KN_KEYS, first, S::tile); search.next(a, span);)
+    for (KnSpanSearch search(KN_KEYS, (int)first, S::tile); search.next(a, span);)
         for (int query = 0; query < span.count[KN_QUERIES]; query += OTHERS) {
             const int queries = at_most(span.count[KN_QUERIES] - query, OTHERS);
             const int64_t row = span.first[KN_QUERIES] + query;

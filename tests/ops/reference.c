@@ -48,9 +48,11 @@ static void attend(const KnNode *node, double *const *in, double *const *out, co
         }
         for (int64_t k = 0; k < keys; k++)
             sum += probability[k] = exp(probability[k] - largest);
-        for (int64_t c = head * d; c < (head + 1) * d; c++)
-            for (int64_t k = 0; k < keys; k++)
-                out[0][q * width + c] += probability[k] / sum * in[2][(first + k) * width + c];
+        for (int64_t k = 0; k < keys; k++) {
+            probability[k] /= sum;
+            for (int64_t c = head * d; c < (head + 1) * d; c++)
+                out[0][q * width + c] += probability[k] * in[2][(first + k) * width + c];
+        }
         out[1][head * ROWS(0) + q] = largest + log(sum);
     }
     free(probability);

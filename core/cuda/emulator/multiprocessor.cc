@@ -385,6 +385,7 @@ KN_UNSEEN static void begin_block(uint64_t number)
         t->index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
         t->number = i;
         t->whole_warp_syncs = 0;
+        t->copies = 0;
         t->mask = 0;
         make_ready(t);
         t->state = NOT_STARTED;

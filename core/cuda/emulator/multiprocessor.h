@@ -42,6 +42,7 @@ struct Thread {
     State state;
     WarpOperation operation;
     unsigned mask, whole_warp_syncs;
+    uint8_t copies;   /* whether it has copies under way (tensor_core.h) */
     int source;       /* lane */
     const Site *site; /* while it waits */
     uint64_t given, received;
