@@ -59,7 +59,7 @@ if(CMOCKA_FOUND)
 
   file(GLOB emulator_sources CONFIGURE_DEPENDS core/cuda/emulator/*.cc)
   add_library(kn_kernels_emulated OBJECT ${kernel_sources} ${emulator_sources})
-  set_source_files_properties(${kernel_sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas")
+  set_source_files_properties(${kernel_sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -Wno-unknown-pragmas)
   set_target_properties(kn_kernels_emulated PROPERTIES POSITION_INDEPENDENT_CODE ON)
   target_link_libraries(kn_kernels_emulated kinora-emulated)
   kn_cuda_plugin(kinora-cuda-emulated kn_kernels_emulated kinora-emulated)

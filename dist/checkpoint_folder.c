@@ -18,6 +18,16 @@ char *kn_checkpoint_step_path(const char *folder, int64_t step)
     return path;
 }
 
+/* Only names as this program writes them: "step-5.old" is the user's. */
+int64_t kn_checkpoint_step_of_name(const char *name)
+{
+    long long step = strncmp(name, "step-", 5) == 0 ? strtoll(name + 5, NULL, 10) : -1;
+    char *expected = kn_format("step-%08lld", step);
+    int is = step >= 0 && strcmp(name, expected) == 0;
+    free(expected);
+    return is ? step : -1;
+}
+
 static int newer_first(const void *a, const void *b)
 {
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
@@ -34,12 +44,9 @@ int kn_checkpoint_steps(const char *folder, int64_t **steps, int *count)
     KN_TRY(kn_list_directory(folder, &names));
     *steps = kn_alloc((size_t)names.count * sizeof **steps);
     for (int i = 0; i < names.count; i++) {
-        /* Only names as this program writes them: "step-5.old" is the user's. */
-        long long step = strncmp(names.items[i], "step-", 5) == 0 ? strtoll(names.items[i] + 5, NULL, 10) : -1;
-        char *expected = kn_format("step-%08lld", step);
-        if (step >= 0 && strcmp(names.items[i], expected) == 0)
+        int64_t step = kn_checkpoint_step_of_name(names.items[i]);
+        if (step >= 0)
             (*steps)[(*count)++] = step;
-        free(expected);
     }
     kn_string_list_clear(&names);
     qsort(*steps, (size_t)*count, sizeof **steps, newer_first);

@@ -10,6 +10,9 @@
 /* The folder and a step to the name of its checkpoint; free() it. */
 char *kn_checkpoint_step_path(const char *folder, int64_t step);
 
+/* What kn_checkpoint_step_path made of a name ("step-00000012"), or -1. */
+int64_t kn_checkpoint_step_of_name(const char *name);
+
 /* The steps that a folder has checkpoints of, newest first; free() them. A folder that is not there has none. */
 int kn_checkpoint_steps(const char *folder, int64_t **steps, int *count);
 

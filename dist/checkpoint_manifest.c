@@ -4,6 +4,7 @@
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/text.h"
+#include "dist/checkpoint_folder.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -436,6 +437,16 @@ static int check_hash(const char *path, const char *bytes, size_t size)
     return code;
 }
 
+/* A copy of, or a link to, another step would be counted as one of its own, and the other be removed for it. */
+static int check_name(const KnManifest *manifest, const char *folder)
+{
+    int64_t named = kn_checkpoint_step_of_name(kn_path_name(folder)), step = manifest->meta.step;
+    if (named < 0 || named == step)
+        return KN_OK;
+    return kn_fail(KN_EFORMAT, "%s holds the checkpoint of step %lld: give it a name that is not of another step",
+                   folder, (long long)step);
+}
+
 int kn_manifest_read(KnManifest *manifest, const char *folder)
 {
     *manifest = (KnManifest){0};
@@ -453,6 +464,8 @@ int kn_manifest_read(KnManifest *manifest, const char *folder)
         manifest->arena = kn_arena_create();
         code = manifest_from_json(&reading, root);
     }
+    if (code == KN_OK)
+        code = check_name(manifest, folder);
     if (code < 0)
         kn_manifest_clear(manifest);
     json_decref(root);

@@ -19,6 +19,8 @@ int kn_checkpoints_folder(const char *path, char **folder)
         return KN_OK;
     free(*folder);
     *folder = NULL;
+    if (kn_is_checkpoint(path))
+        return kn_fail(KN_EINPUT, "%s is one checkpoint: name the run that it is of", path);
     KN_TRY(kn_checkpoint_steps(path, &steps, &count));
     free(steps);
     if (count == 0)
@@ -44,6 +46,8 @@ static int newest_valid_step(const char *folder, int64_t *valid)
         free(path);
     }
     free(steps);
+    if (count == 0)
+        return kn_fail(KN_EINPUT, "%s has no checkpoint yet", folder);
     return *valid >= 0 ? KN_OK : kn_fail(KN_EFORMAT, "none of the %d checkpoints in %s is whole", count, folder);
 }
 

@@ -200,6 +200,8 @@ void kn_mpi_tell(KnMpiEngine *engine, int world_rank, const KnMpiNote *note);
 /* Hears what came, sends the own last words where the program gives up, and ends the job where that is this rank's. */
 int kn_mpi_attend(KnMpiEngine *engine, int giving_up);
 void kn_mpi_stop_listening(KnMpiEngine *engine);
+/* start(engine), which calls MPI_Init, and the end of this process where other ranks do not come to it. */
+int kn_mpi_start(KnMpiEngine *engine, int (*start)(KnMpiEngine *engine));
 /* MPI_Finalize, and the end of this process where other ranks do not come to it. */
 void kn_mpi_finalize(void);
 

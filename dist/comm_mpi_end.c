@@ -6,6 +6,7 @@
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/base/memory.h"
+#include "core/base/text.h"
 #include "dist/comm_mpi.h"
 
 #include <errno.h>
@@ -20,6 +21,7 @@
 #define GRACE_SECONDS 20.0  /* for rank 0 to end the job; then the failing rank does it */
 #define STAGGER_SECONDS 0.2 /* by rank, where rank 0 is known to be silent: the first one's end ends the others */
 #define ABORT_SECONDS 5     /* for the launcher to end this process */
+#define START_SECONDS 300
 #define FINALIZE_SECONDS 60
 #define FLUSH_SECONDS 0.02 /* the launcher drops what it has not read when it aborts */
 
@@ -74,6 +76,32 @@ static void meet_deadline(Deadline *deadline)
     pthread_cond_signal(&deadline->met);
     pthread_mutex_unlock(&deadline->mutex);
     pthread_join(deadline->thread, NULL);
+}
+
+/* Where ranks have not met yet none can ask another where it is. Large machines may need longer. */
+static int start_seconds(void)
+{
+    const char *text = getenv("KINORA_START_SECONDS");
+    int asked = text ? atoi(text) : 0;
+    return asked > 0 ? asked : START_SECONDS;
+}
+
+int kn_mpi_start(KnMpiEngine *engine, int (*start)(KnMpiEngine *engine))
+{
+    const char *of_mpirun = getenv("OMPI_COMM_WORLD_RANK"), *rank = of_mpirun ? of_mpirun : getenv("PMIX_RANK");
+    int limit = start_seconds();
+    Deadline deadline;
+    char *sentence =
+        kn_format("rank %s has waited %d s for the other ranks to start: one of their processes is stopped "
+                  "or gone, or its host is out of reach (a larger KINORA_START_SECONDS waits longer)",
+                  rank ? rank : "?", limit);
+    int set = set_deadline(&deadline, limit, sentence), code = start(engine);
+    if (set)
+        meet_deadline(&deadline);
+    pthread_cond_destroy(&deadline.met);
+    pthread_mutex_destroy(&deadline.mutex);
+    free(sentence);
+    return code;
 }
 
 void kn_mpi_finalize(void)

@@ -383,7 +383,7 @@ void *kn_mpi_run_thread(void *argument)
     KnMpiEngine *engine = argument;
     ask_for_short_slices();
     prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0); /* naps of 20 microseconds, not of 70 */
-    int code = start_mpi(engine), initialized = 0;
+    int code = kn_mpi_start(engine, start_mpi), initialized = 0;
     if (code < 0)
         publish_failure(engine, code);
     pthread_mutex_lock(&engine->mutex);

@@ -132,6 +132,13 @@ static void verify_one(const char *path, Output *out, int *damaged)
     kn_string_list_clear(&damages);
 }
 
+/* Of links, the link itself: one that leads nowhere is a damage. */
+static int is_there(const char *path)
+{
+    struct stat status;
+    return lstat(path, &status) == 0;
+}
+
 static int verify(const char *path, const Options *options, Output *out)
 {
     KnStringList paths = {0};
@@ -140,10 +147,12 @@ static int verify(const char *path, const Options *options, Output *out)
     KN_TRY(list_paths(path, &paths));
     json_object_set_new(out->json, "checkpoints", json_array());
     for (int i = 0; i < paths.count; i++)
-        if (kn_file_exists(paths.items[i])) /* a run that goes on may have removed it meanwhile */
+        if (is_there(paths.items[i])) /* a run that goes on may have removed it meanwhile */
             verify_one(paths.items[i], out, &damaged);
     int count = paths.count;
     kn_string_list_clear(&paths);
+    if (count == 0)
+        return kn_fail(KN_EINPUT, "%s has no checkpoint yet", path);
     if (damaged)
         return kn_fail(KN_EFORMAT, "%d of %d checkpoint%s of %s %s damaged", damaged, count, count == 1 ? "" : "s",
                        path, damaged == 1 ? "is" : "are");

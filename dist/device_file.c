@@ -88,6 +88,9 @@ const char *kn_device_names(void)
 
 /* --- Reading ------------------------------------------------------------------------------------------------------ */
 
+/* Beyond them times are no numbers any more. */
+static const double largest = 1e30, largest_integer = 1 << 20;
+
 static int wrong(const char *file, const KnYamlNode *node, const char *key, const char *expected)
 {
     return kn_fail(KN_EFORMAT, "%s:%d:%d: %s must be %s", file, node->line, node->column, key, expected);
@@ -98,8 +101,18 @@ static int read_number(const char *file, const KnYamlNode *node, const char *key
     char *end = NULL;
     if (node->kind == KN_YAML_SCALAR)
         *number = strtod(node->text, &end);
-    if (!end || end == node->text || *end || !isfinite(*number) || *number < 0)
-        return wrong(file, node, key, "a number of at least 0");
+    if (!end || end == node->text || *end || !isfinite(*number) || *number < 0 || *number > largest)
+        return wrong(file, node, key, "a number of at least 0, at most 1e30");
+    return KN_OK;
+}
+
+static int read_integer(const char *file, const KnYamlNode *node, const char *key, int64_t *integer)
+{
+    double number = 0;
+    KN_TRY(read_number(file, node, key, &number));
+    if (number < 1 || number > largest_integer || number != floor(number))
+        return wrong(file, node, key, "a whole number from 1 to 1048576");
+    *integer = (int64_t)number;
     return KN_OK;
 }
 
@@ -144,9 +157,9 @@ static int read_link(const char *file, const KnYamlNode *node, const char *key, 
 
 static int read_points(const char *file, const KnYamlNode *node, KnRate *rate)
 {
-    if (!node || node->kind != KN_YAML_SEQUENCE || node->count < 1 || node->count > KN_RATE_POINTS)
-        return kn_fail(KN_EFORMAT, "%s: the rate of %s needs points: from 1 to %d pairs [SIZE, FLOP OR BYTES A SECOND]",
-                       file, rate->kind, KN_RATE_POINTS);
+    if (node->kind != KN_YAML_SEQUENCE || node->count < 1 || node->count > KN_RATE_POINTS)
+        return kn_fail(KN_EFORMAT, "%s:%d:%d: points must be from 1 to %d pairs [SIZE, FLOP OR BYTES A SECOND]", file,
+                       node->line, node->column, KN_RATE_POINTS);
     for (int i = 0; i < node->count; i++) {
         const KnYamlNode *pair = node->values[i];
         KnRatePoint *point = &rate->points[i];
@@ -154,27 +167,11 @@ static int read_points(const char *file, const KnYamlNode *node, KnRate *rate)
             return wrong(file, pair, "a point", "a pair [SIZE, FLOP OR BYTES A SECOND]");
         KN_TRY(read_number(file, pair->values[0], "a size", &point->size));
         KN_TRY(read_number(file, pair->values[1], "a rate", &point->rate));
-        if (point->rate <= 0 || point->size <= 0 || (i > 0 && point->size <= rate->points[i - 1].size))
-            return wrong(file, pair, "points", "above 0, by rising size");
+        if (point->rate < 1 || point->size <= 0 || (i > 0 && point->size <= rate->points[i - 1].size))
+            return wrong(file, pair, "points", "above 0, by rising size, and of rates of at least 1");
     }
     rate->count = node->count;
     return KN_OK;
-}
-
-static int read_rate(const char *file, const KnYamlNode *node, KnDevice *device)
-{
-    const KnYamlNode *kind = node->kind == KN_YAML_MAPPING ? kn_yaml_get(node, "kind") : NULL, *field;
-    if (!kind || kind->kind != KN_YAML_SCALAR)
-        return wrong(file, node, "a rate", "{kind: NAME, dtype: ..., width: ..., points: [...]}");
-    KnRate *rate = kn_device_add_rate(device, kind->text, KN_DTYPE_COUNT, 0);
-    if ((field = kn_yaml_get(node, "dtype")))
-        KN_TRY(read_dtype(file, field, &rate->dtype));
-    if ((field = kn_yaml_get(node, "width"))) {
-        double width = 0;
-        KN_TRY(read_number(file, field, "width", &width));
-        rate->width = (int64_t)width;
-    }
-    return read_points(file, kn_yaml_get(node, "points"), rate);
 }
 
 /* The first `inherited` curves are those of the device that this one is like: its own of a kind stand in their place.
@@ -194,9 +191,41 @@ static void drop_replaced_rates(KnDevice *d, int inherited)
 
 static int read_text(const char *file, const KnYamlNode *node, const char *key, char *text, size_t size)
 {
-    if (node->kind != KN_YAML_SCALAR || strlen(node->text) >= size)
-        return wrong(file, node, key, "a short text");
+    if (node->kind != KN_YAML_SCALAR || strlen(node->text) >= size || strpbrk(node->text, "\"\\\n"))
+        return wrong(file, node, key, "a short text without \" and \\");
     snprintf(text, size, "%s", node->text);
+    return KN_OK;
+}
+
+static int read_rate_key(const char *file, const char *key, const KnYamlNode *value, KnRate *rate)
+{
+    if (strcmp(key, "kind") == 0)
+        return read_text(file, value, key, rate->kind, sizeof rate->kind);
+    if (strcmp(key, "dtype") == 0)
+        return read_dtype(file, value, &rate->dtype);
+    if (strcmp(key, "width") == 0)
+        return read_integer(file, value, key, &rate->width);
+    if (strcmp(key, "points") == 0)
+        return read_points(file, value, rate);
+    return kn_fail(KN_EFORMAT, "%s:%d:%d: a rate has no key %s: it is made of kind, dtype, width and points", file,
+                   value->line, value->column, key);
+}
+
+static int read_rate(const char *file, const KnYamlNode *node, KnDevice *device)
+{
+    KnRate *rate = kn_device_add_rate(device, "", KN_DTYPE_COUNT, 0);
+    for (int i = 0; node->kind == KN_YAML_MAPPING && i < node->count; i++)
+        KN_TRY(read_rate_key(file, node->keys[i]->text, node->values[i], rate));
+    return rate->kind[0] && rate->count ? KN_OK
+                                        : wrong(file, node, "a rate", "{kind: NAME, points: [[SIZE, RATE], ...]}");
+}
+
+/* Quoted when it is written again (kn_device_to_yaml). */
+static int read_note(const char *file, const KnYamlNode *node, KnDevice *device)
+{
+    if (node->kind != KN_YAML_SCALAR || strpbrk(node->text, "\"\\\n"))
+        return wrong(file, node, "a note", "a line of text without \" and \\");
+    kn_string_list_add(&device->notes, node->text);
     return KN_OK;
 }
 
@@ -219,12 +248,8 @@ static int read_key(const char *file, const char *key, const KnYamlNode *value, 
         return read_peak(file, value, d->peak);
     if (strcmp(key, "inside") == 0 || strcmp(key, "between") == 0)
         return read_link(file, value, key, key[0] == 'i' ? &d->inside : &d->between);
-    if (strcmp(key, "ranks_per_node") == 0) {
-        double ranks = 1;
-        KN_TRY(read_number(file, value, key, &ranks));
-        d->ranks_per_node = (int64_t)ranks;
-        return KN_OK;
-    }
+    if (strcmp(key, "ranks_per_node") == 0)
+        return read_integer(file, value, key, &d->ranks_per_node);
     if (strcmp(key, "rates") == 0) {
         int inherited = d->rate_count;
         for (int i = 0; value->kind == KN_YAML_SEQUENCE && i < value->count; i++)
@@ -233,11 +258,8 @@ static int read_key(const char *file, const char *key, const KnYamlNode *value, 
         return value->kind == KN_YAML_SEQUENCE ? KN_OK : wrong(file, value, key, "a list");
     }
     if (strcmp(key, "notes") == 0) {
-        for (int i = 0; value->kind == KN_YAML_SEQUENCE && i < value->count; i++) {
-            if (value->values[i]->kind != KN_YAML_SCALAR)
-                return wrong(file, value->values[i], "a note", "a text, in quotes where it has a colon");
-            kn_string_list_add(&d->notes, value->values[i]->text);
-        }
+        for (int i = 0; value->kind == KN_YAML_SEQUENCE && i < value->count; i++)
+            KN_TRY(read_note(file, value->values[i], d));
         return value->kind == KN_YAML_SEQUENCE ? KN_OK : wrong(file, value, key, "a list of texts");
     }
     return kn_fail(KN_EFORMAT, "%s:%d:%d: a device has no key %s", file, value->line, value->column, key);
@@ -247,10 +269,10 @@ static int check(const KnDevice *d, const char *file)
 {
     if (strcmp(d->backend, "cpu") != 0 && strcmp(d->backend, "gpu") != 0)
         return kn_fail(KN_EFORMAT, "%s: backend is \"%s\": it must be cpu or gpu", file, d->backend);
-    if (d->memory <= d->reserved || d->ranks_per_node < 1 || d->inside.bandwidth <= 0 || d->between.bandwidth <= 0)
+    if (d->memory <= d->reserved || d->inside.bandwidth < 1 || d->between.bandwidth < 1 || d->overlap > 1)
         return kn_fail(KN_EFORMAT,
-                       "%s: a device needs memory beyond what is reserved, ranks_per_node of at least 1, and a "
-                       "bandwidth above 0 inside and between nodes",
+                       "%s: a device needs memory beyond what is reserved, a bandwidth of at least 1 inside and "
+                       "between nodes, and an overlap of at most 1",
                        file);
     static const char *const classes[] = {"matmul", "attention", "memory"};
     for (int i = 0; i < 3; i++)

@@ -64,7 +64,8 @@ static int fail_unknown(const char *name)
                    "a mesh has no axis \"%s\": it is made of data, shard, cfg, ring, ulysses, tensor and zero", name);
 }
 
-static int parse_setting(char *word, KnParallelConfig *parallel)
+/* `given` has a bit for each setting that was there before. */
+static int parse_setting(char *word, KnParallelConfig *parallel, unsigned *given)
 {
     char *value = strchr(word, '='), *end = NULL;
     if (!value || value == word)
@@ -77,6 +78,9 @@ static int parse_setting(char *word, KnParallelConfig *parallel)
         if (end == value || *end || number < settings[i].low || number > settings[i].high)
             return kn_fail(KN_EINPUT, "%s=%s: %s is a number from %lld to %lld", word, value, word, settings[i].low,
                            settings[i].high);
+        if (*given & 1u << i)
+            return kn_fail(KN_EINPUT, "%s=%s: the mesh says %s twice: leave one of them out", word, value, word);
+        *given |= 1u << i;
         memcpy((char *)parallel + settings[i].offset, &(int64_t){number}, sizeof(int64_t));
         return KN_OK;
     }
@@ -85,10 +89,11 @@ static int parse_setting(char *word, KnParallelConfig *parallel)
 
 int kn_mesh_parse(const char *text, KnParallelConfig *parallel)
 {
+    unsigned given = 0;
     while (1) {
         size_t length = strcspn(text, ",");
         char *word = kn_format("%.*s", (int)length, text);
-        int code = parse_setting(word, parallel);
+        int code = parse_setting(word, parallel, &given);
         free(word);
         if (code < 0 || !text[length])
             return code;

@@ -275,7 +275,23 @@ static char *folder_of_many(const Run *run)
     return run->options->request.out ? kn_strdup(run->options->request.out) : kn_path_folder(run->requests[0].out);
 }
 
-static void choose_sheet(Run *run)
+/* Both would be written, one over the other. */
+static int check_sheet(const Run *run)
+{
+    char *sheet = kn_path_absolute(run->sheet_path);
+    int code = KN_OK;
+    for (int i = 0; i < run->count && code == KN_OK && run->requests[i].out; i++) {
+        char *out = kn_path_absolute(run->requests[i].out);
+        if (!strcmp(out, sheet))
+            code = kn_fail(KN_EINPUT, "%s is both video %d of %d and the contact sheet: name another file with --sheet",
+                           run->requests[i].out, i + 1, run->count);
+        free(out);
+    }
+    free(sheet);
+    return code;
+}
+
+static int choose_sheet(Run *run)
 {
     run->sheet_path = run->options->sheet;
     if (!run->sheet_path && is_many(run->options)) {
@@ -286,6 +302,7 @@ static void choose_sheet(Run *run)
     }
     if (run->sheet_path && !is_many(run->options))
         run->sheet = kn_contact_sheet_create(run->count);
+    return run->sheet_path ? check_sheet(run) : KN_OK;
 }
 
 /* ---- making it ---- */
@@ -343,6 +360,13 @@ static int make_many(Run *run)
 
 /* ---- telling ---- */
 
+/* NULL where no video is there to be drawn. */
+static const char *drawn_sheet(const Run *run)
+{
+    int none = is_many(run->options) && run->result.made + run->result.skipped == 0;
+    return none ? NULL : run->sheet_path;
+}
+
 static void print_json(const Run *run, double seconds)
 {
     json_t *videos = json_array(), *root = json_object();
@@ -360,7 +384,7 @@ static void print_json(const Run *run, double seconds)
     json_object_set_new(root, "model_hash", json_string(run->file.hash));
     json_object_set_new(root, "seconds", json_real(seconds));
     json_object_set_new(root, "videos", videos);
-    if (run->sheet_path)
+    if (drawn_sheet(run))
         json_object_set_new(root, "sheet", json_string(run->sheet_path));
     char *text = json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
     json_decref(root);
@@ -374,7 +398,7 @@ static void print_names(const Run *run)
     for (int i = 0; i < run->count; i++)
         if (!run->result.statuses || run->result.statuses[i] != KN_REPORT_FAILED)
             printf("%s\n", run->requests[i].out);
-    if (run->sheet_path)
+    if (drawn_sheet(run))
         printf("%s\n", run->sheet_path);
 }
 
@@ -405,7 +429,7 @@ static int generate(Run *run, KnComm *comm)
     }
     KN_TRY(open_model(run, &origin));
     KN_TRY(lay_out_requests(run, &described));
-    choose_sheet(run);
+    KN_TRY(choose_sheet(run));
     KN_TRY(is_many(o) ? make_many(run) : make_one(run));
     if (comm->rank > 0)
         return KN_OK;

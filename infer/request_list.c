@@ -48,9 +48,17 @@ int kn_request_list_add(KnRequestList *list, const KnRequest *above, int line, c
 /* ---- no two alike ---- */
 
 typedef struct Named {
-    char *json;
+    char *json; /* absolute: a.mp4 and ./a.mp4 are the same */
     int index;
 } Named;
+
+static Named name_of(const KnRequest *request, int index)
+{
+    char *json = kn_output_json_path(request->out);
+    Named named = {kn_path_absolute(json), index};
+    free(json);
+    return named;
+}
 
 static int by_json(const void *a, const void *b)
 {
@@ -65,8 +73,11 @@ static int fail_alike(const KnRequestList *list, const Named *former, const Name
     int line = list->lines[latter->index], first = list->lines[former->index];
     if (!strcmp(out, other))
         return kn_fail(KN_EINPUT, "%s:%d: \"out\" is %s, as in line %d already", list->source.path, line, out, first);
-    return kn_fail(KN_EINPUT, "%s:%d: \"out\" is %s, whose description %s is that of line %d's %s too",
-                   list->source.path, line, out, latter->json, first, other);
+    char *json = kn_output_json_path(out);
+    int code = kn_fail(KN_EINPUT, "%s:%d: \"out\" is %s, whose description %s is that of line %d's %s too",
+                       list->source.path, line, out, json, first, other);
+    free(json);
+    return code;
 }
 
 /* No request may write what another has written, nor its description: a.mp4 and a.gif would share a.json. */
@@ -75,7 +86,7 @@ static int check_names(const KnRequestList *list)
     Named *names = kn_alloc((size_t)list->count * sizeof *names);
     int code = KN_OK;
     for (int i = 0; i < list->count; i++)
-        names[i] = (Named){kn_output_json_path(list->requests[i].out), i};
+        names[i] = name_of(&list->requests[i], i);
     qsort(names, (size_t)list->count, sizeof *names, by_json);
     for (int i = 1; i < list->count && code == KN_OK; i++)
         if (!strcmp(names[i - 1].json, names[i].json))
@@ -119,11 +130,12 @@ static int add_line(KnRequestList *list, const char *text, size_t length, int nu
     return kn_request_list_add(list, &line, number, NULL);
 }
 
+/* The mark that some editors put in front of UTF-8 is passed over. */
 static int read_lines(KnRequestList *list, const char *bytes, size_t size)
 {
-    const char *end = bytes + size;
+    const char *end = bytes + size, *begin = kn_starts_with(bytes, "\xef\xbb\xbf") ? bytes + 3 : bytes;
     int number = 1;
-    for (const char *line = bytes; line < end; number++) {
+    for (const char *line = begin; line < end; number++) {
         const char *newline = memchr(line, '\n', (size_t)(end - line));
         size_t length = newline ? (size_t)(newline - line) : (size_t)(end - line);
         size_t blank = 0;

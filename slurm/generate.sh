@@ -11,6 +11,11 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@60
 
+[ -n "${SLURM_JOB_ID:-}" ] || {
+    echo "error: this is no job of Slurm: submit it with sbatch [sbatch options] slurm/generate.sh --model RUN --prompts FILE.jsonl --out DIR" >&2
+    exit 2
+}
+
 # Slurm runs a copy of this file; where it came from says the job's Command, followed by the arguments.
 submitted=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s///p;q}')
 source "$(dirname "${submitted%" $*"}")/job.sh" || exit 1

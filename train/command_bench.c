@@ -250,9 +250,19 @@ static int bench_step(const Options *options)
     return code;
 }
 
+/* Before the time is spent: whether the file can be written. */
+static int check_out(const char *path)
+{
+    KnFileWriter *writer = NULL;
+    KN_TRY(kn_file_writer_open(&writer, path));
+    kn_file_writer_abort(writer);
+    return KN_OK;
+}
+
 static int calibrate(const Options *o, KnComm *comm)
 {
     KnDevice device;
+    KN_TRY(comm->rank == 0 && o->out ? check_out(o->out) : KN_OK);
     int share = kn_cpu_threads() / comm->local_ranks;
     kn_cpu_set_threads(o->threads ? (int)o->threads : share > 1 ? share : 1);
     KN_TRY(kn_calibrate(&device, comm));

@@ -87,10 +87,14 @@ static const KnArgSpec spec = {
     .most_positionals = 1,
 };
 
+enum { MOST_RANKS = 1 << 30 };
+
 /* --- What is asked ------------------------------------------------------------------------------------------------ */
 
 static int load_config(KnConfig *config, const char *path, const Options *o)
 {
+    if (o->search && o->mesh)
+        return kn_fail(KN_EINPUT, "--search tries every layout: leave --mesh out; --nodes says for how many ranks");
     KN_TRY(kn_config_load(config, path, o->set.items, o->set.count));
     return o->mesh ? kn_mesh_parse(o->mesh, &config->parallel) : KN_OK;
 }
@@ -115,12 +119,20 @@ static int load_device(KnDevice *device, const Options *o)
 }
 
 /* All ranks of the nodes, or what the layout multiplies to. */
-static int count_ranks(const KnConfig *c, const Options *o, const KnDevice *device)
+static int count_ranks(const KnConfig *c, const Options *o, const KnDevice *device, int *ranks)
 {
     const KnParallelConfig *p = &c->parallel;
+    const int64_t axes[] = {p->data ? p->data : 1, p->shard, p->cfg, p->ring, p->ulysses, p->tensor};
+    double product = 1;
+    for (size_t i = 0; i < sizeof axes / sizeof *axes; i++)
+        product *= (double)axes[i];
     if (o->nodes)
-        return (int)(o->nodes * device->ranks_per_node);
-    return (int)((p->data ? p->data : 1) * p->shard * p->cfg * p->ring * p->ulysses * p->tensor);
+        product = (double)(o->nodes * device->ranks_per_node);
+    if (product > MOST_RANKS)
+        return kn_fail(KN_EINPUT, "a job of %.0f ranks is more than the %d that a plan can be made for", product,
+                       MOST_RANKS);
+    *ranks = (int)product;
+    return KN_OK;
 }
 
 /* --- What is printed ---------------------------------------------------------------------------------------------- */
@@ -286,11 +298,14 @@ int kn_command_plan(int argc, char **argv)
     kn_cpu_set_threads((int)config.train.threads);
     if (code == KN_OK)
         code = load_device(&device, &options);
+    int ranks = 0;
+    if (code == KN_OK)
+        code = count_ranks(&config, &options, &device, &ranks);
     if (code == KN_OK) {
         KnStepPlanOptions step = {.config = &config,
                                   .device = &device,
                                   .cpu = kn_cpu_backend(),
-                                  .ranks = count_ranks(&config, &options, &device),
+                                  .ranks = ranks,
                                   .clip_tokens = options.clip_tokens};
         set_threads(&config, step.ranks, &device);
         code = options.search ? plan_all(&options, &step) : plan_one(&options, &step);

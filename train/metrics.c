@@ -200,10 +200,10 @@ int kn_metrics_close(KnMetrics *metrics)
     int code = KN_OK;
     if (!metrics)
         return KN_OK;
-    if (metrics->file >= 0 && (flush_lines(metrics) != 0 || close(metrics->file) != 0))
-        code = kn_fail(KN_EIO, "cannot write %s: %s", metrics->path, strerror(errno));
     if (kn_tensorboard_close(metrics->board) < 0)
         kn_warn("TensorBoard has not all events: %s", kn_error_message());
+    if (metrics->file >= 0 && (flush_lines(metrics) != 0 || close(metrics->file) != 0))
+        code = kn_fail(KN_EIO, "cannot write %s: %s", metrics->path, strerror(errno));
     kn_text_clear(&metrics->waiting);
     free(metrics->path);
     free(metrics);

@@ -178,7 +178,7 @@ int kn_layout_search(KnLayoutSearch *search, const KnStepPlanOptions *options)
     kn_pass_memos_clear(s.memos);
     if (code < 0)
         kn_layout_search_clear(search);
-    else
+    else if (search->count > 0)
         qsort(search->found, (size_t)search->count, sizeof *search->found, faster_first);
     return code;
 }

@@ -26,6 +26,23 @@ static int check_data(const KnConfig *c, const KnDataset *dataset)
     return KN_OK;
 }
 
+/* On another host the folders may hold another version. */
+static int check_same_data(const KnDataset *dataset, KnComm *comm)
+{
+    const int64_t mine[2] = {kn_dataset_clip_count(dataset), kn_dataset_tokens(dataset)};
+    int64_t(*all)[2] = kn_alloc((size_t)comm->ranks * sizeof *all);
+    int code = comm->table->all_gather(comm, mine, all, sizeof mine, "clips and tokens of the data");
+    for (int rank = 1; rank < comm->ranks && code == KN_OK; rank++)
+        if (memcmp(all[rank], all[0], sizeof mine) != 0)
+            code = kn_fail(
+                KN_EINPUT,
+                "data.shards hold %lld clips of %lld tokens on rank 0, but %lld of %lld on rank %d: give all "
+                "ranks the same shards",
+                (long long)all[0][0], (long long)all[0][1], (long long)all[rank][0], (long long)all[rank][1], rank);
+    free(all);
+    return code;
+}
+
 static int check_packs(const KnConfig *c, const KnLayout *layout)
 {
     int replicas = kn_mesh_replicas(&layout->mesh);
@@ -50,7 +67,7 @@ static double mean_pairs(const KnDataset *dataset)
 
 /* --- The run folder ----------------------------------------------------------------------------------------------- */
 
-static int prepare_folder(const KnConfig *c, int resume)
+static int check_folder_is_free(const KnConfig *c, int resume)
 {
     char *metrics = kn_path_join(c->run_dir, "metrics.jsonl");
     int taken = !resume && kn_file_exists(metrics); /* a start that failed before its first step left none */
@@ -58,7 +75,16 @@ static int prepare_folder(const KnConfig *c, int resume)
     if (taken)
         return kn_fail(KN_EINPUT, "%s already holds a run: continue it with --resume, or choose another run.dir",
                        c->run_dir);
-    return kn_make_directories(c->run_dir);
+    return KN_OK;
+}
+
+/* The lock may have been waited for: what stands there is looked at once it is held, too. */
+static int prepare_folder(KnTrainState *state, const KnConfig *c, int resume)
+{
+    KN_TRY(check_folder_is_free(c, resume));
+    KN_TRY(kn_make_directories(c->run_dir));
+    KN_TRY(kn_run_lock(&state->lock, c->run_dir));
+    return check_folder_is_free(c, resume);
 }
 
 static int write_config(const KnConfig *c)
@@ -332,8 +358,9 @@ int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *c
         return kn_fail(KN_EINPUT, "data.shards is empty: name the folders that kinora prep made");
     KN_TRY(kn_dataset_open(&state->dataset, (const char *const *)config->data.shards.items, config->data.shards.count));
     KN_TRY(check_data(config, state->dataset));
+    KN_TRY(check_same_data(state->dataset, comm));
     state->pairs_per_token = mean_pairs(state->dataset);
-    KN_TRY(kn_comm_error_agree(comm, comm->rank == 0 ? prepare_folder(config, resume) : KN_OK));
+    KN_TRY(kn_comm_error_agree(comm, comm->rank == 0 ? prepare_folder(state, config, resume) : KN_OK));
     KN_TRY(open_log(config, comm));
     KN_TRY(open_checkpoint(config, comm, resume, &checkpoint));
     int code = create_model(state, config, comm, checkpoint);
@@ -348,5 +375,6 @@ void kn_train_state_destroy(KnTrainState *state)
     kn_layout_destroy(&state->layout);
     kn_model_destroy(&state->model);
     kn_dataset_close(state->dataset);
+    kn_locks_close(state->lock);
     *state = (KnTrainState){0};
 }

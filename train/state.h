@@ -10,8 +10,10 @@
 #include "train/faults.h"
 #include "train/optimizer.h"
 #include "train/pass.h"
+#include "train/run_lock.h"
 
 typedef struct KnTrainState {
+    KnLocks *lock; /* of the run folder, on rank 0 */
     KnDataset *dataset;
     KnModel model;
     KnLayout layout;
@@ -24,8 +26,9 @@ typedef struct KnTrainState {
 } KnTrainState;
 
 /* Collective. Makes the run folder with its config.yaml. Without `resume`, a folder that already holds a run is
- * refused. With it, the newest valid checkpoint is loaded (a fresh start when there is none); a checkpoint of another
- * architecture is refused with the first differing tensor, or with the key where no tensor differs. */
+ * refused, as is one in which another training goes on. With it, the newest valid checkpoint is loaded (a fresh start
+ * when there is none); a checkpoint of another architecture is refused with the first differing tensor, or with the key
+ * where no tensor differs. */
 int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *comm, int resume);
 void kn_train_state_destroy(KnTrainState *state);
 

@@ -205,8 +205,9 @@ static int check_packs(const Planner *p, int64_t *packs)
 {
     int replicas = kn_mesh_replicas(&p->layout.mesh);
     if (p->config->train.packs % replicas)
-        return kn_fail(KN_EINPUT, "train.packs is %lld, which %d replicas cannot share evenly",
-                       (long long)p->config->train.packs, replicas);
+        return kn_fail(KN_EINPUT,
+                       "train.packs is %lld, which %d replicas cannot share evenly: make it a multiple of %d",
+                       (long long)p->config->train.packs, replicas, replicas);
     *packs = p->config->train.packs / replicas;
     return KN_OK;
 }

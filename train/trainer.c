@@ -532,6 +532,17 @@ static void print_profile(const Trainer *t)
     free(update);
 }
 
+/* Closing on a full disk fails too, but that is not why the run ends. */
+static int close_metrics(Trainer *t, int code)
+{
+    char *sentence = kn_strdup(kn_error_message());
+    int closed = kn_metrics_close(t->metrics);
+    if (code < 0)
+        kn_fail(code, "%s", sentence);
+    free(sentence);
+    return code < 0 || closed == KN_OK ? code : closed;
+}
+
 int kn_train(const KnTrainOptions *options, KnComm *comm)
 {
     Trainer t = {.options = options, .config = options->config, .comm = comm};
@@ -541,13 +552,14 @@ int kn_train(const KnTrainOptions *options, KnComm *comm)
             &t.progress, &(KnProgressOptions){
                              .label = "train", .unit = "steps", .total = t.config->train.steps, .start = t.state.step});
         code = train_steps(&t);
+        kn_progress_update(&t.progress, t.state.step, NULL); /* the last step may not have been shown */
         kn_progress_end(&t.progress, NULL);
         print_profile(&t);
         if (t.skipped)
             kn_warn("%lld steps changed nothing, since their loss or gradient was bad", (long long)t.skipped);
     }
     kn_saving_destroy(t.saving);
-    int closed = kn_metrics_close(t.metrics);
+    code = close_metrics(&t, code);
     kn_loader_close(t.loader);
     kn_train_batch_destroy(&t.batch);
     kn_optimizer_destroy(t.optimizer);
@@ -561,5 +573,5 @@ int kn_train(const KnTrainOptions *options, KnComm *comm)
     free(t.pack_stats);
     kn_train_state_destroy(&t.state);
     kn_backend_close(t.backend);
-    return code < 0 || closed == KN_OK ? code : closed;
+    return code;
 }

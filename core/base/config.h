@@ -155,6 +155,9 @@ char *kn_config_help(void); /* free() it */
  * every tensor fits, as "model.heads is 4, but it was 2". free() it. */
 char *kn_config_misreads(const KnConfig *config, const KnConfig *saved);
 
+/* NULL, or the first key that differs, as "run.seed is 4 here and 3 there". free() it. */
+char *kn_config_differs(const KnConfig *config, const KnConfig *other);
+
 /* SHA-256 of the resolved YAML without `run.dir` and other keys that do not change the result; 65 bytes. */
 void kn_config_hash(const KnConfig *config, char hex[65]);
 

@@ -58,6 +58,30 @@ char *kn_path_folder(const char *path)
     return length ? kn_format("%.*s", (int)length, path) : kn_strdup(".");
 }
 
+static void append_part(KnText *out, const char *part, size_t length)
+{
+    if (length == 0 || (length == 1 && part[0] == '.'))
+        return;
+    if (length == 2 && !memcmp(part, "..", 2))
+        while (out->length && out->bytes[--out->length] != '/')
+            ;
+    else
+        kn_text_appendf(out, "/%.*s", (int)length, part);
+}
+
+char *kn_path_absolute(const char *path)
+{
+    char *here = path[0] == '/' ? NULL : getcwd(NULL, 0), *whole = kn_path_join(here ? here : "/", path);
+    KnText out = {0};
+    for (const char *part = whole; *part; part += strcspn(part, "/"), part += *part == '/')
+        append_part(&out, part, strcspn(part, "/"));
+    if (out.length == 0)
+        kn_text_append(&out, "/");
+    free(here);
+    free(whole);
+    return kn_text_take(&out);
+}
+
 const char *kn_path_name(const char *path)
 {
     const char *slash = strrchr(path, '/');

@@ -22,6 +22,7 @@ int kn_file_size(const char *path, int64_t *bytes); /* of a regular file */
 /* Paths; free() what they return. An absolute `name` is returned as it is; an empty folder gives `name`. */
 char *kn_path_join(const char *folder, const char *name);
 char *kn_path_folder(const char *path);     /* as dirname: "a/b" of "a/b/c" and "a/b/c/", else "." or "/" */
+char *kn_path_absolute(const char *path);   /* without ".", ".." and doubled slashes; links are not looked at */
 const char *kn_path_name(const char *path); /* the part after the last '/', inside `path` */
 
 /* A whole file in memory, followed by a NUL that `size` does not count; free(*bytes). KN_EMEMORY when too large. */

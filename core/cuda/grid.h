@@ -25,13 +25,19 @@ __device__ __forceinline__ int64_t kn_step()
     return (int64_t)gridDim.x * KN_THREADS;
 }
 
+__device__ __forceinline__ float kn_warp_sum(float value)
+{
+#pragma unroll
+    for (int offset = 16; offset; offset /= 2)
+        value += __shfl_xor_sync(0xffffffffu, value, offset);
+    return value;
+}
+
 /* The sum over a block of KN_THREADS threads, to all of them, always in the same order. All threads must call it. */
 __device__ __forceinline__ float kn_block_sum(float value)
 {
     __shared__ float warps[KN_THREADS / 32];
-#pragma unroll
-    for (int offset = 16; offset; offset /= 2)
-        value += __shfl_xor_sync(0xffffffffu, value, offset);
+    value = kn_warp_sum(value);
     __syncthreads(); /* a former call's sums may still be read */
     if (threadIdx.x % 32 == 0)
         warps[threadIdx.x / 32] = value;

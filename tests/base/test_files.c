@@ -102,6 +102,19 @@ static void paths(void **state)
         assert_string_equal(folder, folders[i][1]);
         free(folder);
     }
+    static const char *const absolute[][2] = {{"/a/b", "/a/b"},       {"//a/./b/", "/a/b"}, {"/a/x/../b", "/a/b"},
+                                              {"/..", "/"},           {"/a/..", "/"},       {"/", "/"},
+                                              {"/a/..b/.", "/a/..b"}, {"/../a", "/a"}};
+    for (size_t i = 0; i < sizeof absolute / sizeof *absolute; i++) {
+        char *path = kn_path_absolute(absolute[i][0]);
+        assert_string_equal(path, absolute[i][1]);
+        free(path);
+    }
+    char *relative = kn_path_absolute("./a"), here[4096];
+    assert_non_null(getcwd(here, sizeof here));
+    assert_true(kn_starts_with(relative, here));
+    assert_string_equal(relative + strlen(here), "/a");
+    free(relative);
     assert_string_equal(kn_path_name("a/b.c"), "b.c");
     assert_string_equal(kn_path_name("b.c"), "b.c");
 }

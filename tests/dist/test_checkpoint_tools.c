@@ -4,6 +4,7 @@
 #include "core/base/file.h"
 #include "core/base/memory.h"
 #include "dist/checkpoint.h"
+#include "dist/checkpoint_folder.h"
 #include "dist/checkpoint_tools.h"
 #include "thread_comm.h"
 
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -261,6 +263,31 @@ static void pruning_spares_what_it_must(void **state)
     }
 }
 
+/* As a link called like a later step would be. */
+static void another_step_under_a_steps_name_counts_for_nothing(void **state)
+{
+    (void)state;
+    char *run = new_run(), *folder, *link;
+    KnStringList removed = {0}, kept = {0}, damages = {0};
+    KnPruneRule rule = {.keep_last = 1};
+    save_steps(run, 1, 1, 3);
+    assert_int_equal(kn_checkpoints_folder(run, &folder), KN_OK);
+    link = kn_checkpoint_step_path(folder, 9);
+    assert_int_equal(symlink("step-00000001", link), 0);
+    kn_checkpoint_verify(link, &damages);
+    assert_int_equal(damages.count, 1);
+    assert_non_null(strstr(damages.items[0], "step-00000009 holds the checkpoint of step 1:"));
+    assert_int_equal(kn_checkpoint_prune_by(folder, &rule, &removed, &kept), KN_OK);
+    assert_int_equal(unlink(link), 0);
+    assert_steps(run, "3");
+    kn_string_list_clear(&removed);
+    kn_string_list_clear(&kept);
+    kn_string_list_clear(&damages);
+    free(link);
+    free(folder);
+    free(run);
+}
+
 static void where_nothing_is_valid_nothing_is_removed(void **state)
 {
     (void)state;
@@ -291,6 +318,7 @@ int main(void)
         cmocka_unit_test(a_damaged_file_is_named_and_the_former_checkpoint_used),
         cmocka_unit_test(what_many_ranks_wrote_becomes_what_one_would_have_written),
         cmocka_unit_test(pruning_spares_what_it_must),
+        cmocka_unit_test(another_step_under_a_steps_name_counts_for_nothing),
         cmocka_unit_test(where_nothing_is_valid_nothing_is_removed),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -434,8 +434,11 @@ static void failures_of_nccl_are_named_and_end_the_job(void **state)
 
 static void a_plugin_that_cannot_work_says_why(void **state)
 {
+    char *plugin = beside_program("../kinora-cuda.so");
     (void)state;
-    fails_on(2, "no_gpu", "finding the GPU failed in CUDA: ", 1, WITHIN);
+    if (access(plugin, R_OK) == 0) /* it is built where there is nvcc, and not under the sanitizers */
+        fails_on(2, "no_gpu", "finding the GPU failed in CUDA: ", 1, WITHIN);
+    free(plugin);
     fails_on(2, "no_plugin", "rank 0: cannot open the plugin for GPUs: /dev/null: ", 1, WITHIN);
 }
 

@@ -46,6 +46,12 @@ static int scenario_frozen_while_summing(KnComm *comm)
     return KN_OK;
 }
 
+/* Rank 1 has stopped in main. */
+static int scenario_frozen_at_start(KnComm *comm)
+{
+    return comm->table->barrier(comm, "step 7");
+}
+
 /* The link to rank 0 and to the launcher is cut, as far as a single host can play it. */
 static int scenario_first_host_gone(KnComm *comm)
 {
@@ -116,6 +122,7 @@ static int scenario_circle(KnComm *comm)
 static const Scenario scenarios[] = {
     {"frozen", scenario_frozen},
     {"rank_zero_frozen", scenario_rank_zero_frozen},
+    {"frozen_at_start", scenario_frozen_at_start},
     {"frozen_while_summing", scenario_frozen_while_summing},
     {"first_host_gone", scenario_first_host_gone},
     {"killed", scenario_killed},
@@ -155,6 +162,19 @@ static void the_others_end_by_themselves_where_rank_zero_is_frozen(void **state)
         print_error("code %d:\n%s\n", code, output);
     assert_true(code != 0 && code < 124);
     assert_true(occurrences("in call 1, barrier 'step 7' of 0 bytes, for rank 0 on host") >= 1);
+}
+
+static void a_rank_that_does_not_start_ends_the_job(void **state)
+{
+    (void)state;
+    double start = seconds(CLOCK_MONOTONIC);
+    int code = run_scenario(3, "frozen_at_start");
+    int said = occurrences("has waited 2 s for the other ranks to start");
+    if (code == 0 || code >= 124 || said < 1)
+        print_error("code %d:\n%s\n", code, output);
+    assert_true(code != 0 && code < 124);
+    assert_true(said >= 1 && said <= 2 && occurrences("rank 1 has waited") == 0);
+    assert_true(seconds(CLOCK_MONOTONIC) - start < WITHIN);
 }
 
 static void a_killed_rank_ends_the_job(void **state)
@@ -228,6 +248,7 @@ static int run_all(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_frozen_rank_is_named_and_ends_the_job),
         cmocka_unit_test(the_others_end_by_themselves_where_rank_zero_is_frozen),
+        cmocka_unit_test(a_rank_that_does_not_start_ends_the_job),
         cmocka_unit_test(a_killed_rank_ends_the_job),
         cmocka_unit_test(a_rank_that_stands_still_is_named_with_what_it_does),
         cmocka_unit_test(a_rank_that_gets_on_is_named_and_waited_for),
@@ -237,7 +258,17 @@ static int run_all(void)
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
 
+static void freeze_before_the_start(void)
+{
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
+    setenv("KINORA_START_SECONDS", "2", 1);
+    if (rank && strcmp(rank, "1") == 0)
+        raise(SIGSTOP);
+}
+
 int main(int argc, char **argv)
 {
+    if (argc == 2 && strcmp(argv[1], "frozen_at_start") == 0)
+        freeze_before_the_start();
     return mpirun_main(argc, argv, scenarios, sizeof scenarios / sizeof *scenarios, run_all);
 }

@@ -33,6 +33,7 @@ static void every_mistake_is_named(void **state)
         {"ring=2x", "ring=2x: ring is a number"},
         {"ring=2;cfg=2", "ring=2;cfg=2: ring is a number"},
         {"cfg=3", "cfg=3: cfg is a number from 1 to 2"},
+        {"ring=2,cfg=2,ring=4", "ring=4: the mesh says ring twice"},
         {"zero=4", "zero=4: zero is a number from 0 to 3"},
         {"shard=99999999999999999999", "shard is a number from 1 to"},
         {"ulises=2", "no axis \"ulises\"; did you mean ulysses?"},

@@ -206,8 +206,7 @@ static void check_end(const Block *block)
     emulated_unlock_memory();
     for (size_t i = block->bytes; i < room; i++)
         if ((unsigned char)block->start[i] != UNTOUCHED) {
-            fprintf(stderr, "emulated device: memory of %zu bytes was written %zu bytes beyond its end\n", block->bytes,
-                    i - block->bytes + 1);
+            fprintf(stderr, "emulated device: memory of %zu bytes was written beyond its end\n", block->bytes);
             abort();
         }
     emulated_lock_memory();

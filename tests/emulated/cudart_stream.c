@@ -96,9 +96,22 @@ static int run_streams(void)
     return 0;
 }
 
+static const struct CUstream_st *first_busy(void)
+{
+    const struct CUstream_st *stream = streams;
+    while (stream && !stream->queue.first)
+        stream = stream->next;
+    return stream;
+}
+
+/* Until there is work; where there is some that cannot go on, for a moment. */
 static void nap(void)
 {
     struct timespec until;
+    if (!first_busy()) {
+        pthread_cond_wait(&work, &emulated_mutex);
+        return;
+    }
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_nsec += POLL_NANOSECONDS;
     if (until.tv_nsec >= 1000000000) {
@@ -207,7 +220,6 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
     return cudaSuccess;
 }
 
-/* The order of turns is that of the list, so the thread that walks it must begin anew after each wait. */
 cudaError_t cudaDeviceSynchronize(void)
 {
     KN_FAIL_IF_PLANNED();
@@ -216,13 +228,8 @@ cudaError_t cudaDeviceSynchronize(void)
         return error;
     pthread_mutex_lock(&emulated_mutex);
     const struct CUstream_st *busy;
-    do {
-        busy = streams;
-        while (busy && !busy->queue.first)
-            busy = busy->next;
-        if (busy)
-            wait_until_empty(busy);
-    } while (busy);
+    while ((busy = first_busy()))
+        wait_until_empty(busy);
     pthread_mutex_unlock(&emulated_mutex);
     return cudaSuccess;
 }

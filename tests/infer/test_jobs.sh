@@ -158,6 +158,7 @@ expect_exit 1 generate --prompts some.jsonl --out some
 expect 1 '"name":"0002.mp4".*made again: it was made with another first_frame_sha256' some/report.jsonl
 expect_exit 1 generate --prompts <(sed -n 3p some.jsonl) --out none --json
 expect 1 '"status": "failed"' exit.log
+expect 0 '"sheet"' exit.log
 
 refuse_all() { # PART COMMAND...
     refuse "$@" --out refused
@@ -170,6 +171,8 @@ expect_exit 1 ranks 2 --prompts bad.jsonl --out refused
 expect 1 'error: .*bad.jsonl:2: not a JSON object' exit.log
 printf '{"prompt": "x"}\n{"prompt": "y", "width": 17}\n' >bad.jsonl
 refuse_all 'refused/0002.mp4: width 17 is no multiple' generate --prompts bad.jsonl
+printf '{"prompt": "x", "out": "a.mp4"}\n{"prompt": "y", "out": "./sheet.png", "frames": 1}\n' >bad.jsonl
+refuse_all 'refused/./sheet.png is both video 2 of 2 and the contact sheet' generate --prompts bad.jsonl
 refuse_all 'go together' generate --template 'a {color} car'
 refuse_all 'exclude each other' generate --template 'a {color} car' --variables cars.csv --prompts bad.jsonl
 

@@ -79,7 +79,7 @@ static void a_line_has_the_last_word(void **state)
     int count = 0;
     base.seed = 100;
     base.steps = 5;
-    put_text(test_path("p.jsonl"), "{\"prompt\": \"one\"}\n\n"
+    put_text(test_path("p.jsonl"), "\xef\xbb\xbf{\"prompt\": \"one\"}\n\n"
                                    "  {\"prompt\": \"two\", \"out\": \"two.gif\", \"seed\": 3, \"steps\": 9}\r\n"
                                    "{\"prompt\": \"three\", \"out\": \"/abs/three.mp4\", \"frames\": 4, \"fps\": 12, "
                                    "\"lossless\": true, \"width\": 16, \"negative\": \"dull\"}");
@@ -134,6 +134,8 @@ static void every_mistake_in_a_line_is_named(void **state)
         {"{\"prompt\": \"x\", \"out\": \"a.mp4\"}\n\n{\"prompt\": \"y\", \"out\": \"a.mp4\"}",
          ":3: \"out\" is a.mp4, as in "
          "line 1"},
+        {"{\"prompt\": \"x\", \"out\": \"v/a.mp4\"}\n{\"prompt\": \"y\", \"out\": \"v/../v//./a.mp4\"}",
+         ":2: \"out\" is v/../v//./a.mp4, whose description v/../v//./a.json is that of line 1's v/a.mp4 too"},
     };
     KnArena *arena = kn_arena_create();
     KnRequest base = base_request(arena), *requests = NULL;

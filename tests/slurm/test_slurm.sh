@@ -5,6 +5,15 @@
 source "$(dirname "$0")/cluster.sh"
 source "$(dirname "$0")/../train/run.sh"
 scripts=$root/slurm
+
+# Started by hand they say how to submit them.
+for script in train prep generate; do
+    code=0
+    env -u SLURM_JOB_ID bash "$scripts/$script.sh" --help >outside.log 2>&1 || code=$?
+    [ $code = 2 ] && grep -q "submit it with sbatch .*slurm/$script.sh" outside.log ||
+        fail "$script.sh outside of a job ended with $code: $(cat outside.log)"
+done
+
 start_slurm
 export KINORA=$kinora
 export ASAN_OPTIONS=detect_leaks=0 # of MPI's own

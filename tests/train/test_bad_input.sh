@@ -92,6 +92,9 @@ if mount_disk 3m full; then
         [ -e "$checkpoint" ] || continue
         "$kinora" inspect --verify "$checkpoint" >/dev/null || fail "$checkpoint is half"
     done
+    umount full && mount -t tmpfs -o size=8k tmpfs full # nothing else can be written at the end either
+    refuse "the checkpoint of step 2 could not be saved" "$kinora" train small.yaml --set run.dir=full/run \
+        --set train.steps=2
 else
     echo "skipped: the full disk needs root and a tmpfs"
 fi

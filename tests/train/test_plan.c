@@ -443,14 +443,24 @@ static void devices_survive_writing_and_say_what_is_wrong(void **state)
         {"name: x\nspeed: 3\n", ":2:8: a device has no key speed"},
         {"memory: lots\n", "memory must be a size such as 80GiB"},
         {"overhead: -1\n", "overhead must be a number of at least 0"},
+        {"overhead: 1e31\n", "overhead must be a number of at least 0, at most 1e30"},
+        {"ranks_per_node: 0.5\n", "ranks_per_node must be a whole number from 1"},
+        {"name: 'a\"b'\n", "name must be a short text without"},
+        {"notes: [[a]]\n", "a note must be a line of text"},
         {"peak: {f64: 1}\n", "dtype must be f32 or bf16"},
         {"inside: 3\n", "inside must be {latency"},
-        {"rates:\n- {kind: matmul}\n", "the rate of matmul needs points"},
+        {"rates:\n- {kind: matmul}\n", ":2:3: a rate must be {kind: NAME, points"},
+        {"rates:\n- {kind: matmul, points: []}\n", ":2:26: points must be from 1 to 24 pairs"},
+        {"rates:\n- {kind: matmul, points: [[2, 1e-300]]}\n", "of rates of at least 1"},
+        {"rates:\n- {kind: matmul, wdth: 3, points: [[2, 1]]}\n", ":2:24: a rate has no key wdth"},
         {"rates:\n- {kind: matmul, points: [[2, 1], [1, 1]]}\n", "by rising size"},
         {"notes:\n- page 3: fast\n", ":2:3: a note must be a text"},
         {"backend: tpu\n", "it must be cpu or gpu"},
         {"backend: gpu\nmemory: 1GiB\ninside: {latency: 0, bandwidth: 1}\nbetween: {latency: 0, bandwidth: 1}\n",
          "there is no rate of kind matmul"},
+        {"backend: gpu\nmemory: 1GiB\noverlap: 2\ninside: {latency: 0, bandwidth: 1}\nbetween: {latency: 0, bandwidth: "
+         "1}\n",
+         "an overlap of at most 1"},
     };
     const char *path = test_path("device.yaml");
     KnDevice device;

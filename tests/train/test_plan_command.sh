@@ -45,8 +45,14 @@ awk '/^ +[0-9]+ +[0-9]+ +[0-9.]+%/ {if (last && $1 > last) exit 1; last = $1; co
     fail "layouts are not ranked"
 awk '/^ +[0-9]+ +[0-9]+ +[0-9.]+%/ && $4 > 135.5 {exit 1}' search.txt || fail "a layout that does not fit is listed"
 
+"$kinora" plan "$plan" --device h200 --nodes 1 --gpus-per-node 1 --search >search.txt
+grep -q "^1 x h200, 0 layouts fit" search.txt || fail "212 GiB of state fit one rank: $(head -n 1 search.txt)"
+
 refuse "cannot be cut into groups of 3" "$kinora" plan "$plan" --device h200 --nodes 1 --mesh ring=3
 refuse "a mesh has no axis \"rings\"" "$kinora" plan "$plan" --device h200 --mesh rings=3
 refuse "there is no device \"tpu\"" "$kinora" plan "$plan" --device tpu
+refuse "a job of 1099511627776 ranks" "$kinora" plan "$plan" --device h200 --mesh data=1048576,shard=1048576
+refuse "cannot write nowhere/cpu.yaml" timeout 5 "$kinora" bench calibrate --out nowhere/cpu.yaml
+refuse "leave --mesh out" "$kinora" plan "$plan" --device h200 --mesh data=2 --search
 refuse "train.packs is 256" "$kinora" plan "$plan" --device h200 --mesh data=3
 refuse "model.recompute allows 1048576B" "$kinora" plan "$plan" --device h200 --mesh shard=8 --set model.recompute=1MiB

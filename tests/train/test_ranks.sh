@@ -47,4 +47,19 @@ draw 4 --set parallel.ring=2 --set parallel.ulysses=2
 if ranks 3 three; then fail "2 packs on 3 ranks were accepted"; fi
 grep -q "train.packs is 2" three.log || fail "the refusal does not name train.packs"
 [ "$(grep -c "train.packs is 2" three.log)" = 1 ] || fail "the sentence is printed more than once"
+
+# Ranks that read another configuration or other shards, as on hosts with copies of their own, do not train together.
+"$kinora" prep --out fewer/shards --patch 2,8,8 --captions videos/captions.csv videos/*0.mp4 >/dev/null 2>&1
+refuse_second() { # SENTENCE FOLDER SETTING: rank 1 starts in the folder, with the setting
+    if ASAN_OPTIONS=detect_leaks=0 mpirun --bind-to none --oversubscribe \
+        -n 1 "$kinora" train "$work/small.yaml" --set run.dir="$work/mixed" --set data.shards=shards : \
+        -n 1 --wdir "$2" "$kinora" train "$work/small.yaml" --set run.dir="$work/mixed" --set data.shards=shards \
+        --set "$3" >mixed.log 2>&1; then
+        fail "ranks of two kinds trained together"
+    fi
+    [ "$(grep -c "error: rank [01]: $1" mixed.log)" = 1 ] || fail "no \"$1\" in $(cat mixed.log)"
+    [ ! -e mixed/checkpoints ] || fail "ranks of two kinds made a checkpoint"
+}
+refuse_second "run.seed is 4 here and 3 there, on rank 0" . run.seed=4
+refuse_second "data.shards hold 64 clips of 4096 tokens on rank 0, but" fewer run.seed=3
 echo "ranks: all promises hold"

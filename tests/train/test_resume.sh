@@ -27,6 +27,11 @@ until [ -s term/metrics.jsonl ] && [ "$(wc -l <term/metrics.jsonl)" -ge 5 ]; do
     kill -0 $pid 2>/dev/null || fail "the run ended before its signal"
     sleep 0.05
 done
+# Meanwhile nobody else may train in its folder: its checkpoints and metrics are its own.
+lines=$(wc -l <term/metrics.jsonl)
+if train term --set train.steps=4 --resume; then fail "two trained in one folder"; fi
+grep -q "term is being trained by another kinora, process $pid on" term.log || fail "who trains in the folder is not named"
+[ "$(wc -l <term/metrics.jsonl)" -ge "$lines" ] || fail "the refused one touched the metrics"
 kill -TERM $pid
 wait $pid || code=$?
 [ $code = 3 ] || fail "SIGTERM ended with $code, not 3"

@@ -81,6 +81,10 @@ checkpoint prune whole --keep-last 1 >prune.txt 2>/dev/null
 [ "$(ls whole/checkpoints | paste -sd' ')" = "step-00000056 step-00000060" ] || fail "prune: $(ls whole/checkpoints)"
 
 refuse_checkpoint "neither a checkpoint nor a run" 2 list videos
+mkdir -p young/checkpoints
+refuse_checkpoint "young has no checkpoint yet" 2 verify young
+refuse_checkpoint "young/checkpoints has no checkpoint yet" 2 prune young --keep-last 1
+refuse_checkpoint "is one checkpoint: name the run" 2 prune whole/checkpoints/step-00000056 --keep-last 1
 refuse_checkpoint "did you mean verify" 2 verfy whole
 refuse_checkpoint "name it with --out" 2 consolidate whole
 refuse_checkpoint "--dry-run does not go with list" 2 list whole --dry-run

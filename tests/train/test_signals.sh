@@ -45,10 +45,29 @@ interrupt() { # RUN RANKS SIGNAL TARGET
     pid=
     [ $code = 3 ] || fail "$run: ended with $code, not 3"
     [ "$(grep -c "step 2 is given up after [0-9]* of 64 packs" "$run.log")" = 1 ] || fail "$run: no step was given up"
+    grep -q "stopped at 1 of 2 steps" "$run.log" || fail "$run: $(grep stopped "$run.log")"
     [ "$(ls "$run/checkpoints")" = step-00000001 ] || fail "$run: saved $(ls "$run/checkpoints"), not its first step"
     (launch "$ranks" "$run" --resume)
     [ "$(tensors "$run" 2)" = "$(tensors "whole_$ranks" 2)" ] || fail "$run: the resumed run ends elsewhere"
     [ "$(losses "$run")" = "$(losses "whole_$ranks")" ] || fail "$run: the resumed run's losses differ"
+}
+
+# Signals a rank while it is still starting MPI, whose plugins are being loaded: nothing is done, nothing lost.
+interrupt_start() { # RUN RANK
+    local run=$1 rank=$2 process='' code=0
+    launch 2 "$run" &
+    pid=$!
+    until [ -n "$process" ] && grep -q /mca_ "/proc/$process/maps"; do
+        kill -0 $pid 2>/dev/null || fail "$run ended before its signal"
+        process=$(process_of "$rank")
+    done
+    kill -USR1 "$process"
+    wait $pid || code=$?
+    pid=
+    [ $code = 3 ] || fail "$run: ended with $code, not 3"
+    [ "$(ls "$run/checkpoints")" = step-00000000 ] || fail "$run: saved $(ls "$run/checkpoints"), not its start"
+    (launch 2 "$run" --resume)
+    [ "$(losses "$run")" = "$(losses whole_2)" ] || fail "$run: the resumed run's losses differ"
 }
 
 (launch 1 whole_1)
@@ -57,4 +76,5 @@ interrupt alone 1 TERM launched
 interrupt first_rank 2 TERM 0
 interrupt other_rank 2 USR1 1
 interrupt launcher 2 USR1 launched
+interrupt_start starting 1
 echo "signals: all promises hold"

@@ -2,7 +2,7 @@
 #include "core/cuda/emulator/launch.h"
 #include "core/cuda/emulator/fiber.h"
 
-#include <thread>
+#include <pthread.h>
 
 namespace kn_emulated
 {
@@ -52,18 +52,46 @@ int is_argument(const Launch &launch, int position, const void *pointer)
 
 #ifdef KN_EMULATED_TSAN
 
-/* Blocks of different multiprocessors are unordered, those of one are not. */
+/* Blocks of different multiprocessors are unordered, those of one are not. Each is a thread of the host that waits for
+ * launches, one at a time. */
+static constexpr unsigned MULTIPROCESSORS = 2;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t begun = PTHREAD_COND_INITIALIZER, ended = PTHREAD_COND_INITIALIZER;
+static const Launch *present;
+static uint64_t launches;
+static unsigned running, started;
+
+static void *run_multiprocessor(void *number)
+{
+    uint64_t done = 0;
+    pthread_mutex_lock(&mutex);
+    for (;;) {
+        while (launches == done)
+            pthread_cond_wait(&begun, &mutex);
+        const Launch *launch = present;
+        done = launches;
+        pthread_mutex_unlock(&mutex);
+        multiprocessor_run(*launch, (uintptr_t)number, MULTIPROCESSORS);
+        pthread_mutex_lock(&mutex);
+        if (--running == 0)
+            pthread_cond_signal(&ended);
+    }
+    return nullptr;
+}
+
 void run_grid(const Launch &launch)
 {
-    constexpr int MULTIPROCESSORS = 2;
-    std::thread threads[MULTIPROCESSORS];
-    for (int i = 0; i < MULTIPROCESSORS; i++)
-        threads[i] = std::thread([=] {
-            multiprocessor_run(launch, (uint64_t)i, MULTIPROCESSORS);
-            multiprocessor_end();
-        });
-    for (std::thread &thread : threads)
-        thread.join();
+    pthread_mutex_lock(&mutex);
+    present = &launch;
+    running = MULTIPROCESSORS;
+    launches++;
+    for (pthread_t worker; started < MULTIPROCESSORS; started++)
+        if (pthread_create(&worker, nullptr, run_multiprocessor, (void *)(uintptr_t)started) == 0)
+            pthread_detach(worker);
+    pthread_cond_broadcast(&begun);
+    while (running)
+        pthread_cond_wait(&ended, &mutex);
+    pthread_mutex_unlock(&mutex);
 }
 
 #else

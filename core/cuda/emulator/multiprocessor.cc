@@ -3,6 +3,8 @@
 
 #include "core/cuda/emulator/multiprocessor.h"
 
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +28,7 @@ struct Warp {
 };
 
 struct Multiprocessor {
+    pthread_t host_thread;
     const Launch *launch;
     Block block;
     Thread threads[THREADS];
@@ -45,20 +48,33 @@ KN_EACH_MULTIPROCESSOR Thread *thread;
 KN_EACH_MULTIPROCESSOR Block *block;
 static KN_EACH_MULTIPROCESSOR Multiprocessor *own;
 
+static void run_threads();
+
 /* ---- what a kernel dies with ---- */
 
-static int is_alike(const Thread *a, const Thread *b)
+KN_UNSEEN static int waits(const Thread *t)
 {
-    return a->state == b->state && a->site.line == b->site.line && a->site.file == b->site.file && a->mask == b->mask;
+    return t->state == AT_BARRIER || t->state == AT_WARP_OPERATION;
 }
 
-static void describe(const Thread *first, const Thread *last)
+KN_UNSEEN static int is_same_site(const Thread *a, const Thread *b)
+{
+    return a->site->line == b->site->line && a->site->what == b->site->what && a->site->file == b->site->file;
+}
+
+KN_UNSEEN static int is_alike(const Thread *a, const Thread *b)
+{
+    return a->state == b->state && (!waits(a) || is_same_site(a, b)) &&
+           (a->state != AT_WARP_OPERATION || a->mask == b->mask);
+}
+
+KN_UNSEEN static void describe(const Thread *first, const Thread *last)
 {
     if (first == last)
         fprintf(stderr, "  thread %u ", first->number);
     else
         fprintf(stderr, "  threads %u to %u ", first->number, last->number);
-    const Site *site = &first->site;
+    const Site *site = first->site;
     if (first->state == NOT_STARTED)
         fprintf(stderr, "not started\n");
     else if (first->state == RETURNED)
@@ -73,7 +89,9 @@ static void describe(const Thread *first, const Thread *last)
 
 [[noreturn]] KN_UNSEEN static void die(const char *why)
 {
+    static pthread_mutex_t dying = PTHREAD_MUTEX_INITIALIZER;
     const uint3 *at = &own->block.index;
+    pthread_mutex_lock(&dying); /* one that dies meanwhile on another multiprocessor stays silent */
     fprintf(stderr, "emulated device: kernel %s, block (%u, %u, %u): %s\n", own->launch->kernel, at->x, at->y, at->z,
             why);
     Thread *first = own->threads, *end = own->threads + own->thread_count;
@@ -86,6 +104,43 @@ static void describe(const Thread *first, const Thread *last)
     }
     abort();
 }
+
+/* Sanitizers say more of it than this, with handlers of their own. */
+#if !defined(KN_EMULATED_ASAN) && !defined(KN_EMULATED_TSAN)
+
+static void say_who_faults(int signal_number, siginfo_t *info, void *)
+{
+    char why[96];
+    if (own->live && pthread_equal(own->host_thread, pthread_self())) {
+        snprintf(why, sizeof why, "thread %u uses address %p, where it has no memory", thread->number, info->si_addr);
+        die(why);
+    }
+    if (info->si_code == SEGV_PKUERR)
+        fprintf(stderr, "emulated device: the host's code uses the device's memory, at %p\n", info->si_addr);
+    signal(signal_number, SIG_DFL);
+}
+
+static void watch_for_faults(Multiprocessor *m)
+{
+    static char stack[64 << 10]; /* that of the fiber may be what has no room */
+    stack_t alternative = {};
+    struct sigaction action = {};
+    alternative.ss_sp = stack;
+    alternative.ss_size = sizeof stack;
+    sigaltstack(&alternative, nullptr);
+    action.sa_sigaction = say_who_faults;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigaction(SIGSEGV, &action, nullptr);
+    m->host_thread = pthread_self();
+}
+
+#else
+
+static void watch_for_faults(Multiprocessor *)
+{
+}
+
+#endif
 
 /* ---- who goes next ---- */
 
@@ -122,75 +177,22 @@ KN_UNSEEN static Thread *take_ready()
     return &own->threads[number];
 }
 
-/* ---- fibers, which run one thread after another ---- */
-
-KN_UNSEEN static void wait_for_turn()
-{
-    fiber_switch(*own->threads[thread->number].fiber, own->home);
-}
-
-KN_UNSEEN static void run_threads()
-{
-    fiber_begin(own->home);
-    for (;;) {
-        KN_IF_TSAN(__tsan_acquire(&own->block_began);)
-        own->launch->call(own->launch->arguments);
-        KN_IF_TSAN(__tsan_release(&own->block_ended);)
-        thread->state = RETURNED;
-        wait_for_turn();
-    }
-}
-
-/* The stack that was in use last is in the cache. Threads of one block never share a fiber under ThreadSanitizer, which
- * would take what they do for ordered. */
-KN_UNSEEN static Context *take_fiber(const Thread *t)
-{
-    (void)t;
-    unsigned number = own->free_count ? own->free_fibers[--own->free_count] : own->fiber_count;
-    KN_IF_TSAN(number = t->number;)
-    while (own->fiber_count <= number) {
-        fiber_create(own->fibers[own->fiber_count], own->fiber_count, run_threads);
-        own->fiber_count++;
-    }
-    return &own->fibers[number];
-}
-
-KN_UNSEEN static void give_fiber_back(const Context *fiber)
-{
-    (void)fiber;
-#ifndef KN_EMULATED_TSAN
-    own->free_fibers[own->free_count++] = (unsigned)(fiber - own->fibers);
-#endif
-}
-
-/* ---- barriers ---- */
-
-KN_UNSEEN int barrier(int vote, const Site &site)
-{
-    Multiprocessor *m = own;
-    KN_IF_TSAN(char *order = &m->at_barrier[m->barriers % 2]; __tsan_release(order);)
-    m->votes += vote != 0;
-    thread->site = site;
-    thread->state = AT_BARRIER;
-    wait_for_turn();
-    KN_IF_TSAN(__tsan_acquire(order);)
-    return m->vote_result;
-}
+/* ---- what opens barriers and ends warp operations ---- */
 
 /* Nobody can run: either all stand at one barrier, or they wait for each other for ever. */
 KN_UNSEEN static void open_barrier()
 {
     Multiprocessor *m = own;
-    const Thread *waits = nullptr;
+    const Thread *first = nullptr;
     for (unsigned i = 0; i < m->thread_count; i++) {
         const Thread *t = &m->threads[i];
         if (t->state == RETURNED)
             continue;
         if (t->state != AT_BARRIER)
             die("threads wait for each other for ever");
-        if (waits && (waits->site.line != t->site.line || waits->site.file != t->site.file))
+        if (first && !is_same_site(first, t))
             die("threads wait at different barriers");
-        waits = t;
+        first = t;
     }
     m->vote_result = m->votes;
     m->votes = 0;
@@ -200,8 +202,6 @@ KN_UNSEEN static void open_barrier()
             make_ready(&m->threads[i]);
 }
 
-/* ---- warps ---- */
-
 KN_UNSEEN static Thread *lane_of(const Thread *t, unsigned lane)
 {
     return &own->threads[t->number / LANES * LANES + lane];
@@ -210,7 +210,7 @@ KN_UNSEEN static Thread *lane_of(const Thread *t, unsigned lane)
 KN_UNSEEN static int joins(const Thread *t, const Thread *other)
 {
     return other->state == AT_WARP_OPERATION && other->mask == t->mask && other->operation == t->operation &&
-           other->site.line == t->site.line && other->site.file == t->site.file;
+           is_same_site(other, t);
 }
 
 KN_UNSEEN static uint64_t result_for(const Thread *t, unsigned lanes, uint64_t ballot)
@@ -243,6 +243,98 @@ KN_UNSEEN static int complete_warp_operation(const Thread *t)
     return 1;
 }
 
+/* A lane that returned: others may have waited for it alone. */
+KN_UNSEEN static void complete_without(const Thread *returned)
+{
+    Warp *warp = &own->warps[returned->number / LANES];
+    for (unsigned left = warp->waiting; left; left &= left - 1, left &= warp->waiting)
+        complete_warp_operation(lane_of(returned, (unsigned)__builtin_ctz(left)));
+}
+
+/* ---- fibers, which run one thread after another ---- */
+
+/* The stack that was in use last is in the cache. Threads of one block never share a fiber under ThreadSanitizer, which
+ * would take what they do for ordered. */
+KN_UNSEEN static Context *take_fiber(const Thread *t)
+{
+    (void)t;
+    unsigned number = own->free_count ? own->free_fibers[--own->free_count] : own->fiber_count;
+    KN_IF_TSAN(number = t->number;)
+    while (own->fiber_count <= number) {
+        fiber_create(own->fibers[own->fiber_count], own->fiber_count, run_threads);
+        own->fiber_count++;
+    }
+    return &own->fibers[number];
+}
+
+KN_UNSEEN static void give_fiber_back(const Context *fiber)
+{
+    (void)fiber;
+#ifndef KN_EMULATED_TSAN
+    own->free_fibers[own->free_count++] = (unsigned)(fiber - own->fibers);
+#endif
+}
+
+/* Makes the thread that goes next the present one; gives the fiber to go on with. */
+KN_UNSEEN static Context *choose_next()
+{
+    if (own->ready.count == 0)
+        open_barrier();
+    thread = take_ready();
+    if (thread->state == NOT_STARTED) {
+        thread->fiber = take_fiber(thread);
+        thread->state = RUNNING;
+    }
+    return thread->fiber;
+}
+
+KN_UNSEEN static void wait_for_turn()
+{
+    Context *fiber = thread->fiber, *next = choose_next();
+    if (next != fiber)
+        fiber_switch(*fiber, *next);
+}
+
+KN_UNSEEN static void retire()
+{
+    thread->state = RETURNED;
+    own->live--;
+    give_fiber_back(thread->fiber);
+    own->warps[thread->number / LANES].alive &= ~(1u << thread->number % LANES);
+    complete_without(thread);
+}
+
+/* Where every fiber begins. The next thread often takes over the fiber on which one has just returned, without a
+ * switch. */
+KN_UNSEEN static void run_threads()
+{
+    fiber_begin();
+    for (;;) {
+        Context *fiber = thread->fiber;
+        KN_IF_TSAN(__tsan_acquire(&own->block_began);)
+        own->launch->call(own->launch->arguments);
+        KN_IF_TSAN(__tsan_release(&own->block_ended);)
+        retire();
+        Context *next = own->live ? choose_next() : &own->home;
+        if (next != fiber)
+            fiber_switch(*fiber, *next);
+    }
+}
+
+/* ---- what threads wait in ---- */
+
+KN_UNSEEN int barrier(int vote, const Site &site)
+{
+    Multiprocessor *m = own;
+    KN_IF_TSAN(char *order = &m->at_barrier[m->barriers % 2]; __tsan_release(order);)
+    m->votes += vote != 0;
+    thread->site = &site;
+    thread->state = AT_BARRIER;
+    wait_for_turn();
+    KN_IF_TSAN(__tsan_acquire(order);)
+    return m->vote_result;
+}
+
 KN_UNSEEN uint64_t warp_operation(WarpOperation operation, unsigned mask, uint64_t given, int source, const Site &site)
 {
     Thread *t = thread;
@@ -252,7 +344,7 @@ KN_UNSEEN uint64_t warp_operation(WarpOperation operation, unsigned mask, uint64
     t->mask = mask;
     t->given = given;
     t->source = source;
-    t->site = site;
+    t->site = &site;
     t->state = AT_WARP_OPERATION;
     if (!(mask & bit))
         die("a lane that is not in its own mask");
@@ -263,14 +355,6 @@ KN_UNSEEN uint64_t warp_operation(WarpOperation operation, unsigned mask, uint64
     wait_for_turn();
     KN_IF_TSAN(if (operation == SYNCWARP) __tsan_acquire(order);)
     return t->received;
-}
-
-/* A lane that returned: others may have waited for it alone. */
-KN_UNSEEN static void complete_without(const Thread *returned)
-{
-    Warp *warp = &own->warps[returned->number / LANES];
-    for (unsigned left = warp->waiting; left; left &= left - 1, left &= warp->waiting)
-        complete_warp_operation(lane_of(returned, (unsigned)__builtin_ctz(left)));
 }
 
 /* ---- a block ---- */
@@ -309,31 +393,11 @@ KN_UNSEEN static void begin_block(uint64_t number)
     memset(m->block.shared, 0xff, m->launch->shared_bytes);
 }
 
-KN_UNSEEN static void run_until_it_waits(Thread *t)
-{
-    if (t->state == NOT_STARTED) {
-        t->fiber = take_fiber(t);
-        t->state = RUNNING;
-    }
-    thread = t;
-    fiber_switch(own->home, *t->fiber);
-    if (t->state != RETURNED)
-        return;
-    own->live--;
-    give_fiber_back(t->fiber);
-    own->warps[t->number / LANES].alive &= ~(1u << t->number % LANES);
-    complete_without(t);
-}
-
 KN_UNSEEN static void run_block(uint64_t number)
 {
     begin_block(number);
     KN_IF_TSAN(__tsan_release(&own->block_began);)
-    while (own->live) {
-        if (own->ready.count == 0)
-            open_barrier();
-        run_until_it_waits(take_ready());
-    }
+    fiber_switch(own->home, *choose_next()); /* until the last thread has returned */
     KN_IF_TSAN(__tsan_acquire(&own->block_ended);)
 }
 
@@ -349,8 +413,10 @@ static void choose_order(Multiprocessor *m)
 
 KN_UNSEEN void multiprocessor_run(const Launch &launch, uint64_t first, uint64_t step)
 {
-    if (!own)
+    if (!own) {
         own = (Multiprocessor *)calloc(1, sizeof *own);
+        watch_for_faults(own);
+    }
     Multiprocessor *m = own;
     uint64_t blocks = (uint64_t)launch.grid.x * launch.grid.y * launch.grid.z;
     context_of_caller(m->home);
@@ -363,14 +429,6 @@ KN_UNSEEN void multiprocessor_run(const Launch &launch, uint64_t first, uint64_t
     for (uint64_t number = first; number < blocks; number += step)
         run_block(number);
     free(m->block.shared);
-}
-
-void multiprocessor_end()
-{
-    for (unsigned i = 0; i < own->fiber_count; i++)
-        fiber_destroy(own->fibers[i]);
-    free(own);
-    own = nullptr;
 }
 
 } // namespace kn_emulated

@@ -42,9 +42,9 @@ struct Thread {
     State state;
     WarpOperation operation;
     unsigned mask, whole_warp_syncs;
-    uint8_t copies; /* whether it has copies under way (tensor_core.h) */
-    int source;     /* lane */
-    Site site;
+    uint8_t copies;   /* whether it has copies under way (tensor_core.h) */
+    int source;       /* lane */
+    const Site *site; /* while it waits */
     uint64_t given, received;
 };
 
@@ -79,10 +79,9 @@ int barrier(int vote, const Site &site);
  * in the mask (a NaN); BALLOT gives the lanes that gave other than 0. */
 uint64_t warp_operation(WarpOperation operation, unsigned mask, uint64_t given, int source, const Site &site);
 
-/* Runs blocks first, first + step, ... of the launch on a multiprocessor that is made for the calling thread of the
- * host and kept for its next launch, until multiprocessor_end. */
+/* Runs blocks first, first + step, ... of the launch on the multiprocessor of the calling thread of the host, which is
+ * made for its first launch and kept. */
 void multiprocessor_run(const Launch &launch, uint64_t first, uint64_t step);
-void multiprocessor_end();
 
 } // namespace kn_emulated
 

@@ -1,0 +1,27 @@
+# What tests of kernels need beside their own files. Outside the sanitizer build, kernels, emulated device and runtime are
+# compiled a second time with ThreadSanitizer; in it, AddressSanitizer and UndefinedBehaviorSanitizer are everywhere.
+function(kn_kernel_program name source)
+  add_executable(${name} ${source})
+  set_source_files_properties(${source} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -Wno-unknown-pragmas)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  target_link_libraries(${name} ${ARGN})
+endfunction()
+kn_kernel_program(planted cuda/planted.cu kn_kernels_emulated)
+
+if(NOT KINORA_SANITIZE)
+  get_target_property(sources kn_kernels_emulated SOURCES)
+  file(GLOB runtime_sources CONFIGURE_DEPENDS emulated/cudart_*.c)
+  list(TRANSFORM sources PREPEND ${CMAKE_SOURCE_DIR}/ REGEX "^[^/]")
+  add_library(kn_kernels_tsan OBJECT ${sources} ${runtime_sources})
+  file(GLOB kernel_sources ${CMAKE_SOURCE_DIR}/core/cuda/*.cu)
+  set_source_files_properties(${kernel_sources} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -Wno-unknown-pragmas)
+  target_include_directories(kn_kernels_tsan SYSTEM PUBLIC ${CUDA_INCLUDE})
+  target_compile_options(kn_kernels_tsan PUBLIC -fsanitize=thread -g PRIVATE $<$<COMPILE_LANGUAGE:C>:-Wno-missing-prototypes>)
+  target_link_options(kn_kernels_tsan PUBLIC -fsanitize=thread)
+  target_link_libraries(kn_kernels_tsan Threads::Threads)
+  kn_kernel_program(planted_tsan cuda/planted.cu kn_kernels_tsan)
+endif()
+
+add_library(kn_sample_kernel OBJECT cuda/sample_kernel.cu)
+set_source_files_properties(cuda/sample_kernel.cu PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -Wno-unknown-pragmas)
+target_link_libraries(kn_sample_kernel kn_kernels_emulated)
