@@ -21,7 +21,7 @@ train stopped --resume
 
 # A signal: a checkpoint, exit code 3, and the same end.
 code=0
-"$kinora" train small.yaml --set run.dir=term --set train.steps=4000 >term.log 2>&1 &
+"$kinora" train small.yaml --set run.dir=term --set train.steps=4000 >>term.log 2>&1 & # appended to by the other, too
 pid=$!
 until [ -s term/metrics.jsonl ] && [ "$(wc -l <term/metrics.jsonl)" -ge 5 ]; do
     kill -0 $pid 2>/dev/null || fail "the run ended before its signal"
