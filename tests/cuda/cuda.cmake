@@ -20,6 +20,11 @@ if(NOT KINORA_SANITIZE)
   target_link_options(kn_kernels_tsan PUBLIC -fsanitize=thread)
   target_link_libraries(kn_kernels_tsan Threads::Threads)
   kn_kernel_program(planted_tsan cuda/planted.cu kn_kernels_tsan)
+  kn_test_program(test_attention_kernels_tsan cuda/test_attention_kernels.c)
+  target_link_libraries(test_attention_kernels_tsan PkgConfig::CMOCKA kn_kernels_tsan)
+  add_test(NAME cuda.test_attention_kernels_tsan COMMAND test_attention_kernels_tsan
+           WORKING_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  kn_test_properties(cuda.test_attention_kernels_tsan cuda/test_attention_kernels.c cuda 600)
 endif()
 
 add_library(kn_sample_kernel OBJECT cuda/sample_kernel.cu)
