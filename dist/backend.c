@@ -23,16 +23,10 @@ int kn_backend_open(const char *device, KnComm *comm, KnBackend **backend)
         *backend = cuda;
         return KN_OK;
     }
-    kn_cuda_backend_close(cuda);
+    kn_backend_close(cuda);
     if (wanted)
         return code;
     if (comm->rank == 0)
         kn_log("computing on the CPU: %s", kn_error_message());
     return KN_OK;
-}
-
-void kn_backend_close(KnBackend *backend)
-{
-    if (backend && backend->close)
-        backend->close(backend);
 }

@@ -7,8 +7,7 @@
 
 /* Collective. `device`: "cpu"; "cuda", which fails where a rank has no GPU of its own; or "auto", which takes GPUs
  * where every rank has one and says otherwise in a sentence of the log why it does not. Ranks of a host take its GPUs
- * in order. Release with kn_backend_close. KN_EINPUT for another word. */
+ * in order. Release with kn_backend_close (core/graph/devices.h). KN_EINPUT for another word. */
 int kn_backend_open(const char *device, KnComm *comm, KnBackend **backend);
-void kn_backend_close(KnBackend *backend);
 
 #endif

@@ -68,7 +68,7 @@ int kn_optimizer_state_push(KnOptimizerState *state, KnBackend *backend)
 {
     Named named[NAMED];
     name_values(state, named);
-    for (int i = 0; i < NAMED; i++)
+    for (int i = 0; i + 1 < NAMED; i++) /* gradients are the device's alone */
         KN_TRY(kn_parameter_values_push(named[i].values, backend));
     return KN_OK;
 }
@@ -77,7 +77,7 @@ int kn_optimizer_state_pull(KnOptimizerState *state, KnBackend *backend)
 {
     Named named[NAMED];
     name_values(state, named);
-    for (int i = 0; i + 1 < NAMED; i++) /* nobody asks for gradients */
+    for (int i = 0; i + 1 < NAMED; i++)
         KN_TRY(kn_parameter_values_pull(named[i].values, backend));
     return KN_OK;
 }

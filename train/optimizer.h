@@ -15,7 +15,7 @@ int kn_optimizer_state_create(KnOptimizerState *state, const KnZero *zero, const
 void kn_optimizer_state_clear(KnOptimizerState *state);
 
 /* On a backend with a device all buffers have twins (core/graph/twin.h) that the passes and updates work on. A push
- * copies everything there; a pull brings back all but the gradients, for checkpoints. No-ops on the CPU. */
+ * copies all but the gradients there, a pull brings them back, for checkpoints. No-ops on the CPU. */
 int kn_optimizer_state_place(KnOptimizerState *state, KnBackend *backend);
 void kn_optimizer_state_withdraw(KnOptimizerState *state, KnBackend *backend);
 int kn_optimizer_state_push(KnOptimizerState *state, KnBackend *backend);

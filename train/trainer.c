@@ -10,6 +10,7 @@
 #include "core/base/progress.h"
 #include "core/cpu/backend.h"
 #include "core/cpu/matmul.h"
+#include "core/graph/devices.h"
 #include "core/graph/twin.h"
 #include "dist/backend.h"
 #include "dist/comm.h"

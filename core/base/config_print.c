@@ -136,42 +136,37 @@ void kn_config_hash(const KnConfig *config, char hex[65])
     kn_text_clear(&out);
 }
 
-/* The first key, of all or of those by which the state is read, whose values differ; both values. */
-static const KnConfigRow *find_difference(const KnConfig *config, const KnConfig *other, int of_state, KnText *value,
-                                          KnText *other_value)
+/* Of the first key, of all or of those by which the state is read, whose values differ: "KEY is " VALUE `between` VALUE
+ * `after`. NULL where none does. */
+static char *describe_difference(const KnConfig *config, const KnConfig *other, int of_state, const char *between,
+                                 const char *after)
 {
-    for (int i = 0; i < kn_config_row_count; i++) {
+    KnText value = {0}, other_value = {0};
+    char *difference = NULL;
+    for (int i = 0; i < kn_config_row_count && !difference; i++) {
         const KnConfigRow *row = &kn_config_rows[i];
         if (of_state && !row->reads_state)
             continue;
-        kn_text_clear(value);
-        kn_text_clear(other_value);
-        append_value(value, config, row);
-        append_value(other_value, other, row);
-        if (strcmp(value->bytes, other_value->bytes))
-            return row;
+        kn_text_clear(&value);
+        kn_text_clear(&other_value);
+        append_value(&value, config, row);
+        append_value(&other_value, other, row);
+        if (strcmp(value.bytes, other_value.bytes))
+            difference = kn_format("%s is %s%s%s%s", row->key, value.bytes, between, other_value.bytes, after);
     }
-    return NULL;
+    kn_text_clear(&value);
+    kn_text_clear(&other_value);
+    return difference;
 }
 
 char *kn_config_misreads(const KnConfig *config, const KnConfig *saved)
 {
-    KnText now = {0}, then = {0};
-    const KnConfigRow *row = find_difference(config, saved, 1, &now, &then);
-    char *difference = row ? kn_format("%s is %s, but it was %s", row->key, now.bytes, then.bytes) : NULL;
-    kn_text_clear(&now);
-    kn_text_clear(&then);
-    return difference;
+    return describe_difference(config, saved, 1, ", but it was ", "");
 }
 
 char *kn_config_differs(const KnConfig *config, const KnConfig *other)
 {
-    KnText mine = {0}, theirs = {0};
-    const KnConfigRow *row = find_difference(config, other, 0, &mine, &theirs);
-    char *difference = row ? kn_format("%s is %s here and %s there", row->key, mine.bytes, theirs.bytes) : NULL;
-    kn_text_clear(&mine);
-    kn_text_clear(&theirs);
-    return difference;
+    return describe_difference(config, other, 0, " here and ", " there");
 }
 
 char *kn_config_help(void)

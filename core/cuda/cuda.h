@@ -104,4 +104,10 @@ static inline int kn_cuda_is_bf16(const KnTensor *tensor)
     return tensor->dtype == KN_BF16;
 }
 
+/* Whether the node's first operand is bfloat16. */
+static inline int kn_cuda_bf16_of(const KnCall *call)
+{
+    return kn_cuda_is_bf16(call->node->inputs[0]);
+}
+
 #endif

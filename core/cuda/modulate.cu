@@ -4,21 +4,10 @@
 namespace
 {
 
-/* A block's token: its row of scale, shift or gate. A wild one is reported and taken for 0. */
-__device__ __forceinline__ int64_t row_of(const KnCudaModulate &m, int64_t token)
-{
-    const int row = m.row_of[token];
-    if (row >= 0 && row < m.rows)
-        return row;
-    if (threadIdx.x == 0)
-        kn_report(m.fault, KN_CUDA_WILD_INDEX, token, row, m.rows);
-    return 0;
-}
-
 /* out = base + x (one + factor[row]) + term[row]; what is NULL is left out. */
 template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) modulate_kernel(KnCudaModulate m)
 {
-    const int64_t token = blockIdx.x, row = row_of(m, token), start = token * m.columns;
+    const int64_t token = blockIdx.x, row = kn_row_of(m.row_of, token, m.rows, m.fault), start = token * m.columns;
     const T *x = (const T *)m.x + start, *base = m.base ? (const T *)m.base + start : nullptr;
     T *out = (T *)m.out + start;
     for (int64_t c = (int64_t)threadIdx.x * LANES; c < m.columns; c += KN_THREADS * LANES) {

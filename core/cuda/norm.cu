@@ -15,17 +15,10 @@ template <int LANES, class T, class F> __device__ __forceinline__ void each(cons
     }
 }
 
-/* The row of scale and shift that a token belongs to; a wild one is reported and taken for 0. */
+/* A token's row of scale and shift. */
 __device__ __forceinline__ int64_t row_of(const KnCudaNorm &n, int64_t token)
 {
-    if (!n.row_of)
-        return 0;
-    const int row = n.row_of[token];
-    if (row >= 0 && row < n.scale_rows)
-        return row;
-    if (threadIdx.x == 0)
-        kn_report(n.fault, KN_CUDA_WILD_INDEX, token, row, n.scale_rows);
-    return 0;
+    return n.row_of ? kn_row_of(n.row_of, token, n.scale_rows, n.fault) : 0;
 }
 
 /* What the normalized value is multiplied by: weight, 1 + scale of the token's row, or 1. */
@@ -60,6 +53,19 @@ template <int LANES> __device__ __forceinline__ float total(const float (&values
     for (int k = 0; k < LANES; k++)
         sum += values[k];
     return sum;
+}
+
+/* h = grad factor: what arrives before the factor. */
+template <int LANES, class T>
+__device__ __forceinline__ void read_unscaled(const KnCudaNorm &n, const T *grad, int64_t row, int64_t c,
+                                              float (&h)[LANES])
+{
+    float factor[LANES];
+    kn_read<LANES>(grad + c, h);
+    read_factor<LANES>(n, row, c, factor);
+#pragma unroll
+    for (int k = 0; k < LANES; k++)
+        h[k] *= factor[k];
 }
 
 /* ---- layer norm ---- */
@@ -103,23 +109,21 @@ template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) laye
     const float mean = n.stats[2 * token], rstd = n.stats[2 * token + 1];
     float sum = 0, product = 0;
     each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
-        float g[LANES], factor[LANES];
-        kn_read<LANES>(grad + c, g);
-        read_factor<LANES>(n, row, c, factor);
+        float h[LANES];
+        read_unscaled<LANES>(n, grad, row, c, h);
 #pragma unroll
         for (int k = 0; k < LANES; k++) {
-            sum += g[k] * factor[k];
-            product += g[k] * factor[k] * (v[k] - mean) * rstd;
+            sum += h[k];
+            product += h[k] * (v[k] - mean) * rstd;
         }
     });
     const float mean_h = kn_block_sum(sum) / (float)n.columns, mean_hu = kn_block_sum(product) / (float)n.columns;
     each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
-        float g[LANES], factor[LANES];
-        kn_read<LANES>(grad + c, g);
-        read_factor<LANES>(n, row, c, factor);
+        float h[LANES];
+        read_unscaled<LANES>(n, grad, row, c, h);
 #pragma unroll
         for (int k = 0; k < LANES; k++)
-            v[k] = rstd * (g[k] * factor[k] - mean_h - (v[k] - mean) * rstd * mean_hu);
+            v[k] = rstd * (h[k] - mean_h - (v[k] - mean) * rstd * mean_hu);
         kn_write<LANES>(dx + c, v);
     });
 }
@@ -188,24 +192,22 @@ __global__ void __launch_bounds__(KN_THREADS) rms_norm_backward_kernel(KnCudaNor
     const float rstd = n.stats[token];
     float product = 0;
     each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
-        float g[LANES], weight[LANES];
-        kn_read<LANES>(grad + c, g);
-        kn_read_floats<LANES>(n.weight + c, weight);
+        float h[LANES];
+        read_unscaled<LANES>(n, grad, 0, c, h);
 #pragma unroll
         for (int k = 0; k < LANES; k++)
-            product += g[k] * weight[k] * v[k] * rstd;
+            product += h[k] * v[k] * rstd;
     });
     product = kn_block_sum(product);
     const float mean = SPLIT ? 0.0f : product / (float)n.total_columns;
     if (SPLIT && threadIdx.x == 0 && n.dsquares)
         n.dsquares[token] = -0.5f * rstd * rstd * product / (float)n.total_columns;
     each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
-        float g[LANES], weight[LANES];
-        kn_read<LANES>(grad + c, g);
-        kn_read_floats<LANES>(n.weight + c, weight);
+        float h[LANES];
+        read_unscaled<LANES>(n, grad, 0, c, h);
 #pragma unroll
         for (int k = 0; k < LANES; k++)
-            v[k] = rstd * (g[k] * weight[k] - v[k] * rstd * mean);
+            v[k] = rstd * (h[k] - v[k] * rstd * mean);
         kn_write<LANES>(dx + c, v);
     });
 }

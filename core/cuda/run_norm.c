@@ -31,11 +31,6 @@ static float eps_of(const KnCall *call)
     return ((const KnNormAttributes *)call->node->attributes)->eps;
 }
 
-static int bf16_of(const KnCall *call)
-{
-    return kn_cuda_is_bf16(call->node->inputs[0]);
-}
-
 /* ---- layer norm ---- */
 
 static cudaError_t run_layer_norm(KnCuda *cuda, const KnCall *call)
@@ -48,7 +43,7 @@ static cudaError_t run_layer_norm(KnCuda *cuda, const KnCall *call)
     norm.row_of = call->inputs[5];
     norm.scale_rows = norm.scale ? kn_tensor_rows(call->node->inputs[3]) : 0;
     norm.stats = call->outputs[1];
-    return kn_cuda_layer_norm(bf16_of(call), &norm, cuda->stream);
+    return kn_cuda_layer_norm(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
 static size_t layer_norm_backward_bytes(const KnNode *node)
@@ -68,7 +63,7 @@ static cudaError_t run_layer_norm_backward(KnCuda *cuda, const KnCall *call)
     norm.scale_rows = norm.scale ? kn_tensor_rows(call->node->inputs[4]) : 0;
     norm.sums[0] = call->node->output_count > 1 ? call->outputs[1] : NULL;
     norm.sums[1] = call->node->output_count > 1 ? call->outputs[2] : NULL;
-    return kn_cuda_layer_norm_backward(bf16_of(call), &norm, cuda->stream);
+    return kn_cuda_layer_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
 /* ---- RMS norm ---- */
@@ -78,7 +73,7 @@ static cudaError_t run_rms_norm(KnCuda *cuda, const KnCall *call)
     KnCudaNorm norm = norm_of(cuda, call, eps_of(call));
     norm.weight = call->inputs[1];
     norm.stats = call->outputs[1];
-    return kn_cuda_rms_norm(bf16_of(call), &norm, cuda->stream);
+    return kn_cuda_rms_norm(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
 static cudaError_t run_rms_norm_split(KnCuda *cuda, const KnCall *call)
@@ -89,7 +84,7 @@ static cudaError_t run_rms_norm_split(KnCuda *cuda, const KnCall *call)
     norm.weight = call->inputs[1];
     norm.squares = call->inputs[2];
     norm.stats = call->outputs[1];
-    return kn_cuda_rms_norm(bf16_of(call), &norm, cuda->stream);
+    return kn_cuda_rms_norm(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
 static cudaError_t run_rms_norm_backward(KnCuda *cuda, const KnCall *call)
@@ -99,7 +94,7 @@ static cudaError_t run_rms_norm_backward(KnCuda *cuda, const KnCall *call)
     norm.weight = call->inputs[2];
     norm.grad = call->inputs[3];
     norm.sums[0] = call->outputs[1];
-    return kn_cuda_rms_norm_backward(bf16_of(call), &norm, cuda->stream);
+    return kn_cuda_rms_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
 static cudaError_t run_rms_norm_split_backward(KnCuda *cuda, const KnCall *call)
@@ -112,7 +107,7 @@ static cudaError_t run_rms_norm_split_backward(KnCuda *cuda, const KnCall *call)
     norm.sums[0] = call->outputs[1];
     norm.split = 1;
     norm.dsquares = call->outputs[2];
-    return kn_cuda_rms_norm_backward(bf16_of(call), &norm, cuda->stream);
+    return kn_cuda_rms_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
 static cudaError_t run_row_squares(KnCuda *cuda, const KnCall *call)
@@ -120,14 +115,14 @@ static cudaError_t run_row_squares(KnCuda *cuda, const KnCall *call)
     KnCudaNorm norm = norm_of(cuda, call, 0);
     norm.y = NULL;
     norm.dsquares = call->outputs[0];
-    return kn_cuda_row_squares(bf16_of(call), &norm, cuda->stream);
+    return kn_cuda_row_squares(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
 static cudaError_t run_row_squares_backward(KnCuda *cuda, const KnCall *call)
 {
     KnCudaNorm norm = norm_of(cuda, call, 0);
     norm.squares = call->inputs[1];
-    return kn_cuda_row_squares_backward(bf16_of(call), &norm, cuda->stream);
+    return kn_cuda_row_squares_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
 /* ---- modulation ---- */
@@ -151,7 +146,7 @@ static cudaError_t run_modulate(KnCuda *cuda, const KnCall *call)
     m.x = call->inputs[0];
     m.term = call->inputs[2];
     m.one = 1;
-    return kn_cuda_modulate(bf16_of(call), &m, cuda->stream);
+    return kn_cuda_modulate(kn_cuda_bf16_of(call), &m, cuda->stream);
 }
 
 static cudaError_t run_gated_residual(KnCuda *cuda, const KnCall *call)
@@ -159,7 +154,7 @@ static cudaError_t run_gated_residual(KnCuda *cuda, const KnCall *call)
     KnCudaModulate m = modulate_of(cuda, call, 2, 3);
     m.x = call->inputs[1];
     m.base = call->inputs[0];
-    return kn_cuda_modulate(bf16_of(call), &m, cuda->stream);
+    return kn_cuda_modulate(kn_cuda_bf16_of(call), &m, cuda->stream);
 }
 
 /* Of both: input 0 is what the factor was applied to, 1 the factor, 2 the rows, 3 the gradient. */
@@ -168,10 +163,10 @@ static cudaError_t run_backward(KnCuda *cuda, const KnCall *call, float one, flo
     KnCudaModulate m = modulate_of(cuda, call, 1, 2);
     m.x = call->inputs[3];
     m.one = one;
-    cudaError_t error = m.out ? kn_cuda_modulate(bf16_of(call), &m, cuda->stream) : cudaSuccess;
+    cudaError_t error = m.out ? kn_cuda_modulate(kn_cuda_bf16_of(call), &m, cuda->stream) : cudaSuccess;
     if (error != cudaSuccess)
         return error;
-    return kn_cuda_modulate_sums(bf16_of(call), &m, call->inputs[0], factor_sum, term_sum, call->workspace,
+    return kn_cuda_modulate_sums(kn_cuda_bf16_of(call), &m, call->inputs[0], factor_sum, term_sum, call->workspace,
                                  cuda->stream);
 }
 

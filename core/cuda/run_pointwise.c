@@ -6,11 +6,6 @@ static int64_t elements_of(const KnCall *call)
     return kn_tensor_elements(call->node->inputs[0]);
 }
 
-static int bf16_of(const KnCall *call)
-{
-    return kn_cuda_is_bf16(call->node->inputs[0]);
-}
-
 static int kind_of(const KnCall *call)
 {
     return (int)((const KnActivationAttributes *)call->node->attributes)->kind;
@@ -18,19 +13,19 @@ static int kind_of(const KnCall *call)
 
 static cudaError_t run_activation(KnCuda *cuda, const KnCall *call)
 {
-    return kn_cuda_activation(kind_of(call), bf16_of(call), call->inputs[0], call->outputs[0], elements_of(call),
-                              cuda->stream);
+    return kn_cuda_activation(kind_of(call), kn_cuda_bf16_of(call), call->inputs[0], call->outputs[0],
+                              elements_of(call), cuda->stream);
 }
 
 static cudaError_t run_activation_backward(KnCuda *cuda, const KnCall *call)
 {
-    return kn_cuda_activation_backward(kind_of(call), bf16_of(call), call->inputs[0], call->inputs[1], call->outputs[0],
-                                       elements_of(call), cuda->stream);
+    return kn_cuda_activation_backward(kind_of(call), kn_cuda_bf16_of(call), call->inputs[0], call->inputs[1],
+                                       call->outputs[0], elements_of(call), cuda->stream);
 }
 
 static cudaError_t run_add(KnCuda *cuda, const KnCall *call)
 {
-    return kn_cuda_add(bf16_of(call), call->inputs[0], call->inputs[1], call->outputs[0], elements_of(call),
+    return kn_cuda_add(kn_cuda_bf16_of(call), call->inputs[0], call->inputs[1], call->outputs[0], elements_of(call),
                        cuda->stream);
 }
 
@@ -43,19 +38,20 @@ static cudaError_t run_add_row(KnCuda *cuda, const KnCall *call)
 
 static cudaError_t run_multiply(KnCuda *cuda, const KnCall *call)
 {
-    return kn_cuda_multiply(bf16_of(call), call->inputs[0], call->inputs[1], call->outputs[0], elements_of(call),
-                            cuda->stream);
+    return kn_cuda_multiply(kn_cuda_bf16_of(call), call->inputs[0], call->inputs[1], call->outputs[0],
+                            elements_of(call), cuda->stream);
 }
 
 static cudaError_t run_scale(KnCuda *cuda, const KnCall *call)
 {
     float factor = ((const KnScaleAttributes *)call->node->attributes)->factor;
-    return kn_cuda_scale(bf16_of(call), call->inputs[0], factor, call->outputs[0], elements_of(call), cuda->stream);
+    return kn_cuda_scale(kn_cuda_bf16_of(call), call->inputs[0], factor, call->outputs[0], elements_of(call),
+                         cuda->stream);
 }
 
 static cudaError_t run_cast(KnCuda *cuda, const KnCall *call)
 {
-    return kn_cuda_cast(bf16_of(call), call->inputs[0], call->outputs[0], elements_of(call), cuda->stream);
+    return kn_cuda_cast(kn_cuda_bf16_of(call), call->inputs[0], call->outputs[0], elements_of(call), cuda->stream);
 }
 
 const KnCudaOp kn_cuda_op_activation = {run_activation, NULL};

@@ -18,8 +18,8 @@ int kn_cuda_backend_open(const char *path, int device, KnBackend **backend)
     return open(device, backend);
 }
 
-void kn_cuda_backend_close(KnBackend *backend)
+void kn_backend_close(KnBackend *backend)
 {
-    if (backend)
+    if (backend && backend->close)
         backend->close(backend);
 }

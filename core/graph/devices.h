@@ -9,8 +9,8 @@ const char *kn_cuda_plugin_path(void);
 
 /* The CUDA backend on the GPU with this index among those that the process sees, from the plugin at `path`. The present
  * thread's device is that one from then on. KN_EPEER where the plugin is missing or there is no such GPU, with the
- * sentence that says which. Release with kn_cuda_backend_close. */
+ * sentence that says which. Release with kn_backend_close. */
 int kn_cuda_backend_open(const char *path, int device, KnBackend **backend);
-void kn_cuda_backend_close(KnBackend *backend);
+void kn_backend_close(KnBackend *backend); /* any backend, or NULL */
 
 #endif

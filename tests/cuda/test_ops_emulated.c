@@ -61,7 +61,7 @@ int main(int argc, char **argv)
             tests[count++] = (struct CMUnitTest){
                 .name = op_cases[i].name, .test_func = check_row, .initial_state = (void *)&op_cases[i]};
     int failures = _cmocka_run_group_tests("cuda", tests, (size_t)count, NULL, NULL);
-    kn_cuda_backend_close(cuda);
+    kn_backend_close(cuda);
     free(tests);
     free(path);
     return failures != 0;
