@@ -9,13 +9,13 @@
 #include "core/base/log.h"
 #include "core/base/progress.h"
 #include "core/cpu/backend.h"
-#include "core/cpu/matmul.h"
 #include "core/graph/devices.h"
 #include "core/graph/twin.h"
 #include "dist/backend.h"
 #include "dist/comm.h"
 #include "train/faults.h"
 #include "train/metrics.h"
+#include "train/peak.h"
 #include "train/ranks.h"
 #include "train/saving.h"
 #include "train/state.h"
@@ -158,7 +158,9 @@ static void report_plan(const Trainer *t)
 static int measure_peak(Trainer *t)
 {
     KnDtype dtype = t->config->train.precision == KN_PRECISION_BF16 ? KN_BF16 : KN_F32;
-    float peak = (float)kn_matmul_peak(dtype, 0.2);
+    double mine;
+    KN_TRY(kn_measure_peak(t->backend, dtype, &mine));
+    float peak = (float)(mine * 1e-9);
     KN_TRY(kn_comm_all_reduce(t->comm, &peak, 1, "matmul peak"));
     t->peak_flops = (double)peak * 1e9;
     kn_log("measured matmul peak: %.0f GFLOP/s", (double)peak);
