@@ -153,7 +153,7 @@ cudaError_t kn_cuda_sum_rows(int bf16, const void *x, float *out, int64_t rows, 
 int kn_cuda_row_sum_slabs(int64_t tokens, int64_t rows, int64_t columns)
 {
     const int64_t blocks = 1024, tile = 1024, taken = rows * ((columns + tile - 1) / tile);
-    int64_t slabs = taken ? blocks / taken : 1, most = tokens / KN_THREADS;
+    int64_t slabs = taken ? blocks / taken : 1, most = tokens / 64; /* fewer tokens are not worth a block */
     slabs = slabs < most ? slabs : most;
     return (int)(slabs > 1 ? slabs : 1);
 }

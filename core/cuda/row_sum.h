@@ -15,6 +15,8 @@
 #include "core/cuda/grid.h"
 #include "core/cuda/vector.h"
 
+constexpr int KN_WARPS = KN_THREADS / 32;
+
 /* Where the sums go; a NULL is left out. */
 struct KnRowSum {
     const int32_t *row_of; /* [tokens]; NULL: all to row 0. Tokens of no row are left out */
@@ -28,7 +30,7 @@ struct KnRowSum {
 static __device__ __forceinline__ int kn_find_tokens(const KnRowSum &s, int64_t first, int64_t end, int64_t row,
                                                      int *places)
 {
-    __shared__ int counts[KN_THREADS / 32];
+    __shared__ int counts[KN_WARPS];
     const int64_t token = first + threadIdx.x;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const bool mine = token < end && (!s.row_of || s.row_of[token] == row);
@@ -38,7 +40,7 @@ static __device__ __forceinline__ int kn_find_tokens(const KnRowSum &s, int64_t 
         counts[warp] = __popc(votes);
     __syncthreads();
     int before = 0, total = 0;
-    for (int i = 0; i < KN_THREADS / 32; i++) {
+    for (int i = 0; i < KN_WARPS; i++) {
         before += i < warp ? counts[i] : 0;
         total += counts[i];
     }
@@ -65,8 +67,14 @@ template <class F, int LANES> static __global__ void __launch_bounds__(KN_THREAD
     const int64_t slabs = gridDim.z, slab = blockIdx.z, size = s.rows * s.columns;
     const int64_t begin = s.tokens * slab / slabs, end = s.tokens * (slab + 1) / slabs;
     float sums[2][LANES] = {};
-    for (int64_t first = begin; first < end; first += KN_THREADS) {
+    if (!s.row_of && column < s.columns) {
+#pragma unroll 4
+        for (int64_t token = begin; token < end; token++)
+            f.template add<LANES>(token, column, sums);
+    }
+    for (int64_t first = begin; s.row_of && first < end; first += KN_THREADS) {
         const int count = kn_find_tokens(s, first, end, row, places);
+#pragma unroll 4
         for (int i = 0; i < count && column < s.columns; i++)
             f.template add<LANES>(first + places[i], column, sums);
     }
@@ -84,17 +92,32 @@ template <class F, int LANES> static __global__ void __launch_bounds__(KN_THREAD
         }
 }
 
+/* A block adds up the slabs of 32 sums: each warp every KN_WARPS-th slab, then the warps' results in their order. */
+static __device__ __forceinline__ float kn_add_warps(float mine, float (&parts)[KN_WARPS][32])
+{
+    float sum = 0;
+    __syncthreads(); /* former parts may still be read */
+    parts[threadIdx.x / 32][threadIdx.x % 32] = mine;
+    __syncthreads();
+    for (int i = 0; i < KN_WARPS; i++)
+        sum += parts[i][threadIdx.x % 32];
+    return sum;
+}
+
 template <int SUMS> static __global__ void __launch_bounds__(KN_THREADS) kn_add_slabs_kernel(KnRowSum s, int slabs)
 {
-    const int64_t size = s.rows * s.columns;
-    for (int64_t at = kn_first(); at < size; at += kn_step())
+    __shared__ float parts[KN_WARPS][32];
+    const int64_t size = s.rows * s.columns, at = (int64_t)blockIdx.x * 32 + threadIdx.x % 32;
 #pragma unroll
-        for (int which = 0; which < SUMS; which++) {
-            float sum = 0;
-            for (int slab = 0; slab < slabs; slab++)
-                sum += s.workspace[((int64_t)which * slabs + slab) * size + at];
+    for (int which = 0; which < SUMS; which++) {
+        float sum = 0;
+#pragma unroll 4
+        for (int slab = (int)threadIdx.x / 32; slab < slabs && at < size; slab += KN_WARPS)
+            sum += s.workspace[((int64_t)which * slabs + slab) * size + at];
+        sum = kn_add_warps(sum, parts);
+        if (threadIdx.x < 32 && at < size)
             kn_put_sum(s, which, at, sum);
-        }
+    }
 }
 
 /* `wide`: rows may be read sixteen bytes of T at a time. */
@@ -115,7 +138,8 @@ template <class T, class F> static cudaError_t kn_row_sum(F f, const KnRowSum &s
         return error;
     if (slabs == 1)
         return cudaSuccess;
-    KN_LAUNCH((kn_add_slabs_kernel<F::results>), kn_blocks(s.rows * s.columns), KN_THREADS, 0, stream, s, slabs);
+    KN_LAUNCH((kn_add_slabs_kernel<F::results>), (unsigned)((s.rows * s.columns + 31) / 32), KN_THREADS, 0, stream, s,
+              slabs);
     return cudaGetLastError();
 }
 
