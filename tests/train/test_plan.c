@@ -401,7 +401,8 @@ static void a_timeline_adds_up_by_hand(void **state)
                 &(KnParallelConfig){.data = 2, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1, .zero = 0},
                 0, 2),
             KN_OK);
-        kn_timeline_run(&t, graph, 1, &device, &mesh, 1);
+        kn_timeline_run(&t,
+                        &(KnTimelineRun){.graph = graph, .device = &device, .mesh = &mesh, .prologue = 1, .ranges = 1});
         assert_float_equal(t.by_kind[KN_TIME_MATMUL], 2e-3, 1e-9);
         assert_int_equal(t.exchange_count, 1);
         assert_string_equal(t.exchanges[0].name, "gradients of block");

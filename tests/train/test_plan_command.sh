@@ -24,20 +24,33 @@ rates:
 notes: [a toy]
 YAML
 
-for case in "1" "2 parallel.ulysses=2 parallel.zero=3" "2 parallel.shard=2 parallel.zero=2 model.recompute=block"; do
-    read -r ranks settings <<<"$case"
-    options=(--set model.text.vocabulary=32 --set train.validate_every=0)
-    for setting in $settings; do options+=(--set "$setting"); done
-    "$kinora" plan small.yaml "${options[@]}" --device toy.yaml --clip-tokens 64 --json >plan.json
-    launcher=()
+sed 's/name: toy/name: gpu/; s/backend: cpu/backend: gpu/' toy.yaml >gpu.yaml
+
+compare_arena() { # DEVICE-FILE DEVICE RANKS [setting ...]
+    local file=$1 device=$2 ranks=$3 setting said predicted launcher=()
+    shift 3
+    local options=(--set model.text.vocabulary=32 --set train.validate_every=0)
+    for setting; do options+=(--set "$setting"); done
+    "$kinora" plan small.yaml "${options[@]}" --device "$file" --clip-tokens 64 --json >plan.json
     [ "$ranks" = 1 ] || launcher=("${on_ranks[@]}" "$ranks")
-    "${launcher[@]}" "$kinora" train small.yaml "${options[@]}" --set train.steps=1 --set run.dir="run-$RANDOM$ranks" >train.log 2>&1 ||
-        fail "$(tail -n 3 train.log)"
+    "${launcher[@]}" "$kinora" train small.yaml "${options[@]}" --set train.steps=1 --set run.device="$device" \
+        --set run.dir="run-$RANDOM$ranks" >train.log 2>&1 || fail "$(tail -n 3 train.log)"
     said=$(sed -n 's/^  arena  *\([0-9.]*\) MiB.*/\1/p' train.log)
     predicted=$(awk '{printf "%.2f", $1 / 1048576}' <<<"$(number arena plan.json)")
-    [ "$said" = "$predicted" ] || fail "$case: the arena is $said MiB, the plan says $predicted"
-done
+    [ "$said" = "$predicted" ] || fail "$device on $ranks, $*: the arena is $said MiB, the plan says $predicted"
+}
 
+compare_arena toy.yaml cpu 1
+compare_arena toy.yaml cpu 2 parallel.ulysses=2 parallel.zero=3
+compare_arena toy.yaml cpu 2 parallel.shard=2 parallel.zero=2 model.recompute=block
+
+# The graph of the CUDA backend, its workspaces and its kernels, without a GPU; and a sentence where it is not here.
+"$kinora" plan "$root/configs/wan-1.3b.yaml" --device gpu.yaml >plain.txt
+if [ -e "$build/kinora-cuda-emulated.so" ]; then
+    export KINORA_CUDA_PLUGIN=$build/kinora-cuda-emulated.so
+    compare_arena gpu.yaml cuda 1
+    compare_arena gpu.yaml cuda 2 parallel.ulysses=2 parallel.zero=3 model.recompute=block
+fi
 "$kinora" plan "$plan" --device h200 --nodes 16 --search --rows 2000 >search.txt
 grep -q "^128 x h200" search.txt || fail "no search: $(head -n 1 search.txt)"
 grep -q "hold more state than the device has memory" search.txt || fail "no reason why layouts do not fit"
