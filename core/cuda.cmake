@@ -42,8 +42,10 @@ if(NVCC AND NOT KINORA_SANITIZE)
   foreach(source ${kernel_sources})
     get_filename_component(name ${source} NAME_WE)
     set(object ${CMAKE_BINARY_DIR}/kernels/${name}.o)
-    add_custom_command(OUTPUT ${object} DEPFILE ${object}.d DEPENDS ${source} ${compile} COMMENT "Compiling ${name}.cu for GPUs"
-                       COMMAND sh ${compile} ${CMAKE_BINARY_DIR}/kernels/${name} ${NVCC} ${nvcc_flags} -MD -MF ${object}.d -c ${source} -o ${object} VERBATIM)
+    add_custom_command(OUTPUT ${object} DEPFILE ${object}.d DEPENDS ${source} ${compile}
+                       COMMENT "Compiling ${name}.cu for GPUs"
+                       COMMAND sh ${compile} ${CMAKE_BINARY_DIR}/kernels/${name} ${NVCC} ${nvcc_flags}
+                       -MD -MF ${object}.d -c ${source} -o ${object} VERBATIM)
     list(APPEND kernel_objects ${object})
   endforeach()
   file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/kernels)

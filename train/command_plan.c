@@ -217,6 +217,8 @@ static KnDtype compute_dtype(const KnConfig *c)
 
 static void print_kernels(KnKernelTimes *k, const KnDevice *device, double step)
 {
+    static const double least_share = 5e-4; /* of the step: rows below are added up */
+    KnKernelTime rest = {0};
     double sum = 0;
     kn_kernel_times_sort(k);
     printf("kernels\n  %-26s %-44s %7s %10s %7s %15s %6s\n", "name", "shape", "count", "ms", "step", "a second",
@@ -226,13 +228,20 @@ static void print_kernels(KnKernelTimes *k, const KnDevice *device, double step)
         int moves = row->time == KN_TIME_MEMORY;
         double rate = row->work / row->seconds;
         char share[16] = "";
+        sum += row->seconds;
+        if (row->seconds < least_share * step) {
+            rest.count += row->count;
+            rest.seconds += row->seconds;
+            continue;
+        }
         if (row->fastest > 0)
             snprintf(share, sizeof share, "%.0f%%", 100 * row->fastest / row->seconds);
         printf("  %-26s %-44s %7.0f %10.3f %6.1f%% %7.0f %s %6s\n", row->name, row->shape, row->count,
                1e3 * row->seconds, 100 * row->seconds / step, rate * (moves ? 1e-9 : 1e-12),
                moves ? "GB/s   " : "TFLOP/s", share);
-        sum += row->seconds;
     }
+    printf("  %-26s %-44s %7.0f %10.3f %6.1f%%\n", "others", "", rest.count, 1e3 * rest.seconds,
+           100 * rest.seconds / step);
     printf("  %-26s %-44s %7s %10.3f %6.1f%%\n", "sum", "", "", 1e3 * sum, 100 * sum / step);
     if (k->least > 0)
         printf("  kernels bound by memory move %.2f times what their operands hold\n", k->moved / k->least);
@@ -259,7 +268,8 @@ static void print_assumptions(const KnStepPlanOptions *o)
 {
     int64_t clip = o->clip_tokens ? o->clip_tokens : o->config->data.tokens;
     printf("assumed\n");
-    printf("  - rank 0 stands for all; ranks are equally fast; a clip has %lld tokens; the vocabulary is full\n",
+    printf("  - the last rank, whose part of uneven cuts is the largest, stands for all; ranks are equally fast; a "
+           "clip has %lld tokens; the vocabulary is full\n",
            (long long)clip);
     printf("  - exchanges of different groups do not slow each other; ring algorithms over a group's slowest link\n");
     for (int i = 0; i < o->device->notes.count; i++)

@@ -124,17 +124,30 @@ static KnTimelineRun graph_run(const Planner *p, const KnGraph *graph)
                            .ranges = 1};
 }
 
-static double forward_flops(const KnGraph *graph)
+/* What of this rank's attention the mean rank has: heads may be cut unevenly. */
+static double share_of_heads(const Planner *p)
 {
-    double flops = 0;
+    int64_t heads = p->model.config.heads, tensor = p->layout.mesh.sizes[KN_AXIS_TENSOR],
+            ulysses = p->layout.mesh.sizes[KN_AXIS_ULYSSES];
+    int64_t rows = (heads + tensor - 1) / tensor, own = (rows + ulysses - 1) / ulysses;
+    return (double)heads / (double)(tensor * ulysses * own);
+}
+
+/* Of the mean rank. */
+static void count_flops(const Planner *p, KnPassMemo *memo)
+{
+    const KnGraph *graph = memo->pass.built.graph;
+    double share = share_of_heads(p);
+    memo->flops = memo->forward_flops = 0;
     for (int i = 0; i < graph->node_count; i++) {
         const KnNode *node = graph->nodes[i];
         KnCost cost = {0};
-        if (!node->backward && !node->prologue && !node->again)
+        if (!node->prologue && !node->again)
             node->op->cost(node, &cost);
-        flops += cost.matmul_flops + cost.attention_flops;
+        double flops = cost.matmul_flops + share * cost.attention_flops;
+        memo->flops += flops;
+        memo->forward_flops += node->backward ? 0 : flops;
     }
-    return flops;
 }
 
 /* Runs of one pass are alike. */
@@ -183,9 +196,7 @@ static int build_pass(Planner *p, KnPassMemo *memo, int backward, int reduce)
     KnTrainPassOptions options = pass_options(p, backward, reduce);
     kn_pass_graph_destroy(&memo->pass);
     KN_TRY(kn_pass_graph_create(&memo->pass, &options, p->backend));
-    KnCost cost = kn_graph_cost(memo->pass.built.graph);
-    memo->flops = cost.matmul_flops + cost.attention_flops;
-    memo->forward_flops = forward_flops(memo->pass.built.graph);
+    count_flops(p, memo);
     memcpy(memo->sizes, sizes, sizeof sizes);
     memo->zero_ranks = kn_mesh_group_size(mesh, KN_GROUP_ZERO);
     count_arena(p, memo);
@@ -314,6 +325,7 @@ int kn_step_plan(KnStepPlan *plan, const KnStepPlanOptions *options)
                          &(KnLayoutOptions){.parallel = &options->config->parallel,
                                             .training = 1,
                                             .whole_matrices = kn_optimizer_whole_matrices(&options->config->optimizer),
+                                            .rank = options->ranks - 1,
                                             .ranks = options->ranks});
     if (code == KN_OK)
         code = options->sampling ? plan_forward(&p) : plan_step(&p);

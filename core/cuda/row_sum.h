@@ -84,17 +84,28 @@ template <class F, int LANES> static __global__ void __launch_bounds__(KN_THREAD
         }
 }
 
+/* A block adds the slabs of 32 sums: warp w those numbered w, w + KN_SLAB_WARPS, ..., then the warps' sums in order. */
+constexpr int KN_SLAB_WARPS = KN_THREADS / 32;
 template <int SUMS> static __global__ void __launch_bounds__(KN_THREADS) kn_add_slabs_kernel(KnRowSum s, int slabs)
 {
-    const int64_t size = s.rows * s.columns;
-    for (int64_t at = kn_first(); at < size; at += kn_step())
+    __shared__ float parts[SUMS][KN_SLAB_WARPS][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int64_t size = s.rows * s.columns, at = (int64_t)blockIdx.x * 32 + lane;
 #pragma unroll
-        for (int which = 0; which < SUMS; which++) {
-            float sum = 0;
-            for (int slab = 0; slab < slabs; slab++)
-                sum += s.workspace[((int64_t)which * slabs + slab) * size + at];
-            kn_put_sum(s, which, at, sum);
-        }
+    for (int which = 0; which < SUMS; which++) {
+        float sum = 0;
+        for (int slab = warp; slab < slabs && at < size; slab += KN_SLAB_WARPS)
+            sum += s.workspace[((int64_t)which * slabs + slab) * size + at];
+        parts[which][warp][lane] = sum;
+    }
+    __syncthreads();
+    if (warp >= SUMS || at >= size)
+        return;
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < KN_SLAB_WARPS; i++)
+        sum += parts[warp][i][lane];
+    kn_put_sum(s, warp, at, sum);
 }
 
 /* `wide`: rows may be read sixteen bytes of T at a time. */
@@ -115,7 +126,8 @@ template <class T, class F> static cudaError_t kn_row_sum(F f, const KnRowSum &s
         return error;
     if (slabs == 1)
         return cudaSuccess;
-    KN_LAUNCH((kn_add_slabs_kernel<F::results>), kn_blocks(s.rows * s.columns), KN_THREADS, 0, stream, s, slabs);
+    KN_LAUNCH((kn_add_slabs_kernel<F::results>), (unsigned)((s.rows * s.columns + 31) / 32), KN_THREADS, 0, stream, s,
+              slabs);
     return cudaGetLastError();
 }
 

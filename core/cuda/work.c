@@ -2,7 +2,7 @@
  * kernel that moves each operand once; the exceptions are the rows of a table. */
 #include "core/cuda/cuda.h"
 
-enum { VECTOR_BYTES = 16, UNROLLED = 4, CACHE_FASTER = 3 };
+enum { VECTOR_BYTES = 16, UNROLLED = 4, SLAB_WARPS = 8, CACHE_FASTER = 3 };
 
 static KnKernelWork one_pass(const KnNode *node)
 {
@@ -17,8 +17,8 @@ static double bytes_of(const KnTensor *tensor)
 }
 
 /* The two kernels of core/cuda/row_sum.h: slabs of tokens, then the slabs' sums, which lie in the cache still. A thread
- * of the first has UNROLLED tokens' vectors of each operand under way, one of the second as many slabs. Of the blocks
- * of one slab those of one row are at work, since the tokens of a clip lie together. */
+ * of the first has UNROLLED tokens' vectors of each operand under way, one of the second (SLAB_WARPS for each sum) as
+ * many slabs. Of the blocks of one slab those of one row are at work, since the tokens of a clip lie together. */
 static int row_sum(KnKernelWork *list, const KnTensor *x, int operands, int64_t rows, int results)
 {
     int64_t tokens = kn_tensor_rows(x), columns = kn_tensor_columns(x);
@@ -36,7 +36,7 @@ static int row_sum(KnKernelWork *list, const KnTensor *x, int operands, int64_t 
     list[1] = (KnKernelWork){.name = "add_slabs",
                              .launches = 1,
                              .bytes = 4 * size * (double)(slabs + 1),
-                             .at_once = 4 * size * UNROLLED * CACHE_FASTER};
+                             .at_once = 4.0 * (double)(rows * columns) * SLAB_WARPS * UNROLLED * CACHE_FASTER};
     return 2;
 }
 

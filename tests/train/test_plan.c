@@ -97,6 +97,7 @@ static void create_state(Rank *r, int ranks)
 {
     KnLayoutOptions options = {.parallel = &r->config.parallel,
                                .training = 1,
+                               .rank = ranks - 1,
                                .ranks = ranks,
                                .whole_matrices = kn_optimizer_whole_matrices(&r->config.optimizer)};
     assert_int_equal(kn_layout_create(&r->layout, &r->model, &options), KN_OK);
