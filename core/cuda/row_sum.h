@@ -15,6 +15,9 @@
 #include "core/cuda/grid.h"
 #include "core/cuda/vector.h"
 
+/* So many loads of a thread are under way together; the sums' order is that of a plain loop. */
+constexpr int KN_SUMS_AT_ONCE = 4;
+
 /* Where the sums go; a NULL is left out. */
 struct KnRowSum {
     const int32_t *row_of; /* [tokens]; NULL: all to row 0. Tokens of no row are left out */
@@ -67,7 +70,9 @@ template <class F, int LANES> static __global__ void __launch_bounds__(KN_THREAD
     float sums[2][LANES] = {};
     for (int64_t first = begin; first < end; first += KN_THREADS) {
         const int count = kn_find_tokens(s, first, end, row, places);
-        for (int i = 0; i < count && column < s.columns; i++)
+        const int mine = column < s.columns ? count : 0;
+#pragma unroll KN_SUMS_AT_ONCE
+        for (int i = 0; i < mine; i++)
             f.template add<LANES>(first + places[i], column, sums);
     }
     if (column >= s.columns)
@@ -94,18 +99,22 @@ template <int SUMS> static __global__ void __launch_bounds__(KN_THREADS) kn_add_
 #pragma unroll
     for (int which = 0; which < SUMS; which++) {
         float sum = 0;
-        for (int slab = warp; slab < slabs && at < size; slab += KN_SLAB_WARPS)
+        const int end = at < size ? slabs : 0;
+#pragma unroll KN_SUMS_AT_ONCE
+        for (int slab = warp; slab < end; slab += KN_SLAB_WARPS)
             sum += s.workspace[((int64_t)which * slabs + slab) * size + at];
         parts[which][warp][lane] = sum;
     }
     __syncthreads();
-    if (warp >= SUMS || at >= size)
-        return;
-    float sum = 0;
 #pragma unroll
-    for (int i = 0; i < KN_SLAB_WARPS; i++)
-        sum += parts[warp][i][lane];
-    kn_put_sum(s, warp, at, sum);
+    for (int which = 0; which < SUMS; which++) {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < KN_SLAB_WARPS; i++)
+            sum += parts[which][i][lane];
+        if (warp == which && at < size)
+            kn_put_sum(s, which, at, sum);
+    }
 }
 
 /* `wide`: rows may be read sixteen bytes of T at a time. */
