@@ -268,7 +268,7 @@ static void print_assumptions(const KnStepPlanOptions *o)
 {
     int64_t clip = o->clip_tokens ? o->clip_tokens : o->config->data.tokens;
     printf("assumed\n");
-    printf("  - the last rank, whose part of uneven cuts is the largest, stands for all; ranks are equally fast; a "
+    printf("  - one rank stands for all (one with most heads); ranks are equally fast; a "
            "clip has %lld tokens; the vocabulary is full\n",
            (long long)clip);
     printf("  - exchanges of different groups do not slow each other; ring algorithms over a group's slowest link\n");

@@ -311,6 +311,13 @@ static int plan_step(Planner *p)
     return KN_OK;
 }
 
+/* The last rank has more heads than the first where they are cut unevenly. */
+static int standing_rank(const KnStepPlanOptions *o)
+{
+    const KnParallelConfig *p = &o->config->parallel;
+    return o->config->model.heads % (p->tensor * p->ulysses) ? o->ranks - 1 : 0;
+}
+
 int kn_step_plan(KnStepPlan *plan, const KnStepPlanOptions *options)
 {
     Planner p = {.options = options, .config = options->config, .plan = plan};
@@ -325,7 +332,7 @@ int kn_step_plan(KnStepPlan *plan, const KnStepPlanOptions *options)
                          &(KnLayoutOptions){.parallel = &options->config->parallel,
                                             .training = 1,
                                             .whole_matrices = kn_optimizer_whole_matrices(&options->config->optimizer),
-                                            .rank = options->ranks - 1,
+                                            .rank = standing_rank(options),
                                             .ranks = options->ranks});
     if (code == KN_OK)
         code = options->sampling ? plan_forward(&p) : plan_step(&p);

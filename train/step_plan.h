@@ -1,8 +1,8 @@
 /* What a training step will need and take, by walking the very graphs that would run: no memory, no communicator.
  *
- * The last rank stands for all: where cuts are uneven it has the larger part. Memory is what that rank allocates: what
- * is bound to the graphs, and their arenas. Time is simulated (dist/timeline.h) on a device that is described
- * (dist/device.h). */
+ * One rank stands for all: the first, or where heads are cut unevenly the last, which has more. Memory is what that
+ * rank allocates: what is bound to the graphs, and their arenas. Time is simulated (dist/timeline.h) on a device that
+ * is described (dist/device.h). */
 #ifndef KN_TRAIN_STEP_PLAN_H
 #define KN_TRAIN_STEP_PLAN_H
 
@@ -58,7 +58,7 @@ typedef struct KnStepPlanOptions {
     const KnDevice *device;
     KnBackend *cpu;         /* for devices whose backend is "cpu" */
     KnBackend *cuda;        /* for others; NULL: graphs as they are, without workspaces */
-    int ranks;              /* of the job; the last one stands for all */
+    int ranks;              /* of the job; one stands for all */
     int64_t clip_tokens;    /* tokens of one clip, which attend to each other; 0: one clip fills the pack */
     int64_t layers;         /* instead of model.layers; 0: those */
     KnPassMemo *memos;      /* [KN_PASS_MEMOS], or NULL */

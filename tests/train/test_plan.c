@@ -95,11 +95,12 @@ static void disturb(KnParameterValues *weights)
 
 static void create_state(Rank *r, int ranks)
 {
-    KnLayoutOptions options = {.parallel = &r->config.parallel,
-                               .training = 1,
-                               .rank = ranks - 1,
-                               .ranks = ranks,
-                               .whole_matrices = kn_optimizer_whole_matrices(&r->config.optimizer)};
+    KnLayoutOptions options = {
+        .parallel = &r->config.parallel,
+        .training = 1,
+        .rank = r->config.model.heads % (r->config.parallel.tensor * r->config.parallel.ulysses) ? ranks - 1 : 0,
+        .ranks = ranks,
+        .whole_matrices = kn_optimizer_whole_matrices(&r->config.optimizer)};
     assert_int_equal(kn_layout_create(&r->layout, &r->model, &options), KN_OK);
     assert_int_equal(kn_optimizer_state_create(&r->state, &r->layout.zero, &r->config.optimizer), KN_OK);
     kn_layout_init(&r->layout, &r->state.weights, 3);
