@@ -27,19 +27,25 @@ function(kn_cuda_plugin name)
   target_link_libraries(${name} ${ARGN})
 endfunction()
 
-# A kernel that spills, has local memory or computes in double precision does not build. Under the sanitizers there is
-# nobody to run it.
+# What ptxas says of each kernel and the PTX of its first architecture stay in kernels/, for a test
+# (tests/cuda/test_kernels_code.sh). A kernel that spills, has local memory or computes in double precision does not
+# build. Under the sanitizers there is nobody to run it.
 find_program(NVCC nvcc HINTS ${CUDA_INCLUDE}/../bin)
 if(NVCC AND NOT KINORA_SANITIZE)
   set(nvcc_flags -std=c++17 -O3 -lineinfo -I${CMAKE_SOURCE_DIR} -Xcompiler=-fPIC,-fno-strict-aliasing -Werror=all-warnings
       -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90,code=sm_90
       -gencode=arch=compute_100,code=[sm_100,compute_100]
-      -Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warn-on-double-precision-use,--warning-as-error)
+      -Xptxas=-v,--warn-on-spills,--warn-on-local-memory-usage,--warn-on-double-precision-use,--warning-as-error)
+  set(compile ${CMAKE_SOURCE_DIR}/core/cuda/compile.sh)
+  string(REPLACE ";" "\n" nvcc_lines "${NVCC};${nvcc_flags}")
+  file(WRITE ${CMAKE_BINARY_DIR}/kernels/command "${nvcc_lines}\n")
   foreach(source ${kernel_sources})
     get_filename_component(name ${source} NAME_WE)
     set(object ${CMAKE_BINARY_DIR}/kernels/${name}.o)
-    add_custom_command(OUTPUT ${object} DEPFILE ${object}.d DEPENDS ${source} COMMENT "Compiling ${name}.cu for GPUs"
-                       COMMAND ${NVCC} ${nvcc_flags} -MD -MF ${object}.d -c ${source} -o ${object} VERBATIM)
+    add_custom_command(OUTPUT ${object} DEPFILE ${object}.d DEPENDS ${source} ${compile}
+                       COMMENT "Compiling ${name}.cu for GPUs"
+                       COMMAND sh ${compile} ${CMAKE_BINARY_DIR}/kernels/${name} ${NVCC} ${nvcc_flags}
+                       -MD -MF ${object}.d -c ${source} -o ${object} VERBATIM)
     list(APPEND kernel_objects ${object})
   endforeach()
   file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/kernels)

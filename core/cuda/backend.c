@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 int kn_cuda_open(int device, KnBackend **backend);
+KnBackend *kn_cuda_planning_backend(void);
 
 int kn_cuda_check(cudaError_t result, const char *what)
 {
@@ -156,4 +157,15 @@ int kn_cuda_open(int device, KnBackend **backend)
     }
     *backend = &made->base;
     return KN_OK;
+}
+
+/* What can be said of a graph without a GPU: core/graph/devices.h. */
+KnBackend *kn_cuda_planning_backend(void)
+{
+    static KnCuda planning = {.base = {.name = "cuda",
+                                       .supports = supports,
+                                       .workspace_bytes = workspace_bytes,
+                                       .lower = lower,
+                                       .kernels = kn_cuda_kernels}};
+    return &planning.base;
 }

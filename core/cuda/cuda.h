@@ -4,6 +4,7 @@
  *     backend.c          the table: memory, copies, and each node to its row of table.c
  *     table.c            by op: which function runs it
  *     lower.c            what the graph is rewritten to
+ *     work.c             what kernels move, for plans
  *     matmul.c           products, by cuBLASLt
  *     run_*.c            from a node's tensors and attributes to the kernels' plain numbers, one file for an op family
  *     *.cu, kernels.h    the kernels; they take primitives only
@@ -95,6 +96,9 @@ extern const KnCudaOp *const kn_cuda_ops[KN_OP_COUNT];
 
 /* The result of a function of the runtime as a code with a sentence; `what` says what was tried. */
 int kn_cuda_check(cudaError_t result, const char *what);
+
+/* By which kernels a node runs (KnBackend.kernels). */
+int kn_cuda_kernels(const KnNode *node, KnKernelWork kernels[KN_MOST_KERNELS]);
 
 /* Rewrites a finished graph (KnBackend.lower). */
 void kn_cuda_lower(KnGraph *graph);

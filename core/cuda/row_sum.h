@@ -15,7 +15,8 @@
 #include "core/cuda/grid.h"
 #include "core/cuda/vector.h"
 
-constexpr int KN_WARPS = KN_THREADS / 32;
+/* So many loads of a thread are under way together; the sums' order is that of a plain loop. */
+constexpr int KN_SUMS_AT_ONCE = 4;
 
 /* Where the sums go; a NULL is left out. */
 struct KnRowSum {
@@ -30,7 +31,7 @@ struct KnRowSum {
 static __device__ __forceinline__ int kn_find_tokens(const KnRowSum &s, int64_t first, int64_t end, int64_t row,
                                                      int *places)
 {
-    __shared__ int counts[KN_WARPS];
+    __shared__ int counts[KN_THREADS / 32];
     const int64_t token = first + threadIdx.x;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const bool mine = token < end && (!s.row_of || s.row_of[token] == row);
@@ -40,7 +41,7 @@ static __device__ __forceinline__ int kn_find_tokens(const KnRowSum &s, int64_t 
         counts[warp] = __popc(votes);
     __syncthreads();
     int before = 0, total = 0;
-    for (int i = 0; i < KN_WARPS; i++) {
+    for (int i = 0; i < KN_THREADS / 32; i++) {
         before += i < warp ? counts[i] : 0;
         total += counts[i];
     }
@@ -67,15 +68,11 @@ template <class F, int LANES> static __global__ void __launch_bounds__(KN_THREAD
     const int64_t slabs = gridDim.z, slab = blockIdx.z, size = s.rows * s.columns;
     const int64_t begin = s.tokens * slab / slabs, end = s.tokens * (slab + 1) / slabs;
     float sums[2][LANES] = {};
-    if (!s.row_of && column < s.columns) {
-#pragma unroll 4
-        for (int64_t token = begin; token < end; token++)
-            f.template add<LANES>(token, column, sums);
-    }
-    for (int64_t first = begin; s.row_of && first < end; first += KN_THREADS) {
+    for (int64_t first = begin; first < end; first += KN_THREADS) {
         const int count = kn_find_tokens(s, first, end, row, places);
-#pragma unroll 4
-        for (int i = 0; i < count && column < s.columns; i++)
+        const int mine = column < s.columns ? count : 0;
+#pragma unroll KN_SUMS_AT_ONCE
+        for (int i = 0; i < mine; i++)
             f.template add<LANES>(first + places[i], column, sums);
     }
     if (column >= s.columns)
@@ -92,30 +89,30 @@ template <class F, int LANES> static __global__ void __launch_bounds__(KN_THREAD
         }
 }
 
-/* A block adds up the slabs of 32 sums: each warp every KN_WARPS-th slab, then the warps' results in their order. */
-static __device__ __forceinline__ float kn_add_warps(float mine, float (&parts)[KN_WARPS][32])
-{
-    float sum = 0;
-    __syncthreads(); /* former parts may still be read */
-    parts[threadIdx.x / 32][threadIdx.x % 32] = mine;
-    __syncthreads();
-    for (int i = 0; i < KN_WARPS; i++)
-        sum += parts[i][threadIdx.x % 32];
-    return sum;
-}
-
+/* A block adds the slabs of 32 sums: warp w those numbered w, w + KN_SLAB_WARPS, ..., then the warps' sums in order. */
+constexpr int KN_SLAB_WARPS = KN_THREADS / 32;
 template <int SUMS> static __global__ void __launch_bounds__(KN_THREADS) kn_add_slabs_kernel(KnRowSum s, int slabs)
 {
-    __shared__ float parts[KN_WARPS][32];
-    const int64_t size = s.rows * s.columns, at = (int64_t)blockIdx.x * 32 + threadIdx.x % 32;
+    __shared__ float parts[SUMS][KN_SLAB_WARPS][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int64_t size = s.rows * s.columns, at = (int64_t)blockIdx.x * 32 + lane;
 #pragma unroll
     for (int which = 0; which < SUMS; which++) {
         float sum = 0;
-#pragma unroll 4
-        for (int slab = (int)threadIdx.x / 32; slab < slabs && at < size; slab += KN_WARPS)
+        const int end = at < size ? slabs : 0;
+#pragma unroll KN_SUMS_AT_ONCE
+        for (int slab = warp; slab < end; slab += KN_SLAB_WARPS)
             sum += s.workspace[((int64_t)which * slabs + slab) * size + at];
-        sum = kn_add_warps(sum, parts);
-        if (threadIdx.x < 32 && at < size)
+        parts[which][warp][lane] = sum;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int which = 0; which < SUMS; which++) {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < KN_SLAB_WARPS; i++)
+            sum += parts[which][i][lane];
+        if (warp == which && at < size)
             kn_put_sum(s, which, at, sum);
     }
 }

@@ -34,6 +34,15 @@ typedef struct KnDeviceMemory {
 
 typedef struct KnTwins KnTwins;
 
+/* What kernels of one name do for a node, for plans. */
+typedef struct KnKernelWork {
+    const char *name;
+    int launches;
+    double bytes;   /* that they read and write in all */
+    double at_once; /* bytes that are under way at once at most; 0: more than any device asks for */
+} KnKernelWork;
+enum { KN_MOST_KERNELS = 4 };
+
 /* A backend is a table of functions; `ops` kernels are found by op id. */
 struct KnBackend {
     const char *name;
@@ -45,6 +54,9 @@ struct KnBackend {
     int (*run)(KnBackend *backend, const KnCall *call); /* 0 or KN_E* */
     /* Rewrites a finished graph into the backend's favoured form (packed weights ...); may be NULL. */
     void (*lower)(KnBackend *backend, KnGraph *graph);
+    /* By which kernels a node runs, as far as they are bound by memory; 0: by one that is not. For plans; may be NULL.
+     */
+    int (*kernels)(const KnNode *node, KnKernelWork kernels[KN_MOST_KERNELS]);
     int (*allocate)(KnBackend *backend, void **memory, size_t bytes, const char *what);
     void (*release)(KnBackend *backend, void *memory);
     void (*close)(KnBackend *backend); /* of a plugin's backend, which is its own memory; else NULL */
