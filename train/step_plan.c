@@ -192,7 +192,8 @@ static int plan_update(Planner *p)
 {
     KnUpdateGraph update;
     KnPlan plan;
-    KN_TRY(kn_update_graph_create(&update, &p->config->optimizer, &p->layout, p->layout.invariant));
+    KN_TRY(kn_update_graph_create(&update, &p->config->optimizer, &p->layout,
+                                  p->layout.invariant ? KN_UPDATE_NORM_GIVEN : KN_UPDATE_LOSS_GIVEN));
     kn_plan_make(&plan, update.graph, p->backend, &update.norm2, 1);
     p->plan->memory[KN_STEP_UPDATE] = (double)plan.arena_bytes;
     kn_plan_clear(&plan);

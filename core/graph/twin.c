@@ -63,6 +63,7 @@ int kn_twin_create(KnBackend *backend, void *host, size_t bytes, const char *wha
     memmove(&twins->list[place + 1], &twins->list[place], (size_t)(twins->count - place) * sizeof *twins->list);
     twins->list[place] = (Twin){host, device, bytes};
     twins->count++;
+    backend->twin_changes++;
     return KN_OK;
 }
 
@@ -73,6 +74,7 @@ void kn_twin_destroy(KnBackend *backend, const void *host)
         return;
     KnTwins *twins = backend->twins;
     backend->release(backend, twin->device);
+    backend->twin_changes++;
     memmove(twin, twin + 1, (size_t)(&twins->list[--twins->count] - twin) * sizeof *twin);
     if (twins->count == 0) {
         free(twins->list);

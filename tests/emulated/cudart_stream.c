@@ -395,8 +395,11 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
     KN_FAIL_IF_PLANNED();
+    cudaError_t error = emulated_refuse_in_capture(NULL, __func__);
+    if (error != cudaSuccess)
+        return error;
     pthread_mutex_lock(&emulated_mutex);
-    cudaError_t error = event->capture ? cudaErrorCapturedEvent : ask(event->come == event->recorded);
+    error = event->capture ? cudaErrorCapturedEvent : ask(event->come == event->recorded);
     pthread_mutex_unlock(&emulated_mutex);
     return emulated_error(error);
 }
@@ -404,8 +407,11 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     KN_FAIL_IF_PLANNED();
+    cudaError_t error = emulated_refuse_in_capture(NULL, __func__);
+    if (error != cudaSuccess)
+        return error;
     pthread_mutex_lock(&emulated_mutex);
-    cudaError_t error = event->capture ? cudaErrorCapturedEvent : cudaSuccess;
+    error = event->capture ? cudaErrorCapturedEvent : cudaSuccess;
     int64_t number = event->recorded;
     waiting++;
     pthread_cond_signal(&work);
