@@ -56,17 +56,22 @@ struct KnRecording {
     cudaGraphExec_t graph;
 };
 
-/* Other threads, such as that which watches NCCL, may do meanwhile what this one may not. */
+static const char recording_words[] = "recording the GPU's work";
+
+/* Other threads, such as that which watches NCCL, may do meanwhile what this one may not. Errors are forgotten here and
+ * below: runs go on without a recording, and would meet them. */
 static int record_begin(KnBackend *backend)
 {
     cudaStream_t stream = ((KnCuda *)backend)->stream;
-    return kn_cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording the GPU's work");
+    int code = kn_cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), recording_words);
+    cudaGetLastError();
+    return code;
 }
 
 static int make_recording(cudaGraph_t graph, KnRecording **recording)
 {
     cudaGraphExec_t made;
-    KN_TRY(kn_cuda_check(cudaGraphInstantiate(&made, graph, 0), "recording the GPU's work"));
+    KN_TRY(kn_cuda_check(cudaGraphInstantiate(&made, graph, 0), recording_words));
     *recording = kn_alloc(sizeof **recording);
     (*recording)->graph = made;
     return KN_OK;
@@ -76,12 +81,12 @@ static int record_end(KnBackend *backend, KnRecording **recording)
 {
     cudaGraph_t graph = NULL;
     cudaError_t result = cudaStreamEndCapture(((KnCuda *)backend)->stream, &graph);
-    int code = recording ? kn_cuda_check(result, "recording the GPU's work") : KN_OK;
+    int code = recording ? kn_cuda_check(result, recording_words) : KN_OK;
     if (recording && code == KN_OK)
         code = make_recording(graph, recording);
     if (graph)
         cudaGraphDestroy(graph);
-    cudaGetLastError(); /* runs go on without a recording, and would meet it */
+    cudaGetLastError();
     return code;
 }
 
