@@ -51,8 +51,12 @@ int kn_optimizer_state_place(KnOptimizerState *state, KnBackend *backend)
 {
     Named named[NAMED];
     name_values(state, named);
-    for (int i = 0; i < NAMED; i++)
-        KN_TRY(kn_parameter_values_place(named[i].values, backend, named[i].what));
+    for (int i = 0; i < NAMED; i++) {
+        int is_kept = named[i].values == &state->weights || named[i].values == &state->gradients;
+        int is_pinned = state->offload == KN_OFFLOAD_OPTIMIZER && !is_kept;
+        KN_TRY((is_pinned ? kn_parameter_values_place_pinned : kn_parameter_values_place)(named[i].values, backend,
+                                                                                          named[i].what));
+    }
     return KN_OK;
 }
 

@@ -8,7 +8,8 @@
 typedef struct KnOptimizerState {
     KnParameterValues weights, gradients, moment1, moment2, average;
     float *norm2; /* borrowed: the square of the global gradient norm, where a pass finds it; NULL: an update does */
-    float *loss;  /* borrowed: where it is not finite an update changes nothing; NULL: the gradient alone says so */
+    KnOffload offload; /* KN_OFFLOAD_OPTIMIZER: moments and averages stay in the host's memory, pinned */
+    float *loss; /* borrowed: where it is not finite an update changes nothing; NULL: the gradient alone says so */
 } KnOptimizerState;
 
 /* Allocates all buffers, zeroed. */

@@ -72,7 +72,8 @@ static void count_state(Planner *p)
     int moments = p->config->optimizer.ema > 0 ? 3 : 2;
     memory[KN_STEP_PARAMETERS] = (double)kn_zero_bytes(zero, 3);
     memory[KN_STEP_GRADIENTS] = (double)kn_zero_bytes(zero, 2);
-    memory[KN_STEP_OPTIMIZER] = (double)kn_zero_bytes(zero, 1) * moments;
+    if (p->config->train.offload == KN_OFFLOAD_NONE || p->backend == p->options->cpu)
+        memory[KN_STEP_OPTIMIZER] = (double)kn_zero_bytes(zero, 1) * moments;
     if (p->layout.invariant)
         memory[KN_STEP_GRADIENTS] += invariant_parts(p);
 }

@@ -169,6 +169,7 @@ static int measure_peak(Trainer *t)
 static int place_state(Trainer *t)
 {
     KN_TRY(kn_layout_use_device(&t->state.layout, t->backend));
+    t->state.optimizer.offload = t->config->train.offload;
     KN_TRY(kn_optimizer_state_place(&t->state.optimizer, t->backend));
     t->state.optimizer.loss = t->state.layout.invariant ? NULL : &t->stats[0];
     return kn_twin_create(t->backend, t->stats, sizeof t->stats, "the step's loss");

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WRITE_BYTES = 4 << 20 }; /* the pieces of a write */
+enum { MIB = 1 << 20, WRITE_BYTES = 4 * MIB }; /* the pieces of a write */
 
 int kn_cuda_open(int device, KnBackend **backend);
 
@@ -52,7 +52,6 @@ static void lower(KnBackend *backend, KnGraph *graph)
 static int allocate(KnBackend *backend, void **memory, size_t bytes, const char *what)
 {
     const KnCuda *cuda = (const KnCuda *)backend;
-    enum { MIB = 1 << 20 };
     size_t unused = 0, total = 0;
     cudaError_t result = cudaMalloc(memory, bytes ? bytes : 1);
     if (result != cudaErrorMemoryAllocation)
@@ -67,6 +66,23 @@ static void release(KnBackend *backend, void *memory)
 {
     cudaStreamSynchronize(((KnCuda *)backend)->stream);
     cudaFree(memory);
+}
+
+/* Where it is in the host's memory, the device finds it at the same address. */
+int kn_cuda_allocate_pinned(KnBackend *backend, void **memory, size_t bytes, const char *what)
+{
+    cudaError_t result = cudaHostAlloc(memory, bytes ? bytes : 1, cudaHostAllocDefault);
+    if (result != cudaErrorMemoryAllocation)
+        return kn_cuda_check(result, what);
+    cudaGetLastError();
+    return kn_fail(KN_EMEMORY, "the host has no %zu MiB of pinned memory for %s, which GPU %d is to use",
+                   bytes / MIB + 1, what, ((const KnCuda *)backend)->device);
+}
+
+static void release_pinned(KnBackend *backend, void *memory)
+{
+    cudaStreamSynchronize(((KnCuda *)backend)->stream);
+    cudaFreeHost(memory);
 }
 
 static int write_memory(KnBackend *backend, void *device, const void *host, size_t bytes)
@@ -102,8 +118,7 @@ static int read_memory(KnBackend *backend, void *host, const void *device, size_
     KN_TRY(kn_cuda_check(
         cudaMemcpyAsync(cuda->seen, cuda->fault, sizeof *cuda->seen, cudaMemcpyDeviceToHost, cuda->stream),
         "a copy from the GPU"));
-    KN_TRY(kn_cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, cuda->stream),
-                         "a copy from the GPU"));
+    KN_TRY(kn_cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDefault, cuda->stream), "a copy from the GPU"));
     KN_TRY(kn_cuda_check(cudaStreamSynchronize(cuda->stream), "the GPU's work"));
     return report_fault(cuda);
 }
@@ -116,6 +131,8 @@ static int zero_memory(KnBackend *backend, void *device, size_t bytes)
 static const KnDeviceMemory memory_table = {.write = write_memory,
                                             .read = read_memory,
                                             .zero = zero_memory,
+                                            .allocate_pinned = kn_cuda_allocate_pinned,
+                                            .release_pinned = release_pinned,
                                             .staging_create = kn_cuda_staging_create,
                                             .stage = kn_cuda_stage,
                                             .send = kn_cuda_send,
@@ -151,7 +168,7 @@ static int make_fault(KnCuda *cuda)
     void *fault = NULL, *seen = NULL;
     KN_TRY(allocate(&cuda->base, &fault, sizeof *cuda->fault, "its faults"));
     cuda->fault = fault;
-    KN_TRY(kn_cuda_check(cudaHostAlloc(&seen, sizeof *cuda->seen, cudaHostAllocDefault), "pinning memory"));
+    KN_TRY(kn_cuda_allocate_pinned(&cuda->base, &seen, sizeof *cuda->seen, "its faults"));
     cuda->seen = seen;
     return zero_memory(&cuda->base, fault, sizeof *cuda->fault);
 }

@@ -101,7 +101,8 @@ extern const KnCudaOp *const kn_cuda_ops[KN_OP_COUNT];
 /* The result of a function of the runtime as a code with a sentence; `what` says what was tried. */
 int kn_cuda_check(cudaError_t result, const char *what);
 
-/* staging.c: rows of KnDeviceMemory. */
+/* backend.c and staging.c: rows of KnDeviceMemory. */
+int kn_cuda_allocate_pinned(KnBackend *backend, void **memory, size_t bytes, const char *what);
 int kn_cuda_staging_create(KnBackend *backend, KnStaging **staging, size_t bytes);
 int kn_cuda_stage(KnBackend *backend, KnStaging *staging, void **room);
 int kn_cuda_send(KnBackend *backend, KnStaging *staging, void *device, size_t bytes);

@@ -24,13 +24,7 @@ struct KnStaging {
 
 static int create_place(KnCuda *cuda, Place *place, size_t bytes)
 {
-    cudaError_t result = cudaHostAlloc(&place->host, bytes, cudaHostAllocDefault);
-    if (result == cudaErrorMemoryAllocation) {
-        cudaGetLastError();
-        return kn_fail(KN_EMEMORY, "the host has no %zu bytes of pinned memory, for copies to GPU %d", bytes,
-                       cuda->device);
-    }
-    KN_TRY(kn_cuda_check(result, "pinning memory"));
+    KN_TRY(kn_cuda_allocate_pinned(&cuda->base, &place->host, bytes, "copies to it"));
     KN_TRY(cuda->base.allocate(&cuda->base, &place->device, bytes, "copies to it"));
     KN_TRY(kn_cuda_check(cudaEventCreateWithFlags(&place->up, cudaEventDisableTiming), "making an event"));
     return kn_cuda_check(cudaEventCreateWithFlags(&place->taken, cudaEventDisableTiming), "making an event");
@@ -86,7 +80,7 @@ static cudaError_t queue_copies(const KnCuda *cuda, const Place *place, void *de
     if (result == cudaSuccess)
         result = cudaStreamWaitEvent(cuda->stream, place->up, 0);
     if (result == cudaSuccess)
-        result = cudaMemcpyAsync(device, place->device, bytes, cudaMemcpyDeviceToDevice, cuda->stream);
+        result = cudaMemcpyAsync(device, place->device, bytes, cudaMemcpyDefault, cuda->stream);
     if (result == cudaSuccess)
         result = cudaEventRecord(place->taken, cuda->stream);
     return result;

@@ -35,6 +35,9 @@ typedef struct KnDeviceMemory {
     int (*write)(KnBackend *backend, void *device, const void *host, size_t bytes);
     int (*read)(KnBackend *backend, void *host, const void *device, size_t bytes);
     int (*zero)(KnBackend *backend, void *device, size_t bytes);
+    /* Pinned memory of the host's that the device uses as its own, across the bus. */
+    int (*allocate_pinned)(KnBackend *backend, void **memory, size_t bytes, const char *what);
+    void (*release_pinned)(KnBackend *backend, void *memory);
     /* A write that the host fills in place: `stage` gives *room for as many bytes as the staging was created for, and
      * waits only while the device still reads what was sent from there; `send` copies from it. */
     int (*staging_create)(KnBackend *backend, KnStaging **staging, size_t bytes);

@@ -100,7 +100,7 @@ static void create_pass(Run *r)
     kn_train_pass_bind(r->pass, &r->batch);
 }
 
-static void create(Run *r, KnBackend *backend)
+static void create(Run *r, KnBackend *backend, KnOffload offload)
 {
     KnParallelConfig alone = {.data = 1, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1};
     KnTextConfig text = {.kind = KN_TEXT_NONE, .heads = 1, .max_tokens = 4};
@@ -119,6 +119,7 @@ static void create(Run *r, KnBackend *backend)
     OK(kn_layout_create(&r->layout, &r->model, &(KnLayoutOptions){.parallel = &alone, .ranks = 1}));
     OK(kn_optimizer_state_create(&r->state, &r->layout.zero, &adamw));
     kn_layout_init(&r->layout, &r->state.weights, 7);
+    r->state.offload = offload;
     OK(kn_optimizer_state_place(&r->state, backend));
     OK(kn_optimizer_state_push(&r->state, backend));
     OK(kn_parameter_values_zero(&r->state.gradients, backend));
@@ -183,13 +184,14 @@ static double seconds_of(const KnExecutor *executor, const KnGraph *graph)
     return sum;
 }
 
-/* The first pass of a step has the prologue, the others have not; the very first one chooses the kernels of both. */
+/* The first pass of a step has the prologue, the others have not; the very first one chooses the kernels of both. The
+ * second run has its optimizer's state in pinned memory. */
 static void replays(void)
 {
     KnBackend *backend;
     Run timed, queued;
     OK(kn_cuda_backend_open(plugin, 0, &backend));
-    create(&timed, backend);
+    create(&timed, backend, KN_OFFLOAD_NONE);
     kn_executor_time_nodes(kn_train_pass_executor(timed.pass));
     kn_executor_time_nodes(kn_optimizer_executor(timed.optimizer));
     run_steps(&timed);
@@ -197,7 +199,7 @@ static void replays(void)
     CHECK(seconds_of(kn_train_pass_executor(timed.pass), kn_train_pass_graph(timed.pass)->built.graph) > 0);
     CHECK(isfinite(timed.stats[0]) && timed.stats[0] > 0 && isfinite(timed.norms[STEPS - 1]));
 
-    create(&queued, backend);
+    create(&queued, backend, KN_OFFLOAD_OPTIMIZER);
     run_steps(&queued);
     CHECK(kn_executor_replays(kn_train_pass_executor(queued.pass)) == STEPS * PACKS - 1);
     CHECK(kn_executor_replays(kn_optimizer_executor(queued.optimizer)) == STEPS - 1);
@@ -207,6 +209,8 @@ static void replays(void)
     check_equal(&timed.state.moment1, &queued.state.moment1);
     check_equal(&timed.state.moment2, &queued.state.moment2);
     check_equal(&timed.state.average, &queued.state.average);
+    const float *moments = kn_twin_address(backend, queued.state.moment1.blocks[0]); /* pinned: the host may look */
+    CHECK(memcmp(moments, queued.state.moment1.blocks[0], sizeof *moments) == 0);
     destroy(&queued);
     destroy(&timed);
     kn_backend_close(backend);
@@ -227,7 +231,7 @@ static void spoils_a_loss(void)
     KnBackend *backend;
     Run r;
     OK(kn_cuda_backend_open(plugin, 0, &backend));
-    create(&r, backend);
+    create(&r, backend, KN_OFFLOAD_NONE);
     kn_optimizer_destroy(r.optimizer);
     r.state.loss = &r.stats[0];
     OK(kn_optimizer_create(&r.optimizer, &adamw, &r.layout, &r.state, backend));
@@ -418,7 +422,7 @@ static void measures(void)
     KnBackend *backend;
     Run r;
     OK(kn_cuda_backend_open(plugin, 0, &backend));
-    create(&r, backend);
+    create(&r, backend, KN_OFFLOAD_NONE);
     fill_batch(&r.batch, 0);
     double replayed = seconds_each(&r, 200);
     kn_executor_time_nodes(kn_train_pass_executor(r.pass));
