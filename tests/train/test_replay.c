@@ -154,9 +154,29 @@ static void fill_batch(KnTrainBatch *batch, int pack)
         batch->weight[i] = i < 3 * rows + 12 ? 0.01f : 0;
 }
 
+static const KnDeviceMemory *device_memory;
+static int reads;
+
+static int count_read(KnBackend *backend, void *host, const void *device, size_t bytes)
+{
+    reads++;
+    return device_memory->read(backend, host, device, bytes);
+}
+
+/* A read is what the host waits for the device in. */
+static void count_reads(KnBackend *backend)
+{
+    static KnDeviceMemory counting;
+    device_memory = backend->memory;
+    counting = *device_memory;
+    counting.read = count_read;
+    backend->memory = &counting;
+}
+
 /* Nothing is read but the gradient's norm, once a step. */
 static void run_steps(Run *r)
 {
+    int before = reads;
     OK(kn_twin_zero(r->backend, r->stats, sizeof r->stats));
     for (int step = 0; step < STEPS; step++) {
         for (int pack = 0; pack < PACKS; pack++) {
@@ -166,6 +186,7 @@ static void run_steps(Run *r)
         OK(kn_optimizer_step(r->optimizer, step, 100, step, &r->norms[step]));
         kn_train_pass_parameters_changed(r->pass);
     }
+    CHECK(reads == before + STEPS);
     OK(kn_twin_pull(r->backend, r->stats, sizeof r->stats));
     OK(kn_optimizer_state_pull(&r->state, r->backend));
 }
@@ -191,6 +212,7 @@ static void replays(void)
     KnBackend *backend;
     Run timed, queued;
     OK(kn_cuda_backend_open(plugin, 0, &backend));
+    count_reads(backend);
     create(&timed, backend, KN_OFFLOAD_NONE);
     kn_executor_time_nodes(kn_train_pass_executor(timed.pass));
     kn_executor_time_nodes(kn_optimizer_executor(timed.optimizer));
