@@ -72,7 +72,8 @@ static void count_state(Planner *p)
     int moments = p->config->optimizer.ema > 0 ? 3 : 2;
     memory[KN_STEP_PARAMETERS] = (double)kn_zero_bytes(zero, 3);
     memory[KN_STEP_GRADIENTS] = (double)kn_zero_bytes(zero, 2);
-    memory[KN_STEP_OPTIMIZER] = (double)kn_zero_bytes(zero, 1) * moments;
+    if (p->config->train.offload == KN_OFFLOAD_NONE || p->backend == p->options->cpu)
+        memory[KN_STEP_OPTIMIZER] = (double)kn_zero_bytes(zero, 1) * moments;
     if (p->layout.invariant)
         memory[KN_STEP_GRADIENTS] += invariant_parts(p);
 }
@@ -232,7 +233,8 @@ static int plan_update(Planner *p)
 {
     KnUpdateGraph update;
     KnPlan plan;
-    KN_TRY(kn_update_graph_create(&update, &p->config->optimizer, &p->layout, p->layout.invariant));
+    KN_TRY(kn_update_graph_create(&update, &p->config->optimizer, &p->layout,
+                                  p->layout.invariant ? KN_UPDATE_NORM_GIVEN : KN_UPDATE_LOSS_GIVEN));
     kn_plan_make(&plan, update.graph, p->backend, &update.norm2, 1);
     p->plan->memory[KN_STEP_UPDATE] = (double)plan.arena_bytes;
     kn_plan_clear(&plan);

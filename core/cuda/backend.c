@@ -1,4 +1,4 @@
-/* The CUDA backend's table: memory of one GPU, copies, and nodes by the rows of table.c. */
+/* The CUDA backend's table: memory of one GPU, reads and writes, and nodes by the rows of table.c. */
 #include "core/cuda/cuda.h"
 #include "core/cuda/matmul.h"
 
@@ -6,6 +6,9 @@
 #include "core/base/memory.h"
 
 #include <stdlib.h>
+#include <string.h>
+
+enum { MIB = 1 << 20, WRITE_BYTES = 4 * MIB }; /* the pieces of a write */
 
 int kn_cuda_open(int device, KnBackend **backend);
 KnBackend *kn_cuda_planning_backend(void);
@@ -50,7 +53,6 @@ static void lower(KnBackend *backend, KnGraph *graph)
 static int allocate(KnBackend *backend, void **memory, size_t bytes, const char *what)
 {
     const KnCuda *cuda = (const KnCuda *)backend;
-    enum { MIB = 1 << 20 };
     size_t unused = 0, total = 0;
     cudaError_t result = cudaMalloc(memory, bytes ? bytes : 1);
     if (result != cudaErrorMemoryAllocation)
@@ -67,22 +69,44 @@ static void release(KnBackend *backend, void *memory)
     cudaFree(memory);
 }
 
+/* Where it is in the host's memory, the device finds it at the same address. */
+int kn_cuda_allocate_pinned(KnBackend *backend, void **memory, size_t bytes, const char *what)
+{
+    cudaError_t result = cudaHostAlloc(memory, bytes ? bytes : 1, cudaHostAllocDefault);
+    if (result != cudaErrorMemoryAllocation)
+        return kn_cuda_check(result, what);
+    cudaGetLastError();
+    return kn_fail(KN_EMEMORY, "the host has no %zu MiB of pinned memory for %s, which GPU %d is to use",
+                   bytes / MIB + 1, what, ((const KnCuda *)backend)->device);
+}
+
+static void release_pinned(KnBackend *backend, void *memory)
+{
+    cudaStreamSynchronize(((KnCuda *)backend)->stream);
+    cudaFreeHost(memory);
+}
+
 static int write_memory(KnBackend *backend, void *device, const void *host, size_t bytes)
 {
-    cudaStream_t stream = ((KnCuda *)backend)->stream;
-    KN_TRY(kn_cuda_check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream), "a copy to the GPU"));
-    return kn_cuda_check(cudaStreamSynchronize(stream), "a copy to the GPU");
+    KnStaging *staging = ((KnCuda *)backend)->writes;
+    for (size_t at = 0, piece; at < bytes; at += piece) {
+        void *room;
+        piece = bytes - at < WRITE_BYTES ? bytes - at : WRITE_BYTES;
+        KN_TRY(kn_cuda_stage(backend, staging, &room));
+        memcpy(room, (const char *)host + at, piece);
+        KN_TRY(kn_cuda_send(backend, staging, (char *)device + at, piece));
+    }
+    return KN_OK;
 }
 
 /* ---- faults ---- */
 
 static int report_fault(KnCuda *cuda)
 {
-    KnCudaFault fault;
-    KN_TRY(kn_cuda_check(cudaMemcpy(&fault, cuda->fault, sizeof fault, cudaMemcpyDeviceToHost), "a copy from the GPU"));
+    const KnCudaFault fault = *cuda->seen;
     if (fault.kind == KN_CUDA_NO_FAULT)
         return KN_OK;
-    cudaMemset(cuda->fault, 0, sizeof fault);
+    cudaMemsetAsync(cuda->fault, 0, sizeof fault, cuda->stream);
     if (fault.kind == KN_CUDA_WILD_INDEX)
         return kn_fail(KN_EINPUT, "index %d at position %lld is outside of 0..%lld", fault.value,
                        (long long)fault.position, (long long)fault.limit - 1);
@@ -92,8 +116,10 @@ static int report_fault(KnCuda *cuda)
 static int read_memory(KnBackend *backend, void *host, const void *device, size_t bytes)
 {
     KnCuda *cuda = (KnCuda *)backend;
-    KN_TRY(kn_cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, cuda->stream),
-                         "a copy from the GPU"));
+    KN_TRY(kn_cuda_check(
+        cudaMemcpyAsync(cuda->seen, cuda->fault, sizeof *cuda->seen, cudaMemcpyDeviceToHost, cuda->stream),
+        "a copy from the GPU"));
+    KN_TRY(kn_cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDefault, cuda->stream), "a copy from the GPU"));
     KN_TRY(kn_cuda_check(cudaStreamSynchronize(cuda->stream), "the GPU's work"));
     return report_fault(cuda);
 }
@@ -103,7 +129,15 @@ static int zero_memory(KnBackend *backend, void *device, size_t bytes)
     return kn_cuda_check(cudaMemsetAsync(device, 0, bytes, ((KnCuda *)backend)->stream), "setting the GPU's memory");
 }
 
-static const KnDeviceMemory memory_table = {.write = write_memory, .read = read_memory, .zero = zero_memory};
+static const KnDeviceMemory memory_table = {.write = write_memory,
+                                            .read = read_memory,
+                                            .zero = zero_memory,
+                                            .allocate_pinned = kn_cuda_allocate_pinned,
+                                            .release_pinned = release_pinned,
+                                            .staging_create = kn_cuda_staging_create,
+                                            .stage = kn_cuda_stage,
+                                            .send = kn_cuda_send,
+                                            .staging_destroy = kn_cuda_staging_destroy};
 
 /* ---- opening and closing ---- */
 
@@ -111,10 +145,33 @@ static void close_backend(KnBackend *backend)
 {
     KnCuda *cuda = (KnCuda *)backend;
     cudaStreamSynchronize(cuda->stream);
+    kn_cuda_staging_destroy(backend, cuda->writes);
+    kn_cuda_queue_close(cuda);
     kn_cuda_matmul_close(cuda);
     cudaFree(cuda->fault);
-    cudaStreamDestroy(cuda->stream);
+    cudaFreeHost(cuda->seen);
+    if (cuda->copies)
+        cudaStreamDestroy(cuda->copies);
+    if (cuda->stream)
+        cudaStreamDestroy(cuda->stream);
     free(cuda);
+}
+
+static int make_streams(KnCuda *cuda)
+{
+    KN_TRY(kn_cuda_check(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), "making a stream"));
+    cuda->base.stream = cuda->stream;
+    return kn_cuda_check(cudaStreamCreateWithFlags(&cuda->copies, cudaStreamNonBlocking), "making a stream");
+}
+
+static int make_fault(KnCuda *cuda)
+{
+    void *fault = NULL, *seen = NULL;
+    KN_TRY(allocate(&cuda->base, &fault, sizeof *cuda->fault, "its faults"));
+    cuda->fault = fault;
+    KN_TRY(kn_cuda_allocate_pinned(&cuda->base, &seen, sizeof *cuda->seen, "its faults"));
+    cuda->seen = seen;
+    return zero_memory(&cuda->base, fault, sizeof *cuda->fault);
 }
 
 static int find_gpu(int device)
@@ -130,6 +187,7 @@ int kn_cuda_open(int device, KnBackend **backend)
 {
     static const KnBackend table = {.name = "cuda",
                                     .memory = &memory_table,
+                                    .queue = &kn_cuda_queue,
                                     .supports = supports,
                                     .workspace_bytes = workspace_bytes,
                                     .run = run,
@@ -139,16 +197,13 @@ int kn_cuda_open(int device, KnBackend **backend)
                                     .close = close_backend};
     KN_TRY(find_gpu(device));
     KnCuda *made = kn_alloc(sizeof *made);
-    void *fault = NULL;
     made->base = table;
     made->device = device;
-    int code = kn_cuda_check(cudaStreamCreateWithFlags(&made->stream, cudaStreamNonBlocking), "making a stream");
-    made->base.stream = made->stream;
+    int code = make_streams(made);
     if (code == KN_OK)
-        code = allocate(&made->base, &fault, sizeof *made->fault, "its faults");
-    made->fault = fault;
+        code = make_fault(made);
     if (code == KN_OK)
-        code = zero_memory(&made->base, fault, sizeof *made->fault);
+        code = kn_cuda_staging_create(&made->base, &made->writes, WRITE_BYTES);
     if (code == KN_OK)
         code = kn_cuda_matmul_open(made);
     if (code < 0) {

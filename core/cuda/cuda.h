@@ -1,7 +1,9 @@
 /* What the files of the CUDA backend share; nobody else includes it. They are a plugin, kinora-cuda.so, which the
  * program opens where there are GPUs (core/graph/devices.h).
  *
- *     backend.c          the table: memory, copies, and each node to its row of table.c
+ *     backend.c          the table: memory, and each node to its row of table.c
+ *     staging.c          copies to the device that nobody waits for
+ *     queue.c            timing and recording what is queued
  *     table.c            by op: which function runs it
  *     lower.c            what the graph is rewritten to
  *     work.c             what kernels move, for plans
@@ -9,8 +11,9 @@
  *     run_*.c            from a node's tensors and attributes to the kernels' plain numbers, one file for an op family
  *     *.cu, kernels.h    the kernels; they take primitives only
  *
- * Everything is queued on one stream, and nothing waits for the device but a read by the host. What goes wrong on the
- * device, such as an index that names no row, is left in `fault` and reported by the next read. */
+ * Everything is queued on one stream, but copies from the host, which go up on another one. Nothing waits for the
+ * device but a read by the host. What goes wrong on the device, such as an index that names no row, is left in `fault`
+ * and reported by the next read. */
 #ifndef KN_CUDA_CUDA_H
 #define KN_CUDA_CUDA_H
 
@@ -23,8 +26,10 @@
 typedef struct KnCuda {
     KnBackend base;
     int device;
-    cudaStream_t stream;
-    KnCudaFault *fault; /* on the device */
+    cudaStream_t stream, copies;
+    KnCudaFault *fault, *seen; /* on the device; the host's copy of it, pinned */
+    KnStaging *writes;         /* of what is written piece by piece */
+    struct KnCudaMoments *moments;
     struct KnCudaMatmuls *matmuls;
 } KnCuda;
 
@@ -99,6 +104,17 @@ int kn_cuda_check(cudaError_t result, const char *what);
 
 /* By which kernels a node runs (KnBackend.kernels). */
 int kn_cuda_kernels(const KnNode *node, KnKernelWork kernels[KN_MOST_KERNELS]);
+
+/* backend.c and staging.c: rows of KnDeviceMemory. */
+int kn_cuda_allocate_pinned(KnBackend *backend, void **memory, size_t bytes, const char *what);
+int kn_cuda_staging_create(KnBackend *backend, KnStaging **staging, size_t bytes);
+int kn_cuda_stage(KnBackend *backend, KnStaging *staging, void **room);
+int kn_cuda_send(KnBackend *backend, KnStaging *staging, void *device, size_t bytes);
+void kn_cuda_staging_destroy(KnBackend *backend, KnStaging *staging); /* or NULL */
+
+/* queue.c */
+extern const KnQueue kn_cuda_queue;
+void kn_cuda_queue_close(KnCuda *cuda);
 
 /* Rewrites a finished graph (KnBackend.lower). */
 void kn_cuda_lower(KnGraph *graph);

@@ -81,7 +81,8 @@ void emulated_item_free(Item *item); /* with its release */
 int emulated_last_first(void);       /* whether the stream that was made last goes first */
 cudaStream_t emulated_stream(cudaStream_t stream);
 
-/* cudaErrorStreamCaptureUnsupported, which also spoils the capture, while `stream` (NULL: any) is captured. */
+/* cudaErrorStreamCaptureUnsupported, which also spoils the capture, while `stream` is captured, or while this thread
+ * may do nothing unsafe: it captures a stream, but not in relaxed mode, or another one does in global mode. */
 cudaError_t emulated_refuse_in_capture(cudaStream_t stream, const char *function);
 
 /* For a stream that is captured, under the mutex. */

@@ -48,7 +48,7 @@ for layout in "2 data=2" "2 ring=2" "2 ulysses=2" "2 tensor=2" "2 shard=2 zero=3
 done
 
 run muon-cpu 1 cpu --set optimizer.name=muon
-run muon-cuda 2 cuda --set optimizer.name=muon --set parallel.tensor=2
+run muon-cuda 2 cuda --set optimizer.name=muon --set parallel.tensor=2 --set train.offload=optimizer
 compare muon-cpu muon-cuda 2 1e-4 # it orthogonalizes in bfloat16
 
 run half-cpu 1 cpu --set train.precision=bf16
@@ -59,7 +59,7 @@ compare half-cpu half-cuda 2 1e-3
 cp -r cpu on-cuda
 cp -r cuda on-cpu
 run on-cpu 1 cpu --resume --set train.steps=3
-run on-cuda 1 cuda --resume --set train.steps=3 --set train.sample_every=3 --set 'sample.prompts=[a red circle]' \
+run on-cuda 1 cuda --resume --set train.offload=optimizer --set train.steps=3 --set train.sample_every=3 --set 'sample.prompts=[a red circle]' \
     --set sample.steps=2 --set sample.frames=4 --set sample.width=32 --set sample.height=32
 compare on-cpu on-cuda 3
 [ -s on-cuda/samples/step-00000003/sheet.png ] || fail "no clip was drawn on the device"

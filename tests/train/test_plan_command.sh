@@ -83,6 +83,9 @@ refuse "a mesh has no axis \"rings\"" "$kinora" plan "$plan" --device h200 --mes
 refuse "there is no device \"tpu\"" "$kinora" plan "$plan" --device tpu
 refuse "a job of 1099511627776 ranks" "$kinora" plan "$plan" --device h200 --mesh data=1048576,shard=1048576
 refuse "cannot write nowhere/cpu.yaml" timeout 5 "$kinora" bench calibrate --out nowhere/cpu.yaml
+"$kinora" plan "$plan" --device h200 --mesh shard=8 >all.txt
+"$kinora" plan "$plan" --device h200 --mesh shard=8 --set train.offload=optimizer >offload.txt
+grep -q "^  optimizer" all.txt && ! grep -q "^  optimizer" offload.txt || fail "what is offloaded takes memory of the GPU"
 refuse "leave --mesh out" "$kinora" plan "$plan" --device h200 --mesh data=2 --search
 refuse "train.packs is 256" "$kinora" plan "$plan" --device h200 --mesh data=3
 refuse "model.recompute allows 1048576B" "$kinora" plan "$plan" --device h200 --mesh shard=8 --set model.recompute=1MiB
