@@ -144,7 +144,7 @@ static int knows_device(const KnCuda *cuda, int backward)
 static void tell(struct KnCudaLibrary *library)
 {
     if (!library->told)
-        kn_log("attention runs by Kinora's own kernels where cuDNN would have been faster: %s", kn_error_message());
+        kn_log("attention runs by Kinora's own kernels: %s", kn_error_message());
     library->told = 1;
 }
 
@@ -153,11 +153,13 @@ static KnCudnn *library_of(KnCuda *cuda)
     struct KnCudaLibrary *library = cuda->library;
     if (!library)
         library = cuda->library = kn_alloc(sizeof *library);
-    if (!library->asked && kn_cudnn_open(&library->cudnn, NULL) < 0) {
-        library->cudnn = NULL;
-        tell(library);
-    }
+    if (library->asked)
+        return library->cudnn;
     library->asked = 1;
+    if (kn_cudnn_open(&library->cudnn, NULL) == KN_OK)
+        kn_log("attention of large spans runs by cuDNN %s", kn_cudnn_version(library->cudnn));
+    else
+        tell(library);
     return library->cudnn;
 }
 
@@ -165,11 +167,9 @@ static void choose(KnCuda *cuda, KnNode *node)
 {
     Layout layout;
     KnCudnnPlan *plan;
-    if (!is_fit(node) || !make_layout(node, &layout) || !knows_device(cuda, is_backward(node)))
+    if (!is_fit(node) || !make_layout(node, &layout) || (strcmp(setting(), "1") != 0 && !pays(node, &layout)))
         return;
-    if (strcmp(setting(), "1") != 0 && !pays(node, &layout))
-        return;
-    if (!library_of(cuda))
+    if (!knows_device(cuda, is_backward(node)) || !library_of(cuda))
         return;
     if (kn_cudnn_plan(cuda->library->cudnn, &layout.shape, &plan) < 0) {
         tell(cuda->library);

@@ -5,18 +5,18 @@
 namespace
 {
 
-struct Places {
-    int32_t *lengths[2];
-    int64_t *offsets[2], *stats_offsets;
-};
+/* The lists of all calls, with what kn_cuda_list_place says of one. */
+struct Lists {
+    unsigned char *memory;
+    int64_t batch;
+    size_t places[KN_CUDA_LISTS];
+    size_t call_bytes;
 
-__device__ Places places_of(unsigned char *lists, int64_t batch)
-{
-    const auto at = [&](int list) { return lists + kn_cuda_list_place(batch, list); };
-    return {{(int32_t *)at(KN_CUDA_LENGTHS), (int32_t *)at(KN_CUDA_LENGTHS + 1)},
-            {(int64_t *)at(KN_CUDA_OFFSETS), (int64_t *)at(KN_CUDA_OFFSETS + 1)},
-            (int64_t *)at(KN_CUDA_STATS_OFFSETS)};
-}
+    __device__ __forceinline__ unsigned char *of(int64_t call, int list) const
+    {
+        return memory + (size_t)call * call_bytes + places[list];
+    }
+};
 
 /* Whether span s is there and has rows on both sides. */
 __device__ bool is_filled(const KnCudaAttention &a, int64_t s, KnSpan &span)
@@ -29,7 +29,8 @@ __device__ bool is_filled(const KnCudaAttention &a, int64_t s, KnSpan &span)
 
 /* The first row of the first filled span from s on, before `end`; else the end of the last one before s, from `begin`
  * on; else 0. */
-__device__ int64_t first_row(const KnCudaAttention &a, int64_t s, int64_t begin, int64_t end, int side)
+__device__ __forceinline__ int64_t first_row(const KnCudaAttention &a, int64_t s, int64_t begin, int64_t end,
+                                             KnSide side)
 {
     KnSpan span;
     for (int64_t next = s; next < end; next++)
@@ -53,15 +54,16 @@ __device__ bool is_in_order(const KnCudaAttention &a, int64_t s, const KnSpan &s
 }
 
 /* A thread takes one place of one call, of which the last is the end. */
-__global__ void __launch_bounds__(KN_THREADS) pack_kernel(KnCudaAttention a, int64_t batch, unsigned char *lists)
+__global__ void __launch_bounds__(KN_THREADS) pack_kernel(KnCudaAttention a, Lists lists)
 {
-    const int64_t calls = (a.span_count + batch - 1) / batch, columns = (int64_t)a.heads * a.size;
+    const int64_t batch = lists.batch, calls = (a.span_count + batch - 1) / batch, columns = a.heads * a.size;
     for (int64_t i = kn_first(); i < calls * (batch + 1); i += kn_step()) {
         const int64_t call = i / (batch + 1), place = i % (batch + 1), begin = call * batch, s = begin + place;
-        const Places to = places_of(lists + call * kn_cuda_list_place(batch, KN_CUDA_LISTS), batch);
-        for (int side = 0; side < 2; side++)
-            to.offsets[side][place] = first_row(a, s, begin, begin + batch, side) * columns;
-        to.stats_offsets[place] = first_row(a, s, begin, begin + batch, KN_QUERIES) * a.heads;
+        const int64_t query = first_row(a, s, begin, begin + batch, KN_QUERIES);
+        ((int64_t *)lists.of(call, KN_CUDA_OFFSETS))[place] = query * columns;
+        ((int64_t *)lists.of(call, KN_CUDA_OFFSETS + 1))[place] =
+            first_row(a, s, begin, begin + batch, KN_KEYS) * columns;
+        ((int64_t *)lists.of(call, KN_CUDA_STATS_OFFSETS))[place] = query * a.heads;
         if (place == batch)
             continue;
         KnSpan span;
@@ -72,15 +74,15 @@ __global__ void __launch_bounds__(KN_THREADS) pack_kernel(KnCudaAttention a, int
             kn_report(a.fault, KN_CUDA_MIXED_SPANS, s, 0, a.span_count);
             filled = false;
         }
-        for (int side = 0; side < 2; side++)
-            to.lengths[side][place] = filled ? span.count[side] : 0;
+        ((int32_t *)lists.of(call, KN_CUDA_LENGTHS))[place] = filled ? span.count[KN_QUERIES] : 0;
+        ((int32_t *)lists.of(call, KN_CUDA_LENGTHS + 1))[place] = filled ? span.count[KN_KEYS] : 0;
     }
 }
 
 /* Rows of one side: those in no span get zeros, and statistics change places between lse [heads, rows] and stats
  * [rows, heads], where both are given. A block takes KN_THREADS rows. */
 struct Rows {
-    int side;
+    KnSide side;
     int64_t count, row_bytes;
     void *zeroed[2];
     const float *lse_in;
@@ -89,12 +91,17 @@ struct Rows {
     float *lse_out;
 };
 
-__device__ bool is_in_span(const KnCudaAttention &a, int side, int64_t row)
+__device__ bool is_in_span(const KnCudaAttention &a, KnSide side, int64_t row)
 {
-    KnSpan span;
-    for (int64_t s = 0; s < a.span_count; s++)
-        if (is_filled(a, s, span) && row >= span.first[side] && row < (int64_t)span.first[side] + span.count[side])
+    for (int64_t s = 0; s < a.span_count; s++) {
+        KnSpan span;
+        if (!is_filled(a, s, span))
+            continue;
+        const int64_t first = side == KN_QUERIES ? span.first[0] : span.first[1];
+        const int64_t count = side == KN_QUERIES ? span.count[0] : span.count[1];
+        if (row >= first && row < first + count)
             return true;
+    }
     return false;
 }
 
@@ -114,9 +121,12 @@ __global__ void __launch_bounds__(KN_THREADS) rows_kernel(KnCudaAttention a, Row
     const int64_t pieces = r.row_bytes / 16;
     for (int i = 0; i < KN_THREADS; i++)
         if (!in_span[i])
-            for (int64_t piece = threadIdx.x; piece < 2 * pieces; piece += KN_THREADS)
-                if (void *to = r.zeroed[piece / pieces])
-                    ((uint4 *)to)[(first + i) * pieces + piece % pieces] = make_uint4(0, 0, 0, 0);
+            for (int64_t piece = threadIdx.x; piece < pieces; piece += KN_THREADS) {
+                const int64_t at = (first + i) * pieces + piece;
+                ((uint4 *)r.zeroed[0])[at] = make_uint4(0, 0, 0, 0);
+                if (r.zeroed[1])
+                    ((uint4 *)r.zeroed[1])[at] = make_uint4(0, 0, 0, 0);
+            }
 }
 
 cudaError_t launch_rows(const KnCudaAttention &a, const Rows &r, cudaStream_t stream)
@@ -134,8 +144,13 @@ cudaError_t kn_cuda_pack_spans(const KnCudaAttention *attention, int64_t batch, 
     const int64_t calls = (attention->span_count + batch - 1) / batch;
     if (calls == 0)
         return cudaSuccess;
-    KN_LAUNCH(pack_kernel, kn_blocks(calls * (batch + 1)), KN_THREADS, 0, stream, *attention, batch,
-              (unsigned char *)lists);
+    Lists to = {};
+    to.memory = (unsigned char *)lists;
+    to.batch = batch;
+    for (int list = 0; list < KN_CUDA_LISTS; list++)
+        to.places[list] = kn_cuda_list_place(batch, list);
+    to.call_bytes = kn_cuda_list_place(batch, KN_CUDA_LISTS);
+    KN_LAUNCH(pack_kernel, kn_blocks(calls * (batch + 1)), KN_THREADS, 0, stream, *attention, to);
     return cudaGetLastError();
 }
 

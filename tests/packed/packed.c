@@ -57,10 +57,12 @@ static int build(PackedRun *run, int which)
     if (run->backend->lower)
         run->backend->lower(run->backend, graph);
     kn_graph_finish(graph, kept, count);
-    for (int i = 0; i < graph->node_count; i++)
-        if (graph->nodes[i]->op == &kn_op_attention || graph->nodes[i]->op == &kn_op_attention_backward)
-            run->by_library[graph->nodes[i]->op == &kn_op_attention_backward] =
-                ((const KnAttentionAttributes *)graph->nodes[i]->attributes)->library_bytes;
+    for (int i = 0; i < graph->node_count; i++) {
+        const KnNode *at = graph->nodes[i];
+        if (at->op->id == KN_OP_ATTENTION || at->op->id == KN_OP_ATTENTION_BACKWARD)
+            run->by_library[at->op->id == KN_OP_ATTENTION_BACKWARD] =
+                ((const KnAttentionAttributes *)at->attributes)->library_bytes;
+    }
     KN_TRY(kn_executor_create(&run->executors[which], graph, run->backend, kept, count));
     for (int i = 0; i < LEAVES; i++)
         kn_executor_bind(run->executors[which], leaves[i], run->leaves[i]);
@@ -69,19 +71,38 @@ static int build(PackedRun *run, int which)
 
 /* ---- values ---- */
 
+static int is_in_span(const PackedCase *c, int of_keys, int64_t row)
+{
+    for (int i = 0; i < c->span_count; i++) {
+        const int32_t *range = c->spans[i] + 2 * of_keys;
+        if (row >= range[0] && row < range[0] + range[1])
+            return 1;
+    }
+    return 0;
+}
+
+static float value_of(const PackedCase *c, int leaf, float random)
+{
+    static const float centers[] = {2, -5};
+    return c->cold && leaf < 2 ? centers[leaf] + 0.1f * random : random;
+}
+
 /* Random rows that bfloat16 can represent, and after the last one, rows of NaN. */
 static void fill(const PackedCase *c, int leaf, void *memory)
 {
-    int64_t count = rows_of_leaf(c, leaf) * c->heads * c->size, tail = TAIL_ROWS * c->heads * c->size;
+    int64_t rows = rows_of_leaf(c, leaf), width = c->heads * c->size;
     uint32_t seed = 100u + (uint32_t)leaf;
-    for (int64_t i = 0; i < count + tail; i++) {
-        seed = seed * 1664525u + 1013904223u;
-        float value = i < count ? 4 * ((float)(seed >> 8) / (float)(1 << 24)) - 1.5f : NAN;
-        uint16_t half = kn_bf16_from_float(value);
-        if (c->in_f32)
-            ((float *)memory)[i] = kn_bf16_to_float(half);
-        else
-            ((uint16_t *)memory)[i] = half;
+    for (int64_t row = 0; row < rows + TAIL_ROWS; row++) {
+        int is_nan = row >= rows || (c->nan_outside && !is_in_span(c, leaf == 1 || leaf == 2, row));
+        for (int64_t i = row * width; i < (row + 1) * width; i++) {
+            seed = seed * 1664525u + 1013904223u;
+            float value = value_of(c, leaf, 4 * ((float)(seed >> 8) / (float)(1 << 24)) - 1.5f);
+            uint16_t half = kn_bf16_from_float(is_nan ? NAN : value);
+            if (c->in_f32)
+                ((float *)memory)[i] = kn_bf16_to_float(half);
+            else
+                ((uint16_t *)memory)[i] = half;
+        }
     }
 }
 
@@ -135,6 +156,22 @@ static uint64_t hash(uint64_t h, const unsigned char *bytes, size_t count)
     for (size_t i = 0; i < count; i++)
         h = (h ^ bytes[i]) * 0x100000001b3u;
     return h;
+}
+
+int packed_poison(PackedRun *run)
+{
+    enum { PIECE = 32 << 20 };
+    const KnPlan *plan = kn_executor_plan(run->executors[PACKED_BOTH]);
+    const KnTensor *out = run->kept[PACKED_BOTH][PACKED_OUT];
+    unsigned char *arena = (unsigned char *)kn_executor_data(run->executors[PACKED_BOTH], out) - plan->offsets[out->id];
+    void *ones = kn_alloc(PIECE);
+    int code = KN_OK;
+    memset(ones, 0xff, PIECE);
+    for (size_t at = 0; at < plan->arena_bytes && code == KN_OK; at += PIECE)
+        code = run->backend->memory->write(run->backend, arena + at, ones,
+                                           plan->arena_bytes - at < PIECE ? plan->arena_bytes - at : PIECE);
+    free(ones);
+    return code;
 }
 
 int packed_read(PackedRun *run, uint64_t *bits)

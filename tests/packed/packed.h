@@ -15,6 +15,8 @@ typedef struct PackedCase {
     int32_t spans[PACKED_MOST_SPANS][4];
     int unpromised; /* nothing is said of the spans */
     int in_f32;
+    int nan_outside; /* rows of no span are NaN */
+    int cold;        /* all scores lie near -113 */
 } PackedCase;
 
 typedef struct PackedRun {
@@ -30,6 +32,9 @@ typedef struct PackedRun {
 
 int packed_create(PackedRun *run, const PackedCase *c, KnBackend *backend);
 void packed_destroy(PackedRun *run);
+
+/* Makes NaN of all that nodes write, workspaces too; on a device. */
+int packed_poison(PackedRun *run);
 
 /* Runs forward and backward and reads the results. `bits`: where not NULL, a hash of all their bytes. */
 int packed_read(PackedRun *run, uint64_t *bits);
