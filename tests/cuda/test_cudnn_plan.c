@@ -1,3 +1,4 @@
+/* Labels: slow */
 /* cuDNN's plans for attention are built, where cuDNN is installed, for an H200 that is only described: the graphs are
  * those that its engines know, engines whose bits repeat exist, their kernels compile, and the backward keeps the
  * gradients of all scores, which is what makes its bits repeat. A driver that only nods (tests/driver) is loaded first,
