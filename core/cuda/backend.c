@@ -44,8 +44,8 @@ static int run(KnBackend *backend, const KnCall *call)
 
 static void lower(KnBackend *backend, KnGraph *graph)
 {
-    (void)backend;
     kn_cuda_lower(graph);
+    kn_cuda_choose_attention((KnCuda *)backend, graph);
 }
 
 /* ---- memory ---- */
@@ -110,6 +110,9 @@ static int report_fault(KnCuda *cuda)
     if (fault.kind == KN_CUDA_WILD_INDEX)
         return kn_fail(KN_EINPUT, "index %d at position %lld is outside of 0..%lld", fault.value,
                        (long long)fault.position, (long long)fault.limit - 1);
+    if (fault.kind == KN_CUDA_MIXED_SPANS)
+        return kn_fail(KN_EINPUT, "span %lld shares tokens with one before it, or lies before it",
+                       (long long)fault.position);
     return kn_fail(KN_EINPUT, "span %lld goes beyond the tokens that there are", (long long)fault.position);
 }
 
@@ -148,6 +151,7 @@ static void close_backend(KnBackend *backend)
     kn_cuda_staging_destroy(backend, cuda->writes);
     kn_cuda_queue_close(cuda);
     kn_cuda_matmul_close(cuda);
+    kn_cuda_library_close(cuda);
     cudaFree(cuda->fault);
     cudaFreeHost(cuda->seen);
     if (cuda->copies)

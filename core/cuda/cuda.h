@@ -8,6 +8,7 @@
  *     lower.c            what the graph is rewritten to
  *     work.c             what kernels move, for plans
  *     matmul.c           products, by cuBLASLt
+ *     attention_library.c  attention by cuDNN, where that is faster; cudnn/ is the door to it
  *     run_*.c            from a node's tensors and attributes to the kernels' plain numbers, one file for an op family
  *     *.cu, kernels.h    the kernels; they take primitives only
  *
@@ -31,6 +32,7 @@ typedef struct KnCuda {
     KnStaging *writes;         /* of what is written piece by piece */
     struct KnCudaMoments *moments;
     struct KnCudaMatmuls *matmuls;
+    struct KnCudaLibrary *library; /* attention's; NULL: not asked for */
 } KnCuda;
 
 /* `run` gives back the first error of what it queued; where it leaves a sentence itself, KN_CUDA_SENTENCE. */
@@ -118,6 +120,14 @@ void kn_cuda_queue_close(KnCuda *cuda);
 
 /* Rewrites a finished graph (KnBackend.lower). */
 void kn_cuda_lower(KnGraph *graph);
+
+/* attention_library.c: after lowering, chooses nodes (KnAttentionAttributes.library_bytes); what is chosen is run by
+ * it, with a workspace of that size. */
+void kn_cuda_choose_attention(KnCuda *cuda, KnGraph *graph);
+int kn_cuda_is_by_library(const KnNode *node, const KnCudaAttention *attention);
+cudaError_t kn_cuda_attention_by_library(KnCuda *cuda, const KnNode *node, const KnCudaAttention *attention,
+                                         void *workspace);
+void kn_cuda_library_close(KnCuda *cuda);
 
 static inline int kn_cuda_is_bf16(const KnTensor *tensor)
 {
