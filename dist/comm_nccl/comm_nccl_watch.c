@@ -2,7 +2,8 @@
  *
  * Ranks that do not come to a call, or to another one, are found by its announcement (comm_mpi_watch.c). What is left:
  * an error that NCCL met while the call ran, and a call that all ranks have come to and that could run, but does not
- * complete. The program may stand in a wait for the device meanwhile, so that the thread itself speaks.
+ * complete: of a rank that has stopped since, which does not answer, or of a device or link that hangs. The program may
+ * stand in a wait for the device meanwhile, so that the thread itself speaks.
  *
  * The process then ends, and its kernels with it. ncclCommAbort would be no help: a program that waits for its device
  * would go on with numbers that never came, perhaps into a checkpoint; it frees memory, which waits for kernels of the
@@ -15,6 +16,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+
+#define ASK_AFTER 0.5 /* of the limit: whether the other ranks are still there */
 
 enum { NAP_NANOSECONDS = 5000000, NCCL_SECONDS_TO_LOCK = 30 };
 
@@ -83,15 +86,19 @@ static int check_first(KnNcclJob *job)
         call->since = come == 1 ? now : 0;
         return come < 0 ? come : KN_OK;
     }
-    if (limit <= 0 || now - call->since < limit)
+    double waited = now - call->since;
+    if (limit <= 0 || waited < ASK_AFTER * limit)
         return KN_OK;
     char what[KN_NCCL_CALL_BYTES];
     kn_nccl_describe_call(call, what, sizeof what);
+    int silent = announcer ? kn_comm_ask(announcer, what, waited) : KN_OK;
+    if (waited < limit || silent < 0)
+        return waited < limit ? KN_OK : silent;
     return kn_fail(KN_EPEER,
                    "all ranks have come to %s, but the device has not completed it for %.0f s: a link between GPUs may "
                    "be down, or another rank's device hangs (start again with --resume; NCCL_DEBUG=WARN in the "
                    "environment says more; a larger run.watchdog_seconds waits longer)",
-                   what, now - call->since);
+                   what, waited);
 }
 
 /* NCCL's functions may themselves wait for a rank that is gone, and the program holds the mutex in them. */
