@@ -1,4 +1,4 @@
-/* Labels: slow */
+/* Labels: slow waits */
 /* The communicator over NCCL, by `mpirun -n K` of this program (mpirun.h), on libraries that need no GPU
  * (tests/emulated): what it moves, that it waits for the computing stream and makes that wait, and what it says when
  * ranks part ways, freeze or die, and when NCCL fails. */
