@@ -1,5 +1,5 @@
 # What tests of kernels need beside their own files. Outside the sanitizer build, plugin, kernels, emulated device and
-# runtime are compiled a second time with ThreadSanitizer, for the planted bugs and for the op table; in it,
+# runtime are compiled a second time with ThreadSanitizer, for the planted bugs, attention and the op table; in it,
 # AddressSanitizer and UndefinedBehaviorSanitizer are everywhere.
 set_source_files_properties(cuda/planted.cu ${kernel_sources} ${cudnn_emulated} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS -Wno-unknown-pragmas)
 function(kn_planted name)
@@ -35,4 +35,9 @@ if(NOT KINORA_SANITIZE)
   set_target_properties(test_ops_tsan PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tsan/tests)
   add_test(NAME cuda.test_ops_tsan COMMAND test_ops_tsan --small)
   kn_test_properties(cuda.test_ops_tsan cuda/test_ops_emulated.c cuda 600)
+
+  kn_test_program(test_attention_tsan cuda/test_attention_kernels.c)
+  target_link_libraries(test_attention_tsan PkgConfig::CMOCKA kn_kernels_tsan)
+  add_test(NAME cuda.test_attention_tsan COMMAND test_attention_tsan)
+  kn_test_properties(cuda.test_attention_tsan cuda/test_attention_kernels.c cuda 600)
 endif()
