@@ -104,18 +104,7 @@ static int reduce(const KnNode *node, KnKernelWork *list)
     return several(node, list, 2);
 }
 
-/* Products, attention and what is made of products: bound by arithmetic. */
-static int computes(const KnNode *node, KnKernelWork *list)
-{
-    (void)node, (void)list;
-    return 0;
-}
-
 static int (*const special[KN_OP_COUNT])(const KnNode *node, KnKernelWork *list) = {
-    [KN_OP_MATMUL] = computes,
-    [KN_OP_ATTENTION] = computes,
-    [KN_OP_ATTENTION_BACKWARD] = computes,
-    [KN_OP_ORTHOGONALIZE] = computes,
     [KN_OP_SUM_ROWS] = sum_rows,
     [KN_OP_SCATTER_ROWS] = scatter_rows,
     [KN_OP_LAYER_NORM_BACKWARD] = layer_norm_backward,
@@ -133,6 +122,10 @@ static int (*const special[KN_OP_COUNT])(const KnNode *node, KnKernelWork *list)
 
 int kn_cuda_kernels(const KnNode *node, KnKernelWork kernels[KN_MOST_KERNELS])
 {
+    KnCost cost = {0};
+    node->op->cost(node, &cost);
+    if (cost.matmul_flops + cost.attention_flops > 0) /* and what is made of products: bound by arithmetic */
+        return 0;
     if (special[node->op->id])
         return special[node->op->id](node, kernels);
     kernels[0] = one_pass(node);
