@@ -1,7 +1,7 @@
 /* Parts: packed */
 /* On a GPU: attention by cuDNN against our own kernels, by kinora-cuda.so, in errors and in speed; skipped without one.
  * After each case it prints what was found, so that a run that is cut off says what it can. `test_cudnn_gpu SECONDS`
- * begins no case after that many (15). */
+ * begins no case after that many (12). */
 #include "packed/packed.h"
 
 #include "core/base/clock.h"
@@ -17,7 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SKIPPED = 77, RUNS = 10, LARGE_RUNS = 2, DEFAULT_SECONDS = 15 };
+enum { SKIPPED = 77, RUNS = 10, LARGE_RUNS = 2, DEFAULT_SECONDS = 12 };
 
 /* Those of one shape share plans, and each adds one difficulty. */
 static const PackedCase cases[] = {
