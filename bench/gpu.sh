@@ -115,12 +115,13 @@ step() { # MODE TOKENS [option ...]
 steps() {
     step train 4096
     step train 8192
-    step train 32760 --recompute --steps 3
+    step train 32760 --steps 3 || step train 32760 --recompute --steps 3
     step sample 4096
+    step sample 8192
     step sample 32760
 }
 
-kernels() { KINORA_PROFILE=1 step "$@" --steps 2; }
+kernels() { KINORA_PROFILE=1 step "$@" --steps 2 || KINORA_PROFILE=1 step "$@" --recompute --steps 2; }
 
 peer() {
     "$python" "$root/bench/peers/wan_torch.py" --device cuda --hidden 1536 --layers 30 --heads 12 --ffn 8960 --batch 1 \
@@ -136,7 +137,7 @@ section "Parity with diffusers" diffusers_parity
 section "Training: CPU against device" training_parity
 section "Steps of Wan 1.3B" steps
 section "Kernels of a training step, 8,192 tokens" kernels train 8192
-section "Kernels of a training step, 32,760 tokens, recomputing" kernels train 32760 --recompute
+section "Kernels of a training step, 32,760 tokens" kernels train 32760
 section "Kernels of a denoising step, 32,760 tokens" kernels sample 32760
 if [ $emulated = 0 ] && "$python" -c 'import torch, diffusers' 2>/dev/null; then
     section "PyTorch, training, 8,192 tokens" peer train 8192
