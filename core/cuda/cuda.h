@@ -3,7 +3,7 @@
  *
  *     backend.c          the table: memory, copies, and each node to its row of table.c
  *     table.c            by op: which function runs it
- *     lower.c            what the graph is rewritten to
+ *     lower.c            what the graph is rewritten to; lower_fp8.c: products in 8 bits
  *     matmul.c           products, by cuBLASLt
  *     run_*.c            from a node's tensors and attributes to the kernels' plain numbers, one file for an op family
  *     *.cu, kernels.h    the kernels; they take primitives only
@@ -22,6 +22,7 @@
 typedef struct KnCuda {
     KnBackend base;
     int device;
+    int has_fp8; /* products of 8-bit floats: compute capability 8.9 */
     cudaStream_t stream;
     KnCudaFault *fault; /* on the device */
     struct KnCudaMatmuls *matmuls;
@@ -38,6 +39,7 @@ typedef struct KnCudaOp {
 #define KN_CUDA_OPS(OP)                                                                                                \
     OP(MATMUL, matmul)                                                                                                 \
     OP(SUM_ROWS, sum_rows)                                                                                             \
+    OP(QUANTIZE, quantize)                                                                                             \
     OP(LAYER_NORM, layer_norm)                                                                                         \
     OP(LAYER_NORM_BACKWARD, layer_norm_backward)                                                                       \
     OP(RMS_NORM, rms_norm)                                                                                             \

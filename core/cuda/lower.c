@@ -7,6 +7,7 @@
  * - Adding a float32 product to a sum.
  *
  * What stays a pass of its own, since it is faster so: gradients of biases and of GELU (docs/gpu.md). */
+#include "core/cuda/lower.h"
 #include "core/cuda/cuda.h"
 #include "core/graph/edit.h"
 
@@ -16,6 +17,7 @@
 
 typedef struct Lowering {
     KnGraph *graph;
+    struct KnCudaFp8 *fp8;
     KnNodeList old;
     int *readers;        /* per tensor: how many operands it is, or lends its memory to */
     KnNode **activation; /* per tensor: the last GELU of it */
@@ -144,6 +146,8 @@ static void put(Lowering *l, int place)
         node = add_to(l->product[place], node);
     else if (node->op->id == KN_OP_MATMUL)
         fuse_epilogue(l, node);
+    if (node->op->id == KN_OP_MATMUL)
+        kn_cuda_fp8_lower(l->fp8, l->graph, node);
     kn_graph_put_node(l->graph, node);
 }
 
@@ -156,11 +160,13 @@ void kn_cuda_lower(KnGraph *graph)
     l.product = kn_alloc(nodes * sizeof *l.product);
     l.gone = kn_alloc(nodes);
     kn_graph_mark_prologue(graph);
+    l.fp8 = kn_cuda_fp8_begin(graph);
     kn_graph_take_nodes(graph, &l.old);
     find_readers(&l);
     find_additions(&l);
     for (int i = 0; i < l.old.count; i++)
         put(&l, i);
+    kn_cuda_fp8_end(l.fp8);
     free(l.readers);
     free(l.activation);
     free(l.product);

@@ -19,7 +19,7 @@ enum { WORKSPACE_BYTES = 32 << 20, MOST_ALIGNMENT = 16, CANDIDATES = 8 };
 /* What a choice depends on. No gaps: it is compared as bytes. */
 typedef struct Key {
     int64_t m, n, k, count;
-    int32_t transpose_a, transpose_b, bf16, c_bf16, beta, epilogue;
+    int32_t transpose_a, transpose_b, a_type, b_type, c_type, beta, epilogue, fp8;
     uint32_t align_a, align_b, align_c, align_d, align_bias, align_before;
 } Key;
 
@@ -60,6 +60,13 @@ static cublasLtEpilogue_t epilogue_of(const KnCudaProduct *p)
     return p->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
+static cudaDataType_t type_of(const KnCudaProduct *p, int e5m2)
+{
+    if (p->fp8)
+        return e5m2 ? CUDA_R_8F_E5M2 : CUDA_R_8F_E4M3;
+    return p->bf16 ? CUDA_R_16BF : CUDA_R_32F;
+}
+
 static Key key_of(const KnCudaProduct *p)
 {
     return (Key){.m = p->m,
@@ -68,8 +75,10 @@ static Key key_of(const KnCudaProduct *p)
                  .count = p->count,
                  .transpose_a = p->transpose_a != 0,
                  .transpose_b = p->transpose_b != 0,
-                 .bf16 = p->bf16,
-                 .c_bf16 = p->c_bf16,
+                 .a_type = (int32_t)type_of(p, p->a_e5m2),
+                 .b_type = (int32_t)type_of(p, 0),
+                 .c_type = p->c_bf16 ? CUDA_R_16BF : CUDA_R_32F,
+                 .fp8 = p->fp8,
                  .beta = p->beta != 0,
                  .epilogue = (int32_t)epilogue_of(p),
                  .align_a = alignment(p->a),
@@ -83,13 +92,13 @@ static Key key_of(const KnCudaProduct *p)
 /* ---- making a choice ---- */
 
 /* A row-major [rows, columns] matrix, one of `count` that lie one after another. */
-static cublasStatus_t make_layout(cublasLtMatrixLayout_t *layout, int bf16, int64_t rows, int64_t columns,
+static cublasStatus_t make_layout(cublasLtMatrixLayout_t *layout, int32_t type, int64_t rows, int64_t columns,
                                   int64_t count)
 {
     int32_t batch = (int32_t)count;
     int64_t stride = rows * columns;
     cublasStatus_t status =
-        cublasLtMatrixLayoutCreate(layout, bf16 ? CUDA_R_16BF : CUDA_R_32F, (uint64_t)columns, (uint64_t)rows, columns);
+        cublasLtMatrixLayoutCreate(layout, (cudaDataType_t)type, (uint64_t)columns, (uint64_t)rows, columns);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = cublasLtMatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch);
     if (status == CUBLAS_STATUS_SUCCESS)
@@ -115,8 +124,12 @@ static cublasStatus_t set_all(cublasLtMatmulDesc_t product, const Setting *setti
 /* What a product has beside its operands changes from call to call; the heuristic is shown the first call's. */
 static cublasStatus_t point(Choice *choice, const KnCudaProduct *p)
 {
-    Setting settings[2];
+    Setting settings[4];
     size_t count = 0;
+    if (p->fp8) {
+        settings[count++] = (Setting){CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &p->inverse_b, sizeof p->inverse_b};
+        settings[count++] = (Setting){CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &p->inverse_a, sizeof p->inverse_a};
+    }
     if (p->bias)
         settings[count++] = (Setting){CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias, sizeof p->bias};
     if (p->before)
@@ -145,11 +158,13 @@ static cublasStatus_t describe(Choice *choice, const KnCudaProduct *p)
     if (status == CUBLAS_STATUS_SUCCESS)
         status = describe_epilogue(choice, p);
     if (status == CUBLAS_STATUS_SUCCESS)
-        status = make_layout(&choice->a, k->bf16, k->transpose_b ? k->n : k->k, k->transpose_b ? k->k : k->n, k->count);
+        status =
+            make_layout(&choice->a, k->b_type, k->transpose_b ? k->n : k->k, k->transpose_b ? k->k : k->n, k->count);
     if (status == CUBLAS_STATUS_SUCCESS)
-        status = make_layout(&choice->b, k->bf16, k->transpose_a ? k->k : k->m, k->transpose_a ? k->m : k->k, k->count);
+        status =
+            make_layout(&choice->b, k->a_type, k->transpose_a ? k->k : k->m, k->transpose_a ? k->m : k->k, k->count);
     if (status == CUBLAS_STATUS_SUCCESS)
-        status = make_layout(&choice->c, k->c_bf16, k->m, k->n, k->count);
+        status = make_layout(&choice->c, k->c_type, k->m, k->n, k->count);
     return status;
 }
 
@@ -164,7 +179,7 @@ static cublasStatus_t set_preference(cublasLtMatmulPreference_t preference, cons
                       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, k->align_c}};
     size_t workspace = WORKSPACE_BYTES;
     /* parts of a sum are not rounded to bfloat16 before they are added */
-    uint32_t sums = k->c_bf16 ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_MASK;
+    uint32_t sums = k->c_type == CUDA_R_16BF ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_MASK;
     cublasStatus_t status = cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                                  &workspace, sizeof workspace);
     if (status == CUBLAS_STATUS_SUCCESS)
@@ -233,7 +248,11 @@ static int find_choice(struct KnCudaMatmuls *matmuls, const KnCudaProduct *produ
     if (status != CUBLAS_STATUS_SUCCESS) {
         choice_destroy(made);
         return kn_fail(KN_EPEER, "cuBLASLt has no way to multiply %lld x %lld x %lld in %s: %s", (long long)key.m,
-                       (long long)key.n, (long long)key.k, key.bf16 ? "bf16" : "f32", cublasLtGetStatusString(status));
+                       (long long)key.n, (long long)key.k,
+                       key.fp8                     ? "fp8"
+                       : key.a_type == CUDA_R_16BF ? "bf16"
+                                                   : "f32",
+                       cublasLtGetStatusString(status));
     }
     made->next = matmuls->choices;
     *found = matmuls->choices = made;
@@ -280,6 +299,10 @@ static cudaError_t run_matmul(KnCuda *cuda, const KnCall *call)
                              .transpose_a = p->transpose_a,
                              .transpose_b = p->transpose_b,
                              .bf16 = kn_cuda_is_bf16(node->inputs[0]),
+                             .fp8 = p->fp8 != KN_NO_FP8,
+                             .a_e5m2 = p->fp8 == KN_E5M2,
+                             .inverse_a = call->inputs[4],
+                             .inverse_b = call->inputs[5],
                              .c_bf16 = !adds && kn_cuda_is_bf16(node->outputs[0]),
                              .a = call->inputs[0],
                              .b = call->inputs[1],

@@ -149,6 +149,26 @@ static void assert_gelu(double got, double x)
         fail_msg("GELU(%g) is %g, should be %g", x, got, gelu_tanh(x));
 }
 
+static double rounded_to(double x, KnFp8Format format)
+{
+    const int mantissa = format == KN_E5M2 ? 2 : 3, least = format == KN_E5M2 ? -14 : -6;
+    const double most = format == KN_E5M2 ? 57344 : 448;
+    int exponent;
+    frexp(x, &exponent);
+    const double unit = ldexp(1, (exponent - 1 > least ? exponent - 1 : least) - mantissa);
+    const double value = nearbyint(x / unit) * unit;
+    return fabs(value) > most ? copysign(most, x) : value;
+}
+
+/* Gives a bf16 leaf values that the format holds. */
+static void coarsen(Trial *t, int which, KnFp8Format format)
+{
+    for (int64_t i = 0; i < kn_tensor_elements(t->leaves[which]); i++) {
+        t->values[which][i] = rounded_to(t->values[which][i], format);
+        ((uint16_t *)t->memory[which])[i] = kn_bf16_from_float((float)t->values[which][i]);
+    }
+}
+
 /* ---- GELU ---- */
 
 enum { ROWS = 24, IN = 16, OUT = 40 };
@@ -347,6 +367,121 @@ static void a_product_does_not_move_past_a_change_of_its_operand(void **state)
     trial_end(&t);
 }
 
+/* ---- 8 bits ---- */
+
+enum { TOKENS = 40, WIDTH = 32, INNER = 48 };
+
+static void skip_without_8_bits(void)
+{
+    if (!cuda->supports(cuda, &(KnNode){.op = kn_op(KN_OP_QUANTIZE)}))
+        skip();
+}
+
+/* Values of the leaves are such that e4m3 and e5m2 with a scale of a power of two hold them. */
+static void products_of_blocks_are_of_8_bits(void **state)
+{
+    (void)state;
+    skip_without_8_bits();
+    Trial t = trial_begin();
+    KnTensor *x = leaf(&t, KN_ROLE_INPUT, KN_BF16, TOKENS, WIDTH, 1);
+    KnTensor *weight = leaf(&t, KN_ROLE_PARAMETER, KN_F32, INNER, WIDTH, 1);
+    KnTensor *bias = leaf(&t, KN_ROLE_PARAMETER, KN_F32, 1, INNER, 2);
+    KnTensor *scales = leaf(&t, KN_ROLE_STATE, KN_F32, 2, 2, 1);
+    KnTensor *gradient = leaf(&t, KN_ROLE_INPUT, KN_BF16, TOKENS, INNER, 1);
+    KnTensor *sum = leaf(&t, KN_ROLE_STATE, KN_F32, INNER, WIDTH, 2);
+    scales->name = KN_FP8_LEAF;
+    memset(t.memory[3], 0, 4 * sizeof(float));
+    coarsen(&t, 4, KN_E5M2);
+    kn_block_begin(t.graph);
+    KnTensor *rounded = kn_cast(t.graph, weight, KN_BF16);
+    KnTensor *y = kn_matmul(t.graph, x, 0, rounded, 1, bias, KN_BF16);
+    KnTensor *twice = kn_scale(t.graph, y, 2);
+    t.graph->in_backward = 1;
+    KnTensor *dx = kn_matmul(t.graph, gradient, 0, rounded, 0, NULL, KN_BF16);
+    kn_accumulate(t.graph, sum, kn_matmul(t.graph, gradient, 1, x, 0, NULL, KN_F32));
+    t.graph->in_backward = 0;
+    kn_block_end(t.graph);
+    assert_int_equal(kn_fp8_sites(t.graph), 2);
+    run(&t, (KnTensor *[]){twice, dx}, 2);
+    assert_int_equal(count_nodes(&t, KN_OP_QUANTIZE), 3);
+    assert_int_equal(count_nodes(&t, KN_OP_ACCUMULATE), 0);
+    assert_int_equal(count_nodes(&t, KN_OP_CAST), 1); /* of the bias: the weight is rounded from its master */
+    double *got = read_values(&t, twice), *truth = linear(t.values[0], t.values[1], t.values[2], TOKENS, INNER, WIDTH);
+    for (int i = 0; i < TOKENS * INNER; i++)
+        assert_true(fabs(got[i] - 2 * truth[i]) <= 0.0041 * fabs(2 * truth[i]));
+    free(got);
+    got = read_values(&t, dx);
+    for (int i = 0; i < TOKENS * WIDTH; i++) {
+        double value = 0;
+        for (int j = 0; j < INNER; j++)
+            value += t.values[4][i / WIDTH * INNER + j] * t.values[1][j * WIDTH + i % WIDTH];
+        assert_true(fabs(got[i] - value) <= 0.0041 * fabs(value));
+    }
+    free(got);
+    got = read_values(&t, sum);
+    for (int i = 0; i < INNER * WIDTH; i++) {
+        double value = t.values[5][i];
+        for (int j = 0; j < TOKENS; j++)
+            value += t.values[4][j * INNER + i / WIDTH] * t.values[0][j * WIDTH + i % WIDTH];
+        assert_true(got[i] == value);
+    }
+    free(got);
+    got = read_values(&t, scales);
+    assert_true(got[0] == 0 && got[1] == 0 && got[2] == 1 && got[3] == 1); /* the largest |x| and |gradient| */
+    free(got);
+    free(truth);
+    trial_end(&t);
+}
+
+/* The same rounding by hand, of values that 8 bits do not hold: the scale is given, and saturates. */
+static void operands_are_rounded_by_the_scale_that_is_given(void **state)
+{
+    (void)state;
+    skip_without_8_bits();
+    Trial t = trial_begin();
+    KnTensor *x = leaf(&t, KN_ROLE_INPUT, KN_BF16, TOKENS, WIDTH, 9);
+    KnTensor *weight = leaf(&t, KN_ROLE_PARAMETER, KN_F32, INNER, WIDTH, 1);
+    KnTensor *scales = leaf(&t, KN_ROLE_STATE, KN_F32, 2, 2, 1);
+    const float given[4] = {64, 0, 1, 0};
+    scales->name = KN_FP8_LEAF;
+    memcpy(t.memory[2], given, sizeof given);
+    kn_block_begin(t.graph);
+    KnTensor *y = kn_linear(t.graph, x, weight, NULL);
+    kn_block_end(t.graph);
+    run(&t, &y, 1);
+    for (int i = 0; i < TOKENS * WIDTH; i++)
+        t.values[0][i] = rounded_to(t.values[0][i] * 64, KN_E4M3) / 64;
+    double *got = read_values(&t, y), *truth = linear(t.values[0], t.values[1], NULL, TOKENS, INNER, WIDTH);
+    for (int i = 0; i < TOKENS * INNER; i++)
+        assert_true(fabs(got[i] - truth[i]) <= 0.0041 * fabs(truth[i]));
+    free(got);
+    free(truth);
+    got = read_values(&t, scales);
+    assert_true(got[2] == 9);
+    free(got);
+    trial_end(&t);
+}
+
+static void other_products_stay_as_they_are(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) { /* outside of blocks; of a width that 16 does not divide */
+        Trial t = trial_begin();
+        KnTensor *x = leaf(&t, KN_ROLE_INPUT, KN_BF16, TOKENS, i ? 24 : WIDTH, 1);
+        KnTensor *weight = leaf(&t, KN_ROLE_PARAMETER, KN_F32, INNER, i ? 24 : WIDTH, 1);
+        KnTensor *scales = leaf(&t, KN_ROLE_STATE, KN_F32, 2, 2, 1);
+        scales->name = KN_FP8_LEAF;
+        if (i)
+            kn_block_begin(t.graph);
+        KnTensor *y = kn_linear(t.graph, x, weight, NULL);
+        if (i)
+            kn_block_end(t.graph);
+        run(&t, &y, 1);
+        assert_int_equal(count_nodes(&t, KN_OP_QUANTIZE), 0);
+        trial_end(&t);
+    }
+}
+
 /* ---- all of them ---- */
 
 static char *plugin_path(const char *name)
@@ -369,6 +504,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_product_of_no_rows_adds_nothing),
         cmocka_unit_test(a_product_with_other_readers_is_added_by_itself),
         cmocka_unit_test(a_product_does_not_move_past_a_change_of_its_operand),
+        cmocka_unit_test(products_of_blocks_are_of_8_bits),
+        cmocka_unit_test(operands_are_rounded_by_the_scale_that_is_given),
+        cmocka_unit_test(other_products_stay_as_they_are),
     };
     on_gpu = argc > 1 && strcmp(argv[1], "--gpu") == 0;
     char *path = plugin_path(on_gpu ? "kinora-cuda.so" : "kinora-cuda-emulated.so");
