@@ -371,6 +371,12 @@ static void a_product_does_not_move_past_a_change_of_its_operand(void **state)
 
 enum { TOKENS = 40, WIDTH = 32, INNER = 48 };
 
+/* A half unit in the last place of bfloat16; on hardware also what its sums of 8-bit products leave out. */
+static int is_near(double got, double truth)
+{
+    return fabs(got - truth) <= 0.0041 * fabs(truth) + (on_gpu ? 0.02 : 0);
+}
+
 static void skip_without_8_bits(void)
 {
     if (!cuda->supports(cuda, &(KnNode){.op = kn_op(KN_OP_QUANTIZE)}))
@@ -408,14 +414,14 @@ static void products_of_blocks_are_of_8_bits(void **state)
     assert_int_equal(count_nodes(&t, KN_OP_CAST), 1); /* of the bias: the weight is rounded from its master */
     double *got = read_values(&t, twice), *truth = linear(t.values[0], t.values[1], t.values[2], TOKENS, INNER, WIDTH);
     for (int i = 0; i < TOKENS * INNER; i++)
-        assert_true(fabs(got[i] - 2 * truth[i]) <= 0.0041 * fabs(2 * truth[i]));
+        assert_true(is_near(got[i], 2 * truth[i]));
     free(got);
     got = read_values(&t, dx);
     for (int i = 0; i < TOKENS * WIDTH; i++) {
         double value = 0;
         for (int j = 0; j < INNER; j++)
             value += t.values[4][i / WIDTH * INNER + j] * t.values[1][j * WIDTH + i % WIDTH];
-        assert_true(fabs(got[i] - value) <= 0.0041 * fabs(value));
+        assert_true(is_near(got[i], value));
     }
     free(got);
     got = read_values(&t, sum);
@@ -423,7 +429,7 @@ static void products_of_blocks_are_of_8_bits(void **state)
         double value = t.values[5][i];
         for (int j = 0; j < TOKENS; j++)
             value += t.values[4][j * INNER + i / WIDTH] * t.values[0][j * WIDTH + i % WIDTH];
-        assert_true(got[i] == value);
+        assert_true(on_gpu ? is_near(got[i], value) : got[i] == value);
     }
     free(got);
     got = read_values(&t, scales);
@@ -453,7 +459,7 @@ static void operands_are_rounded_by_the_scale_that_is_given(void **state)
         t.values[0][i] = rounded_to(t.values[0][i] * 64, KN_E4M3) / 64;
     double *got = read_values(&t, y), *truth = linear(t.values[0], t.values[1], NULL, TOKENS, INNER, WIDTH);
     for (int i = 0; i < TOKENS * INNER; i++)
-        assert_true(fabs(got[i] - truth[i]) <= 0.0041 * fabs(truth[i]));
+        assert_true(is_near(got[i], truth[i]));
     free(got);
     free(truth);
     got = read_values(&t, scales);
