@@ -221,8 +221,7 @@ static int add_configuration(json_t *object, const char *path)
         json_object_set_new(object, "tokens_a_step", json_integer(config.data.tokens * config.train.packs));
         json_object_set_new(object, "optimizer", text_json(config.optimizer.name));
         json_object_set_new(object, "learning_rate", json_real(config.optimizer.lr));
-        json_object_set_new(object, "precision",
-                            json_string(config.train.precision == KN_PRECISION_BF16 ? "bf16" : "f32"));
+        json_object_set_new(object, "precision", json_string(kn_precision_name(config.train.precision)));
         json_object_set_new(object, "architecture",
                             architecture_json(&config.model, &config.text, config.flow.prediction));
     }

@@ -68,6 +68,8 @@ static void build(KnPassGraph *pass, const KnTrainPassOptions *o, KnBackend *bac
     }
     kn_ring_expand(graph);
     kn_overlap(graph);
+    if (o->fp8)
+        pass->fp8 = kn_leaf(graph, KN_ROLE_STATE, KN_F32, 2, (int64_t[]){2, kn_fp8_sites(graph)}, KN_FP8_LEAF);
     if (backend->lower)
         backend->lower(backend, graph);
     kn_graph_finish(graph, NULL, 0);

@@ -23,6 +23,7 @@ typedef struct KnTrainPassOptions {
     const KnLayout *layout;
     KnStreamShape shape; /* of the whole pack */
     KnDtype dtype;
+    int fp8;      /* the blocks' products in 8 bits */
     int backward; /* 0: loss alone */
     int reduce;   /* the step's last pass: sum gradients and the loss over ranks while the backward runs */
     KnParameterValues *weights;
@@ -40,6 +41,7 @@ typedef struct KnPassGraph {
     KnTensor **shards; /* by block, with ZeRO 3: the weights' ranges */
     KnRows tokens, text_tokens;
     KnTensor *target, *weight, *loss, *loss_sum, *stats;
+    KnTensor *fp8;          /* KN_FP8_LEAF, or NULL */
     int blocks, recomputed; /* blocks there are, and how many are computed again in the backward */
 } KnPassGraph;
 

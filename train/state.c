@@ -165,6 +165,17 @@ static void list_values(TensorList *list, const KnLayout *layout, const KnParame
     }
 }
 
+static void list_fp8(TensorList *list, const KnFp8State *fp8)
+{
+    list->tensors = kn_realloc(list->tensors, (size_t)(list->count + 1) * sizeof *list->tensors);
+    list->tensors[list->count] = (KnCheckpointTensor){.name = KN_CHECKPOINT_FP8,
+                                                      .type = KN_SAFETENSORS_F32,
+                                                      .dims = 2,
+                                                      .shape = {KN_FP8_WINDOW, fp8->sites},
+                                                      .data = fp8->largest};
+    kn_checkpoint_whole(&list->tensors[list->count++]);
+}
+
 static TensorList list_tensors(const KnTrainState *state)
 {
     const KnOptimizerState *o = &state->optimizer;
@@ -174,6 +185,8 @@ static TensorList list_tensors(const KnTrainState *state)
         list_values(&list, &state->layout, &o->average, KN_CHECKPOINT_AVERAGE);
     list_values(&list, &state->layout, &o->moment1, "moment1.");
     list_values(&list, &state->layout, &o->moment2, "moment2.");
+    if (state->fp8.sites)
+        list_fp8(&list, &state->fp8);
     return list;
 }
 
@@ -230,8 +243,17 @@ static char *counters_to_json(const KnTrainState *state)
                      state->trend.mean, state->trend.variance);
 }
 
+/* A run in another precision has saved none. */
+static void expect_fp8(KnTrainState *state, const KnCheckpoint *checkpoint)
+{
+    const KnCheckpointTensor *found = kn_checkpoint_find(checkpoint, KN_CHECKPOINT_FP8);
+    if (state->fp8.used && found && found->dims == 2)
+        kn_fp8_state_create(&state->fp8, found->shape[1]);
+}
+
 static int load_state(KnTrainState *state, const KnCheckpoint *checkpoint)
 {
+    expect_fp8(state, checkpoint);
     TensorList list = list_tensors(state);
     int code = kn_checkpoint_load(checkpoint, list.tensors, list.count);
     free_list(&list);
@@ -351,7 +373,7 @@ int kn_train_state_reload(KnTrainState *state, const KnConfig *config, KnComm *c
 int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *comm, int resume)
 {
     KnCheckpoint *checkpoint = NULL;
-    *state = (KnTrainState){0};
+    *state = (KnTrainState){.fp8.used = config->train.precision == KN_PRECISION_FP8};
     if (!config->run_dir || !config->run_dir[0])
         return kn_fail(KN_EINPUT, "run.dir is not set: say where the run goes, as with --set run.dir=runs/first");
     if (config->data.shards.count == 0)
@@ -372,6 +394,7 @@ int kn_train_state_create(KnTrainState *state, const KnConfig *config, KnComm *c
 void kn_train_state_destroy(KnTrainState *state)
 {
     kn_optimizer_state_clear(&state->optimizer);
+    kn_fp8_state_destroy(&state->fp8);
     kn_layout_destroy(&state->layout);
     kn_model_destroy(&state->model);
     kn_dataset_close(state->dataset);

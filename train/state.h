@@ -8,6 +8,7 @@
 #include "data/loader.h"
 #include "dist/checkpoint.h"
 #include "train/faults.h"
+#include "train/fp8.h"
 #include "train/optimizer.h"
 #include "train/pass.h"
 #include "train/run_lock.h"
@@ -18,6 +19,7 @@ typedef struct KnTrainState {
     KnModel model;
     KnLayout layout;
     KnOptimizerState optimizer;
+    KnFp8State fp8;
     int64_t step;      /* done */
     int64_t updates;   /* of them not skipped */
     int64_t data_step; /* of the data order, next to be taken: ahead of `step` by what rollbacks left out */

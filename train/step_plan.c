@@ -172,7 +172,7 @@ static KnTrainPassOptions pass_options(Planner *p, int backward, int reduce)
     int64_t clip = p->options->clip_tokens ? p->options->clip_tokens : c->data.tokens;
     return (KnTrainPassOptions){.layout = &p->layout,
                                 .shape = stream_shape(c),
-                                .dtype = c->train.precision == KN_PRECISION_BF16 ? KN_BF16 : KN_F32,
+                                .dtype = c->train.precision == KN_PRECISION_F32 ? KN_F32 : KN_BF16,
                                 .backward = backward,
                                 .reduce = reduce,
                                 .parts = &p->parts,
@@ -407,7 +407,7 @@ int kn_step_plan_estimate(KnStepPlan *plan, const KnStepPlanOptions *options)
 
 double kn_step_plan_peak_share(const KnStepPlan *plan, const KnStepPlanOptions *options)
 {
-    KnDtype dtype = options->config->train.precision == KN_PRECISION_BF16 ? KN_BF16 : KN_F32;
+    KnDtype dtype = options->config->train.precision == KN_PRECISION_F32 ? KN_F32 : KN_BF16;
     double peak = options->device->peak[dtype] * options->ranks;
     return peak > 0 ? plan->flops / plan->seconds / peak : 0;
 }

@@ -11,6 +11,7 @@
 #include "core/cpu/backend.h"
 #include "core/graph/devices.h"
 #include "core/graph/twin.h"
+#include "core/ops/ops.h"
 #include "dist/backend.h"
 #include "dist/comm.h"
 #include "train/faults.h"
@@ -64,7 +65,8 @@ static int create_pass(Trainer *t, KnTrainPass **pass, int backward, int reduce)
     KnTrainPassOptions options = {
         .layout = &t->state.layout,
         .shape = t->batch_options.shape,
-        .dtype = c->train.precision == KN_PRECISION_BF16 ? KN_BF16 : KN_F32,
+        .dtype = c->train.precision == KN_PRECISION_F32 ? KN_F32 : KN_BF16,
+        .fp8 = backward && t->state.fp8.used,
         .backward = backward,
         .reduce = reduce,
         .weights = &t->state.optimizer.weights,
@@ -97,6 +99,20 @@ static int prepare_invariant_mode(Trainer *t)
     return kn_pack_parts_place(&t->parts, t->backend);
 }
 
+/* The validation loss is found in bf16, as are sampled clips. */
+static int prepare_fp8(Trainer *t)
+{
+    KnFp8State *fp8 = &t->state.fp8;
+    KnTrainPass *passes[] = {t->pass, t->last_pass};
+    if (!fp8->used)
+        return KN_OK;
+    kn_fp8_state_create(fp8, kn_train_pass_graph(t->last_pass)->fp8->shape[1]);
+    for (int i = 0; i < 2; i++)
+        if (passes[i])
+            kn_executor_bind(kn_train_pass_executor(passes[i]), kn_train_pass_graph(passes[i])->fp8, fp8->table);
+    return kn_fp8_state_place(fp8, t->backend);
+}
+
 static int create_passes(Trainer *t)
 {
     const KnConfig *c = t->config;
@@ -116,6 +132,7 @@ static int create_passes(Trainer *t)
             kn_train_pass_bind(passes[i], &t->batch);
     if (!t->last_pass)
         t->last_pass = t->pass;
+    KN_TRY(prepare_fp8(t));
     return kn_optimizer_create(&t->optimizer, &c->optimizer, &t->state.layout, &t->state.optimizer, t->backend);
 }
 
@@ -148,8 +165,8 @@ static void report_plan(const Trainer *t)
     int64_t count = kn_parameter_count(&t->state.model.parameters);
     kn_log("%.2f M parameters, %lld tokens in %lld packs a step, %s on %d rank%s x %d thread%s", (double)count * 1e-6,
            (long long)(t->config->data.tokens * t->config->train.packs), (long long)t->config->train.packs,
-           t->config->train.precision == KN_PRECISION_BF16 ? "bf16" : "f32", t->comm->ranks,
-           t->comm->ranks == 1 ? "" : "s", kn_cpu_threads(), kn_cpu_threads() == 1 ? "" : "s");
+           kn_precision_name(t->config->train.precision), t->comm->ranks, t->comm->ranks == 1 ? "" : "s",
+           kn_cpu_threads(), kn_cpu_threads() == 1 ? "" : "s");
     kn_log("memory of one pass:\n%s%lld packs an epoch, %.2f%% of the token budget unused", memory,
            (long long)kn_loader_epoch_packs(t->loader), 100 * kn_loader_waste(t->loader));
     free(memory);
@@ -157,7 +174,7 @@ static void report_plan(const Trainer *t)
 
 static int measure_peak(Trainer *t)
 {
-    KnDtype dtype = t->config->train.precision == KN_PRECISION_BF16 ? KN_BF16 : KN_F32;
+    KnDtype dtype = t->config->train.precision == KN_PRECISION_F32 ? KN_F32 : KN_BF16;
     double mine;
     KN_TRY(kn_measure_peak(t->backend, dtype, &mine));
     float peak = (float)(mine * 1e-9);
@@ -182,6 +199,7 @@ static void withdraw_state(Trainer *t)
     if (!t->backend)
         return;
     kn_optimizer_state_withdraw(&t->state.optimizer, t->backend);
+    kn_fp8_state_withdraw(&t->state.fp8, t->backend);
     if (t->state.layout.invariant)
         kn_pack_parts_withdraw(&t->parts, t->backend);
     kn_twin_destroy(t->backend, t->stats);
@@ -195,11 +213,24 @@ static int run_alone(Trainer *t, KnTrainPass *pass)
     return kn_twin_pull(t->backend, t->stats, sizeof t->stats);
 }
 
+static int check_precision(const Trainer *t)
+{
+    const KnNode node = {.op = kn_op(KN_OP_QUANTIZE)};
+    if (t->config->train.precision != KN_PRECISION_FP8 || t->backend->supports(t->backend, &node))
+        return KN_OK;
+    return kn_fail(
+        KN_EINPUT,
+        "train.precision fp8 needs GPUs of compute capability 8.9 or more (Ada, Hopper, Blackwell), but this "
+        "run computes on %s: set train.precision to bf16",
+        t->backend->memory ? "an older one" : "the CPU");
+}
+
 static int set_up(Trainer *t)
 {
     const KnConfig *c = t->config;
     kn_activity_set("setting up");
     KN_TRY(kn_backend_open(c->run_device, t->comm, &t->backend));
+    KN_TRY(check_precision(t));
     KN_TRY(kn_train_state_create(&t->state, c, t->comm, t->options->resume));
     KN_TRY(place_state(t));
     const KnShardFormat *format = kn_dataset_format(t->state.dataset);
@@ -360,6 +391,8 @@ static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
     KN_TRY(run_packs(t, m));
     if (t->stop)
         return KN_OK;
+    if (t->state.fp8.used)
+        KN_TRY(kn_fp8_state_step(&t->state.fp8, t->comm, t->backend));
     KN_TRY(update(t, m, fault));
     t->state.step++;
     t->state.data_step++;
@@ -456,6 +489,8 @@ static int roll_back(Trainer *t, const KnStepMetrics *m)
         return code == KN_END ? 0 : code;
     t->save_is_due = 0;
     KN_TRY(kn_optimizer_state_push(&t->state.optimizer, t->backend));
+    if (t->state.fp8.used)
+        KN_TRY(kn_fp8_state_push(&t->state.fp8, t->backend));
     parameters_changed(t);
     return 1;
 }

@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum KnPrecision { KN_PRECISION_F32, KN_PRECISION_BF16 } KnPrecision;
+typedef enum KnPrecision { KN_PRECISION_F32, KN_PRECISION_BF16, KN_PRECISION_FP8 } KnPrecision;
 typedef enum KnPrediction { KN_PREDICT_VELOCITY, KN_PREDICT_SAMPLE } KnPrediction;
 typedef enum KnSigmaDistribution { KN_SIGMA_LOGIT_NORMAL, KN_SIGMA_UNIFORM } KnSigmaDistribution;
 typedef enum KnSchedule { KN_SCHEDULE_CONSTANT, KN_SCHEDULE_COSINE, KN_SCHEDULE_LINEAR } KnSchedule;
@@ -96,7 +96,7 @@ typedef struct KnTrainConfig {
     int64_t checkpoint_every;
     int64_t keep_last;      /* train.keep_last: newest checkpoints kept; 0 = all */
     int64_t keep_every;     /* train.keep_every: checkpoints of multiples of so many steps stay for ever; 0 = none */
-    KnPrecision precision;  /* train.precision: f32 | bf16 */
+    KnPrecision precision;  /* train.precision: f32 | bf16 | fp8 */
     KnOffload offload;      /* train.offload: what of a GPU's is kept in the host's memory */
     int64_t threads;        /* train.threads: per rank; 0 = all cores shared among this host's ranks */
     int64_t log_every;      /* train.log_every: a terminal line every so many steps */
@@ -152,6 +152,8 @@ char *kn_config_to_yaml(const KnConfig *config); /* free() it */
 
 /* The table of keys with type, default and meaning, for `kinora config --help`. */
 char *kn_config_help(void); /* free() it */
+
+const char *kn_precision_name(KnPrecision precision); /* as the file has it */
 
 /* NULL, or the first key in which `config` would misread the weights and moments that a run of `saved` left although
  * every tensor fits, as "model.heads is 4, but it was 2". free() it. */

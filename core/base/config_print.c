@@ -26,6 +26,13 @@ static void append_quoted(KnText *out, const char *text)
     kn_text_append(out, "\"");
 }
 
+const char *kn_precision_name(KnPrecision precision)
+{
+    static const char *const names[] = {
+        [KN_PRECISION_F32] = "f32", [KN_PRECISION_BF16] = "bf16", [KN_PRECISION_FP8] = "fp8"};
+    return names[precision];
+}
+
 /* The shortest of the usual precisions that reads back to the same bits. */
 static void append_double(KnText *out, double value)
 {

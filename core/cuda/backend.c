@@ -22,7 +22,8 @@ int kn_cuda_check(cudaError_t result, const char *what)
 
 static int supports(KnBackend *backend, const KnNode *node)
 {
-    (void)backend;
+    if (node->op->id == KN_OP_QUANTIZE && !((const KnCuda *)backend)->has_fp8)
+        return 0;
     return kn_cuda_ops[node->op->id] != NULL;
 }
 
@@ -178,6 +179,17 @@ static int make_fault(KnCuda *cuda)
     return zero_memory(&cuda->base, fault, sizeof *cuda->fault);
 }
 
+static int find_abilities(KnCuda *cuda)
+{
+    int major = 0, minor = 0;
+    KN_TRY(kn_cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, cuda->device),
+                         "asking what the GPU can do"));
+    KN_TRY(kn_cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, cuda->device),
+                         "asking what the GPU can do"));
+    cuda->has_fp8 = 10 * major + minor >= 89;
+    return KN_OK;
+}
+
 static int find_gpu(int device)
 {
     int count = 0;
@@ -208,6 +220,8 @@ int kn_cuda_open(int device, KnBackend **backend)
         code = make_fault(made);
     if (code == KN_OK)
         code = kn_cuda_staging_create(&made->base, &made->writes, WRITE_BYTES);
+    if (code == KN_OK)
+        code = find_abilities(made);
     if (code == KN_OK)
         code = kn_cuda_matmul_open(made);
     if (code < 0) {

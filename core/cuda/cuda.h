@@ -5,7 +5,7 @@
  *     staging.c          copies to the device that nobody waits for
  *     queue.c            timing and recording what is queued
  *     table.c            by op: which function runs it
- *     lower.c            what the graph is rewritten to
+ *     lower.c            what the graph is rewritten to; lower_fp8.c: products in 8 bits
  *     work.c             what kernels move, for plans
  *     matmul.c           products, by cuBLASLt
  *     attention_library.c  attention by cuDNN, where that is faster; cudnn/ is the door to it
@@ -27,6 +27,7 @@
 typedef struct KnCuda {
     KnBackend base;
     int device;
+    int has_fp8; /* products of 8-bit floats: compute capability 8.9 */
     cudaStream_t stream, copies;
     KnCudaFault *fault, *seen; /* on the device; the host's copy of it, pinned */
     KnStaging *writes;         /* of what is written piece by piece */
@@ -46,6 +47,7 @@ typedef struct KnCudaOp {
 #define KN_CUDA_OPS(OP)                                                                                                \
     OP(MATMUL, matmul)                                                                                                 \
     OP(SUM_ROWS, sum_rows)                                                                                             \
+    OP(QUANTIZE, quantize)                                                                                             \
     OP(LAYER_NORM, layer_norm)                                                                                         \
     OP(LAYER_NORM_BACKWARD, layer_norm_backward)                                                                       \
     OP(RMS_NORM, rms_norm)                                                                                             \

@@ -37,6 +37,21 @@ cudaError_t kn_cuda_add_row(int bf16, const void *x, const float *row, void *out
 /* From the one to the other. */
 cudaError_t kn_cuda_cast(int from_bf16, const void *x, void *out, int64_t n, cudaStream_t stream);
 
+/* ---- fp8.cu ---- */
+
+/* x [rows, columns] times a scale, as 8-bit floats: `plain`, and `transposed` [columns, rows filled up with zeros to a
+ * multiple of 16]; either may be NULL. columns is a multiple of 16. */
+typedef struct KnCudaQuantize {
+    int64_t rows, columns;
+    int e5m2; /* else e4m3 */
+    const void *x;
+    void *plain, *transposed;
+    float *inverse;     /* 1 / scale */
+    const float *scale; /* NULL, or pointing to 0: that of x itself */
+    float *largest;     /* rises to the largest |x|; without `scale` from 0 */
+} KnCudaQuantize;
+cudaError_t kn_cuda_quantize(int bf16, const KnCudaQuantize *quantize, cudaStream_t stream);
+
 /* ---- move.cu ---- */
 
 /* `bytes` of piece i go from the source to the target, or zeros where `from` is NULL. Piece i lies at

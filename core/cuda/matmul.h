@@ -6,12 +6,16 @@
 
 typedef struct KnCudaProduct {
     int64_t m, n, k;
-    int transpose_a, transpose_b; /* stored [k, m], [n, k] */
-    int bf16, c_bf16;             /* of a and b; of c and d */
+    int transpose_a, transpose_b;       /* stored [k, m], [n, k] */
+    int bf16, c_bf16;                   /* of a and b; of c and d */
+    int fp8, a_e5m2;                    /* a and b are 8-bit floats, [m, k] and [n, k] (transpose_b), b always e4m3 */
+    const float *inverse_a, *inverse_b; /* of the scales of 8-bit operands */
     const void *a, *b;
     void *c;
     const void *d;    /* [m, n], with beta; may be c */
     const void *bias; /* [n], of c's type, or NULL */
+    int gelu;         /* c is the GELU (tanh) of all that */
+    void *before;     /* [m, n] of c's type: what enters the GELU, or NULL; 16-byte aligned, n a multiple of 8 */
     float alpha, beta;
     int64_t count; /* products of equal shape, their operands one after another; a bias is for one only */
 } KnCudaProduct;

@@ -17,6 +17,8 @@ typedef enum KnOpId {
     KN_OP_MATMUL,
     KN_OP_PACK_MATRIX,
     KN_OP_SUM_ROWS,
+    /* quantize.c */
+    KN_OP_QUANTIZE,
     /* attention.c */
     KN_OP_ATTENTION,
     KN_OP_ATTENTION_BACKWARD,
@@ -90,10 +92,14 @@ void kn_no_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *grad_ou
 typedef struct KnMatmulAttributes {
     int transpose_a, transpose_b; /* operand is stored [K, M] / [N, K] */
     int packed_b;                 /* b is the output of pack_matrix; transpose_b then says how it was before */
+    int fp8;                      /* KnFp8Format of a; b is e4m3: u8 [M,K] and [N,K] of kn_quantize */
+    int gelu;                     /* output 0 is the GELU (tanh) of the product, output 1, if any, what entered it */
     int64_t m, n, k;
 } KnMatmulAttributes;
 
-/* C[M,N] of `dtype` = op(A)[M,K] op(B)[K,N] + bias[N]; A and B of one dtype, bias f32 or NULL. */
+/* C[M,N] of `dtype` = op(A)[M,K] op(B)[K,N] + bias[N]; A and B of one dtype, bias f32 or NULL.
+ * Backends' lowering passes alone make `gelu`, `fp8` (with inverses of scales as inputs 4 and 5), biases in the
+ * result's dtype, and products that are added to input 3 (f32 state, or a view) and have no output. */
 KnTensor *kn_matmul(KnGraph *graph, KnTensor *a, int transpose_a, KnTensor *b, int transpose_b, KnTensor *bias,
                     KnDtype dtype);
 /* y[L,out] = x[L,in] weight[out,in]^T + bias; weight is cast to x's dtype. bias may be NULL. Result in x's dtype. */
@@ -110,6 +116,29 @@ KnTensor *kn_pack_matrix(KnGraph *graph, KnTensor *b, int transpose, KnDtype dty
 
 /* [D] f32 = sum over rows of x[L,D], in fixed order. */
 KnTensor *kn_sum_rows(KnGraph *graph, KnTensor *x);
+
+/* --- quantize.c: operands of products of 8-bit floats ------------------------------------------------------------- */
+
+typedef enum KnFp8Format { KN_NO_FP8, KN_E4M3, KN_E5M2 } KnFp8Format;
+
+typedef struct KnQuantizeAttributes {
+    int plain, transposed; /* which of them is wanted */
+    int format;            /* KN_E5M2, or e4m3 */
+    int64_t site;
+} KnQuantizeAttributes;
+
+/* x [L,D], f32 or bf16, D a multiple of 16, times a scale and rounded, saturating. Outputs: u8 [L,D]; its transpose
+ * [D, L filled up with zeros to a multiple of 16]; f32 [2], of which the first is 1 / scale; what is not wanted has no
+ * rows. `scales` is state [2, sites]: row 0 has the scale at `site`, 0 where it is not known; in row 1 the largest |x|
+ * there rises. Without it, or where the scale is not known, it is that of x itself (core/base/fp8.h). Only backends'
+ * lowering passes append it. No gradient. */
+KnNode *kn_quantize(KnGraph *graph, KnTensor *x, KnTensor *scales, const KnQuantizeAttributes *attributes);
+
+/* A graph that has this leaf is computed with 8-bit products in its blocks, by backends that have kn_quantize. Its
+ * columns are kn_fp8_sites, of the graph before it is lowered: the same for each graph of a model. */
+#define KN_FP8_LEAF "fp8"
+int64_t kn_fp8_sites(const KnGraph *graph);
+int kn_is_block_product(const KnNode *node); /* a linear layer's in bf16: of its forward or backward */
 
 /* --- attention.c -------------------------------------------------------------------------------------------------- */
 

@@ -5,7 +5,7 @@
 #include "core/base/error.h"
 #include "core/ops/ops.h"
 
-extern const KnOp kn_op_matmul, kn_op_pack_matrix, kn_op_sum_rows;
+extern const KnOp kn_op_matmul, kn_op_pack_matrix, kn_op_sum_rows, kn_op_quantize;
 extern const KnOp kn_op_attention, kn_op_attention_backward;
 extern const KnOp kn_op_attention_merge, kn_op_span_window;
 extern const KnOp kn_op_layer_norm, kn_op_layer_norm_backward, kn_op_rms_norm, kn_op_rms_norm_backward;

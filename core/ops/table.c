@@ -5,6 +5,7 @@ static const KnOp *const table[KN_OP_COUNT] = {
     [KN_OP_MATMUL] = &kn_op_matmul,
     [KN_OP_PACK_MATRIX] = &kn_op_pack_matrix,
     [KN_OP_SUM_ROWS] = &kn_op_sum_rows,
+    [KN_OP_QUANTIZE] = &kn_op_quantize,
     [KN_OP_ATTENTION] = &kn_op_attention,
     [KN_OP_ATTENTION_BACKWARD] = &kn_op_attention_backward,
     [KN_OP_ATTENTION_MERGE] = &kn_op_attention_merge,

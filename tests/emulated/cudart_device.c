@@ -162,13 +162,14 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int devic
 
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device)
 {
+    const int capability = (int)emulated_setting("KINORA_EMULATED_CAPABILITY", 90);
     const struct {
         enum cudaDeviceAttr attribute;
         int value;
     } known[] = {
         {cudaDevAttrMultiProcessorCount, MULTIPROCESSORS},
-        {cudaDevAttrComputeCapabilityMajor, 9},
-        {cudaDevAttrComputeCapabilityMinor, 0},
+        {cudaDevAttrComputeCapabilityMajor, capability / 10},
+        {cudaDevAttrComputeCapabilityMinor, capability % 10},
         {cudaDevAttrWarpSize, 32},
         {cudaDevAttrMaxThreadsPerBlock, 1024},
         {cudaDevAttrMaxSharedMemoryPerBlock, SHARED_BYTES},

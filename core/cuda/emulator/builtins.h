@@ -158,6 +158,14 @@ inline unsigned atomicAdd(unsigned *to, unsigned value)
     return __atomic_fetch_add(to, value, __ATOMIC_ACQ_REL);
 }
 
+inline unsigned atomicMax(unsigned *to, unsigned value)
+{
+    unsigned old = __atomic_load_n(to, __ATOMIC_ACQUIRE);
+    while (old < value && !__atomic_compare_exchange_n(to, &old, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        ;
+    return old;
+}
+
 inline int atomicCAS(int *at, int expected, int value)
 {
     __atomic_compare_exchange_n(at, &expected, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
