@@ -34,7 +34,7 @@ static int run_apart(void (*scenario)(void), const char *first, const char *seco
         if (second)
             putenv((char *)(uintptr_t)second);
         scenario();
-        _exit(0);
+        exit(0); /* leaks are looked for */
     }
     waitpid(child, &status, 0);
     rewind(file);
