@@ -56,6 +56,13 @@ op_table() {
     return 1
 }
 
+# A test of the emulated device that can do the same on a GPU.
+on_gpu() { # PROGRAM
+    local words=(--gpu)
+    [ $emulated = 0 ] || words=()
+    ours "$build/tests/$1" "${words[@]}" 2>&1 | grep -v ' RUN  \| OK \]'
+}
+
 # What diffusers computed from the same weights, gradients included.
 diffusers_parity() {
     local fixture name bounds dtype
@@ -116,6 +123,7 @@ steps() {
     step train 4096
     step train 8192
     step train 32760 --steps 3 || step train 32760 --recompute --steps 3
+    step train 8192 --dtype fp8
     step sample 4096
     step sample 8192
     step sample 32760
@@ -132,6 +140,8 @@ peer() {
 say "# Kinora on $([ $emulated = 1 ] && echo "the emulated device" || echo "a GPU")"
 section "The machine" machine
 section "Op table" op_table
+section "Products: fused and of 8 bits" on_gpu test_products
+section "Runs: recorded against single nodes" on_gpu test_replay
 [ ! -x "$build/tests/test_cudnn_gpu" ] || section "Attention: cuDNN against our own" ours "$build/tests/test_cudnn_gpu"
 section "Parity with diffusers" diffusers_parity
 section "Training: CPU against device" training_parity

@@ -13,6 +13,7 @@
 #include "dist/backend.h"
 #include "dist/comm.h"
 #include "train/calibrate.h"
+#include "train/fp8.h"
 #include "train/median.h"
 #include "train/optimizer.h"
 #include "train/pass.h"
@@ -46,7 +47,7 @@ static const KnArg rows[] = {
     ROW(text, KN_ARG_INT, "N", "64", "text tokens of a clip", .low = 1, .high = 4096),
     ROW(channels, KN_ARG_INT, "N", NULL, "channels; 16 by default", .low = 1, .high = 4096),
     ROW(patch, KN_ARG_INTS, "T,H,W", NULL, "patch; 1,2,2 by default", .low = 1, .high = 256),
-    ROW(dtype, KN_ARG_CHOICE, "f32|bf16", "bf16", "what is computed in"),
+    ROW(dtype, KN_ARG_CHOICE, "f32|bf16|fp8", "bf16", "what is computed in; fp8: on GPUs, training"),
     ROW(mode, KN_ARG_CHOICE, "train|sample", "train",
         "a whole training step (forward, backward, update) or one forward"),
     ROW(device, KN_ARG_CHOICE, "auto|cpu|cuda", "auto", "what to run on; auto: a GPU if there is one"),
@@ -87,9 +88,15 @@ typedef struct Bench {
     KnOptimizer *optimizer;
     KnTrainBatch batch;
     KnTrainPass *pass;
+    KnFp8State fp8;
     float stats[2];
     int training;
 } Bench;
+
+static KnDtype dtype_of(const Bench *b)
+{
+    return strcmp(b->options->dtype, "f32") ? KN_BF16 : KN_F32;
+}
 
 /* The sizes of the command line, each with what it is when left out. */
 static int model_of_sizes(const Options *o, KnModelConfig *m)
@@ -150,6 +157,24 @@ static void fill_batch(Bench *b, const KnStreamShape *shape)
         b->batch.weight[i] = 1 / ((float)shape->tokens * (float)dim);
 }
 
+static int check_fp8(Bench *b)
+{
+    b->fp8.used = !strcmp(b->options->dtype, "fp8");
+    if (b->fp8.used && !b->training)
+        return kn_fail(KN_EINPUT, "--dtype fp8 is for training: denoising steps take --dtype bf16");
+    return b->fp8.used ? kn_fp8_check(b->backend, "--dtype fp8") : KN_OK;
+}
+
+static int prepare_fp8(Bench *b)
+{
+    const KnTensor *leaf = kn_train_pass_graph(b->pass)->fp8;
+    if (!b->fp8.used)
+        return KN_OK;
+    kn_fp8_state_create(&b->fp8, leaf->shape[1]);
+    kn_executor_bind(kn_train_pass_executor(b->pass), leaf, b->fp8.table);
+    return kn_fp8_state_place(&b->fp8, b->backend);
+}
+
 static int set_up(Bench *b)
 {
     const Options *o = b->options;
@@ -157,6 +182,7 @@ static int set_up(Bench *b)
     KN_TRY(choose_model(b));
     KN_TRY(kn_comm_self_open(&b->comm));
     KN_TRY(kn_backend_open(o->device, b->comm, &b->backend));
+    KN_TRY(check_fp8(b));
     KN_TRY(kn_layout_create(&b->layout, &b->model, &(KnLayoutOptions){.parallel = &b->config.parallel, .ranks = 1}));
     KN_TRY(kn_optimizer_state_create(&b->state, &b->layout.zero, &b->config.optimizer));
     kn_layout_init(&b->layout, &b->state.weights, 1);
@@ -166,8 +192,9 @@ static int set_up(Bench *b)
     fill_batch(b, &shape);
     KnTrainPassOptions pass = {.layout = &b->layout,
                                .shape = shape,
-                               .dtype = strcmp(o->dtype, "bf16") ? KN_F32 : KN_BF16,
+                               .dtype = dtype_of(b),
                                .backward = b->training,
+                               .fp8 = b->fp8.used,
                                .weights = &b->state.weights,
                                .gradients = &b->state.gradients,
                                .stats = b->stats,
@@ -177,6 +204,7 @@ static int set_up(Bench *b)
     KN_TRY(kn_twin_create(b->backend, b->stats, sizeof b->stats, "the step's loss"));
     KN_TRY(kn_train_pass_create(&b->pass, &pass, b->backend));
     kn_train_pass_bind(b->pass, &b->batch);
+    KN_TRY(prepare_fp8(b));
     return kn_optimizer_create(&b->optimizer, &b->config.optimizer, &b->layout, &b->state, b->backend);
 }
 
@@ -186,6 +214,8 @@ static int one_step(Bench *b, int64_t step)
     KN_TRY(kn_train_pass_run(b->pass));
     if (!b->training)
         return kn_twin_pull(b->backend, b->stats, sizeof b->stats); /* waits for the device */
+    if (b->fp8.used)
+        KN_TRY(kn_fp8_state_step(&b->fp8, b->comm, b->backend));
     KN_TRY(kn_optimizer_step(b->optimizer, step, 1 << 20, step, &norm));
     kn_train_pass_parameters_changed(b->pass);
     return KN_OK;
@@ -238,11 +268,10 @@ static void report(const Bench *b, double seconds, double peak)
 /* Between two measurements of the peak, since machines change their clock. */
 static int measure_and_report(Bench *b)
 {
-    KnDtype dtype = strcmp(b->options->dtype, "bf16") ? KN_F32 : KN_BF16;
     double seconds, before, after;
-    KN_TRY(kn_measure_peak(b->backend, dtype, &before));
+    KN_TRY(kn_measure_peak(b->backend, dtype_of(b), &before));
     KN_TRY(measure(b, &seconds));
-    KN_TRY(kn_measure_peak(b->backend, dtype, &after));
+    KN_TRY(kn_measure_peak(b->backend, dtype_of(b), &after));
     report(b, seconds, 1e-9 * (before > after ? before : after));
     return KN_OK;
 }
@@ -260,9 +289,11 @@ static int bench_step(const Options *options)
     kn_train_batch_destroy(&b.batch);
     if (b.backend) {
         kn_optimizer_state_withdraw(&b.state, b.backend);
+        kn_fp8_state_withdraw(&b.fp8, b.backend);
         kn_twin_destroy(b.backend, b.stats);
     }
     kn_optimizer_state_clear(&b.state);
+    kn_fp8_state_destroy(&b.fp8);
     kn_layout_destroy(&b.layout);
     kn_model_destroy(&b.model);
     kn_config_clear(&b.config);

@@ -212,7 +212,7 @@ static void print_time(const KnStepPlan *plan)
 
 static KnDtype compute_dtype(const KnConfig *c)
 {
-    return c->train.precision == KN_PRECISION_BF16 ? KN_BF16 : KN_F32;
+    return c->train.precision == KN_PRECISION_F32 ? KN_F32 : KN_BF16;
 }
 
 static void print_kernels(KnKernelTimes *k, const KnDevice *device, double step)

@@ -5,6 +5,7 @@
 #include "core/base/fp8.h"
 #include "core/base/memory.h"
 #include "core/graph/twin.h"
+#include "core/ops/ops.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -13,6 +14,17 @@
 static size_t row_bytes(const KnFp8State *state)
 {
     return (size_t)state->sites * sizeof(float);
+}
+
+int kn_fp8_check(KnBackend *backend, const char *what)
+{
+    const KnNode node = {.op = kn_op(KN_OP_QUANTIZE)};
+    if (backend->supports(backend, &node))
+        return KN_OK;
+    return kn_fail(KN_EINPUT,
+                   "%s needs GPUs of compute capability 8.9 or more (Ada, Hopper, Blackwell), but this run computes "
+                   "on %s: take bf16",
+                   what, backend->memory ? "an older one" : "the CPU");
 }
 
 void kn_fp8_state_create(KnFp8State *state, int64_t sites)

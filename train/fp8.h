@@ -19,6 +19,9 @@ typedef struct KnFp8State {
     float *table;   /* [2, sites]: what the graphs' leaf KN_FP8_LEAF is bound to */
 } KnFp8State;
 
+/* KN_EINPUT where the backend has no such products, with a sentence that begins with `what` asked for them. */
+int kn_fp8_check(KnBackend *backend, const char *what);
+
 /* Makes room for so many sites; what has been loaded of as many stays. */
 void kn_fp8_state_create(KnFp8State *state, int64_t sites);
 void kn_fp8_state_destroy(KnFp8State *state);

@@ -213,24 +213,13 @@ static int run_alone(Trainer *t, KnTrainPass *pass)
     return kn_twin_pull(t->backend, t->stats, sizeof t->stats);
 }
 
-static int check_precision(const Trainer *t)
-{
-    const KnNode node = {.op = kn_op(KN_OP_QUANTIZE)};
-    if (t->config->train.precision != KN_PRECISION_FP8 || t->backend->supports(t->backend, &node))
-        return KN_OK;
-    return kn_fail(
-        KN_EINPUT,
-        "train.precision fp8 needs GPUs of compute capability 8.9 or more (Ada, Hopper, Blackwell), but this "
-        "run computes on %s: set train.precision to bf16",
-        t->backend->memory ? "an older one" : "the CPU");
-}
-
 static int set_up(Trainer *t)
 {
     const KnConfig *c = t->config;
     kn_activity_set("setting up");
     KN_TRY(kn_backend_open(c->run_device, t->comm, &t->backend));
-    KN_TRY(check_precision(t));
+    if (c->train.precision == KN_PRECISION_FP8)
+        KN_TRY(kn_fp8_check(t->backend, "train.precision fp8"));
     KN_TRY(kn_train_state_create(&t->state, c, t->comm, t->options->resume));
     KN_TRY(place_state(t));
     const KnShardFormat *format = kn_dataset_format(t->state.dataset);

@@ -18,6 +18,10 @@ step cpu sample
 if [ -e "$plugin" ]; then
     KINORA_CUDA_PLUGIN=$plugin step cuda train --recompute
     KINORA_CUDA_PLUGIN=$plugin step cuda sample
+    KINORA_CUDA_PLUGIN=$plugin step cuda train --dtype fp8
+    refuse "fp8 is for training" env KINORA_CUDA_PLUGIN="$plugin" "$kinora" bench step --device cuda --layers 1 \
+        --dtype fp8 --mode sample
 fi
-KINORA_CUDA_PLUGIN=nowhere.so refuse "nowhere.so is missing" "$kinora" bench step --layers 1 --device cuda
+refuse "nowhere.so is missing" env KINORA_CUDA_PLUGIN=nowhere.so "$kinora" bench step --layers 1 --device cuda
+refuse "--dtype fp8 needs GPUs" "$kinora" bench step --layers 1 --device cpu --dtype fp8
 refuse "auto|cpu|cuda" "$kinora" bench step --layers 1 --device gpu
