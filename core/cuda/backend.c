@@ -5,9 +5,11 @@
 #include "core/base/error.h"
 #include "core/base/memory.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 int kn_cuda_open(int device, KnBackend **backend);
+const char *kn_cuda_interface(void);
 
 int kn_cuda_check(cudaError_t result, const char *what)
 {
@@ -32,9 +34,11 @@ static size_t workspace_bytes(KnBackend *backend, const KnNode *node)
 static int run(KnBackend *backend, const KnCall *call)
 {
     const KnCudaOp *op = kn_cuda_ops[call->node->op->id];
+    KnCuda *cuda = (KnCuda *)backend;
     if (!op)
         return kn_fail(KN_EINPUT, "the CUDA backend has no kernel for the op %s", call->node->op->name);
-    cudaError_t result = op->run((KnCuda *)backend, call);
+    cuda->fault = &cuda->faults[call->node->op->id];
+    cudaError_t result = op->run(cuda, call);
     return (int)result == KN_CUDA_SENTENCE ? KN_EPEER : kn_cuda_check(result, call->node->op->name);
 }
 
@@ -75,17 +79,26 @@ static int write_memory(KnBackend *backend, void *device, const void *host, size
 
 /* ---- faults ---- */
 
+static int fail_for(const KnCudaFault *fault, const char *op)
+{
+    if (fault->kind == KN_CUDA_WILD_INDEX)
+        return kn_fail(KN_EINPUT, "%s: index %d at position %lld does not name one of %lld rows", op, fault->value,
+                       (long long)fault->position, (long long)fault->limit);
+    return kn_fail(KN_EINPUT, "%s: span %lld has a negative number or leaves the queries or keys", op,
+                   (long long)fault->position);
+}
+
 static int report_fault(KnCuda *cuda)
 {
-    KnCudaFault fault;
-    KN_TRY(kn_cuda_check(cudaMemcpy(&fault, cuda->fault, sizeof fault, cudaMemcpyDeviceToHost), "a copy from the GPU"));
-    if (fault.kind == KN_CUDA_NO_FAULT)
-        return KN_OK;
-    cudaMemset(cuda->fault, 0, sizeof fault);
-    if (fault.kind == KN_CUDA_WILD_INDEX)
-        return kn_fail(KN_EINPUT, "index %d at position %lld is outside of 0..%lld", fault.value,
-                       (long long)fault.position, (long long)fault.limit - 1);
-    return kn_fail(KN_EINPUT, "span %lld goes beyond the tokens that there are", (long long)fault.position);
+    KnCudaFault faults[KN_OP_COUNT];
+    KN_TRY(kn_cuda_check(cudaMemcpy(faults, cuda->faults, sizeof faults, cudaMemcpyDeviceToHost), "a copy from the GPU"));
+    for (int op = 0; op < KN_OP_COUNT; op++) {
+        if (faults[op].kind == KN_CUDA_NO_FAULT)
+            continue;
+        cudaMemset(cuda->faults, 0, sizeof faults);
+        return fail_for(&faults[op], kn_op((KnOpId)op)->name);
+    }
+    return KN_OK;
 }
 
 static int read_memory(KnBackend *backend, void *host, const void *device, size_t bytes)
@@ -109,20 +122,61 @@ static const KnDeviceMemory memory_table = {.write = write_memory, .read = read_
 static void close_backend(KnBackend *backend)
 {
     KnCuda *cuda = (KnCuda *)backend;
-    cudaStreamSynchronize(cuda->stream);
+    if (cuda->stream)
+        cudaStreamSynchronize(cuda->stream);
     kn_cuda_matmul_close(cuda);
-    cudaFree(cuda->fault);
-    cudaStreamDestroy(cuda->stream);
+    cudaFree(cuda->faults);
+    if (cuda->stream)
+        cudaStreamDestroy(cuda->stream);
     free(cuda);
 }
 
-static int find_gpu(int device)
+/* A process sees all GPUs of its host, or its own alone, where a scheduler arranges it so. */
+static int find_gpu(KnCuda *cuda, int place)
 {
     int count = 0;
     KN_TRY(kn_cuda_check(cudaGetDeviceCount(&count), "looking for GPUs"));
-    if (device < 0 || device >= count)
-        return kn_fail(KN_EPEER, "there is no GPU %d: this process sees %d", device, count);
-    return kn_cuda_check(cudaSetDevice(device), "choosing the GPU");
+    KN_ASSERT(place >= 0 && count > 0);
+    cuda->device = place % count;
+    return kn_cuda_check(cudaSetDevice(cuda->device), "choosing the GPU");
+}
+
+/* Its name and, as nvidia-smi shows it, its number. */
+static int describe_gpu(KnCuda *cuda)
+{
+    enum { LEAST = 8 }; /* compute capability that kernels are compiled for */
+    struct cudaDeviceProp *gpu = &cuda->properties;
+    char uuid[2 * sizeof gpu->uuid.bytes + 1];
+    KN_TRY(kn_cuda_check(cudaGetDeviceProperties(gpu, cuda->device), "asking what the GPU is"));
+    if (gpu->major < LEAST)
+        return kn_fail(KN_EPEER, "GPU %d, a %s, has compute capability %d.%d: kinora's kernels need %d.0 or more",
+                       cuda->device, gpu->name, gpu->major, gpu->minor, LEAST);
+    for (size_t i = 0; i < sizeof gpu->uuid.bytes; i++)
+        snprintf(uuid + 2 * i, 3, "%02x", (unsigned char)gpu->uuid.bytes[i]);
+    snprintf(cuda->id, sizeof cuda->id, "GPU-%.8s-%.4s-%.4s-%.4s-%.12s", uuid, uuid + 8, uuid + 12, uuid + 16,
+             uuid + 20);
+    cuda->base.device = gpu->name;
+    cuda->base.device_id = cuda->id;
+    return KN_OK;
+}
+
+static int open_gpu(KnCuda *cuda, int place)
+{
+    void *faults = NULL;
+    size_t bytes = KN_OP_COUNT * sizeof *cuda->faults;
+    KN_TRY(find_gpu(cuda, place));
+    KN_TRY(describe_gpu(cuda));
+    KN_TRY(kn_cuda_check(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), "making a stream"));
+    cuda->base.stream = cuda->stream;
+    KN_TRY(allocate(&cuda->base, &faults, bytes, "its faults"));
+    cuda->faults = faults;
+    KN_TRY(zero_memory(&cuda->base, faults, bytes));
+    return kn_cuda_matmul_open(cuda);
+}
+
+const char *kn_cuda_interface(void)
+{
+    return KINORA_INTERFACE;
 }
 
 int kn_cuda_open(int device, KnBackend **backend)
@@ -136,20 +190,9 @@ int kn_cuda_open(int device, KnBackend **backend)
                                     .allocate = allocate,
                                     .release = release,
                                     .close = close_backend};
-    KN_TRY(find_gpu(device));
     KnCuda *made = kn_alloc(sizeof *made);
-    void *fault = NULL;
     made->base = table;
-    made->device = device;
-    int code = kn_cuda_check(cudaStreamCreateWithFlags(&made->stream, cudaStreamNonBlocking), "making a stream");
-    made->base.stream = made->stream;
-    if (code == KN_OK)
-        code = allocate(&made->base, &fault, sizeof *made->fault, "its faults");
-    made->fault = fault;
-    if (code == KN_OK)
-        code = zero_memory(&made->base, fault, sizeof *made->fault);
-    if (code == KN_OK)
-        code = kn_cuda_matmul_open(made);
+    int code = open_gpu(made, device);
     if (code < 0) {
         close_backend(&made->base);
         return code;

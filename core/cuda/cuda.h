@@ -23,7 +23,10 @@ typedef struct KnCuda {
     KnBackend base;
     int device;
     cudaStream_t stream;
-    KnCudaFault *fault; /* on the device */
+    char id[48];
+    struct cudaDeviceProp properties;
+    KnCudaFault *faults; /* on the device, by op id */
+    KnCudaFault *fault;  /* of the op that runs */
     struct KnCudaMatmuls *matmuls;
 } KnCuda;
 

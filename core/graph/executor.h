@@ -37,6 +37,8 @@ typedef struct KnTwins KnTwins;
 /* A backend is a table of functions; `ops` kernels are found by op id. */
 struct KnBackend {
     const char *name;
+    const char *device;           /* its kind, "NVIDIA H100 80GB HBM3"; NULL without a device */
+    const char *device_id;        /* that of no other device, "GPU-5c1a..."; NULL without a device */
     const KnDeviceMemory *memory; /* NULL: computes in the host's memory */
     KnTwins *twins;               /* of core/graph/twin.c */
     void *stream;                 /* of a device: what its work is queued on, for communicators (dist/comm.h) */

@@ -12,6 +12,7 @@
  *     KINORA_EMULATED_UNIFIED=1       the device may use all of the host's memory, as some machines' can
  *     KINORA_EMULATED_MEMORY=BYTES    of each device (default 16 GiB)
  *     KINORA_EMULATED_DEVICES=N       how many there are (default 8)
+ *     KINORA_EMULATED_FIRST=N         which of the host's they begin with, for a process that does not see all (0)
  *     KINORA_EMULATED_CUDA=NAME:N     the Nth call of that function fails; launches are calls of cudaLaunchKernel */
 #ifndef KN_TESTS_EMULATED_CUDART_H
 #define KN_TESTS_EMULATED_CUDART_H
