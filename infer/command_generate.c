@@ -175,7 +175,8 @@ static const KnArgSpec spec = {
         "mpirun --bind-to none -n 2 kinora generate --model runs/first --prompts prompts.jsonl --out videos\n"
         "mpirun --bind-to none -n 4 kinora generate --model runs/first --mesh ulysses=2,cfg=2 --prompt \"...\" --out "
         "a.mp4\n"
-        "mpirun --bind-to none -n 8 kinora generate --model runs/first --device cuda --prompts prompts.jsonl --out videos\n"
+        "mpirun --bind-to none -n 8 kinora generate --model runs/first --device cuda --prompts prompts.jsonl --out "
+        "videos\n"
         "kinora generate --model runs/first --template \"a {color} car in {city}\" --variables cars.csv --out cars\n"
         "kinora generate --from a.json --seed 4 --out b.mp4",
     .args = rows,

@@ -55,3 +55,8 @@ int kn_plugin_find(const char *path, const char *name, const char *function, voi
     free(own);
     return code;
 }
+
+int kn_library_is_there(const char *name)
+{
+    return dlopen(name, RTLD_LAZY | RTLD_LOCAL) != NULL;
+}

@@ -91,7 +91,8 @@ static int fail_for(const KnCudaFault *fault, const char *op)
 static int report_fault(KnCuda *cuda)
 {
     KnCudaFault faults[KN_OP_COUNT];
-    KN_TRY(kn_cuda_check(cudaMemcpy(faults, cuda->faults, sizeof faults, cudaMemcpyDeviceToHost), "a copy from the GPU"));
+    KN_TRY(
+        kn_cuda_check(cudaMemcpy(faults, cuda->faults, sizeof faults, cudaMemcpyDeviceToHost), "a copy from the GPU"));
     for (int op = 0; op < KN_OP_COUNT; op++) {
         if (faults[op].kind == KN_CUDA_NO_FAULT)
             continue;

@@ -25,9 +25,18 @@ static int check_interface(const char *path)
                    path ? path : "kinora-cuda.so beside the program");
 }
 
+/* Opening the plugin to find this out costs a fifth of a second of libraries. Another plugin than ours needs none. */
+static int check_driver(const char *path)
+{
+    if (path || kn_library_is_there("libcuda.so.1"))
+        return KN_OK;
+    return kn_fail(KN_EPEER, "there is no NVIDIA driver (libcuda.so.1), which GPUs need");
+}
+
 int kn_cuda_backend_open(const char *path, int device, KnBackend **backend)
 {
     int (*open)(int, KnBackend **) = NULL;
+    KN_TRY(check_driver(path));
     KN_TRY(check_interface(path));
     KN_TRY(kn_plugin_find(path, plugin_name, "kn_cuda_open", &open));
     return open(device, backend);

@@ -9,8 +9,8 @@ const char *kn_cuda_plugin_path(void);
 
 /* The CUDA backend on the GPU with this index among those that the process sees, which are counted round: where it sees
  * its own alone, that one. From the plugin at `path` (NULL: beside the program), built from the same headers as the
- * program. The present thread's device is that GPU from then on. KN_EPEER where the plugin is missing or does not fit, or
- * there is no GPU that it has kernels for, with the sentence that says which. Release with kn_backend_close. */
+ * program. The present thread's device is that GPU from then on. KN_EPEER where the plugin is missing or does not fit,
+ * or there is no GPU that it has kernels for, with the sentence that says which. Release with kn_backend_close. */
 int kn_cuda_backend_open(const char *path, int device, KnBackend **backend);
 void kn_backend_close(KnBackend *backend); /* any backend, or NULL */
 

@@ -1,5 +1,5 @@
-/* What is wrong with a node's data, found while the device computes: the read after it says so in the words that the CPU
- * has, names the op, and the backend goes on with the next run. The plugin is linked to libraries that need no GPU
+/* What is wrong with a node's data, found while the device computes: the read after it says so in the words that the
+ * CPU has, names the op, and the backend goes on with the next run. The plugin is linked to libraries that need no GPU
  * (kinora-cuda-emulated.so). */
 #include "base/support.h"
 

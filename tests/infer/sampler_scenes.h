@@ -28,7 +28,7 @@ static inline const KnModelConfig *config_of(const KnModelFile *file)
 }
 
 static inline void add_clip(Scene *scene, const KnModelFile *file, const char *prompt, int64_t frames, int64_t height,
-                     int64_t width)
+                            int64_t width)
 {
     int64_t index = scene->count++, tokens = kn_sample_tokens(config_of(file), frames, height, width);
     KnSampleClip *clip = &scene->clips[index];

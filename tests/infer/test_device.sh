@@ -97,15 +97,15 @@ refuse '"gpu" is not one of auto|cpu|cuda' generate --device gpu "${small[@]}"
 expect 1 "computing on the CPU: none.so is missing" auto.log
 rm refused.mp4 refused.json
 
+[ -n "$(ldconfig -p | grep libcuda.so.1)" ] ||
+    refuse "there is no NVIDIA driver (libcuda.so.1), which GPUs need" env -u KINORA_CUDA_PLUGIN "$kinora" generate --model run "${small[@]}"
 KINORA_EMULATED_DEVICES=0 refuse "looking for GPUs failed in CUDA: no CUDA-capable device is detected" generate "${small[@]}"
 host=$(hostname)
 KINORA_EMULATED_DEVICES=1 refuse "rank 0 and rank 1 would share one GPU, on host $host: emulated device (GPU-0000" \
     ranks 2 generate --mesh cfg=2 "${small[@]}"
-KINORA_EMULATED_DEVICES=1 refuse "rank 0 and rank 1 would share one GPU" \
-    "${on_ranks[@]}" 2 "$kinora" train config.yaml --set run.dir=none --set train.packs=2
 [ ! -e refused.mp4 ] || fail "something was made before that was said"
-KINORA_EMULATED_DEVICES=3 ranks 4 eval --count 1 --device auto >auto.txt 2>auto.log
-expect 1 "computing on the CPU: rank 0 and rank 3 would share one GPU" auto.log
+KINORA_EMULATED_DEVICES=1 ranks 2 eval --count 1 --device auto >auto.txt 2>auto.log
+expect 1 "computing on the CPU: rank 0 and rank 1 would share one GPU" auto.log
 # Ranks that see one GPU each, their own, as Slurm may arrange it.
 sees() { echo -n 1 -x KINORA_EMULATED_DEVICES=1 -x KINORA_EMULATED_FIRST="$1"; }
 # shellcheck disable=SC2046 # options
@@ -149,7 +149,7 @@ printf '%s\n' '{"prompt": "a"}' '{"prompt": "b", "width": 256, "height": 256}' >
 KINORA_EMULATED_MEMORY=40000000 expect_exit 1 generate --prompts sizes.jsonl --out sizes
 expect 1 '"name":"0001.mp4",.*"status":"made"' sizes/report.jsonl
 expect 1 '"name":"0002.mp4",.*"status":"failed","reason":"GPU 0 has no room for' sizes/report.jsonl
-for fault in cudaGetDeviceProperties:1 cudaStreamCreateWithFlags:1 cudaMemcpyAsync:3 cudaLaunchKernel:20 cudaStreamSynchronize:9; do
+for fault in cudaGetDeviceProperties:1 cudaMemcpyAsync:3 cudaLaunchKernel:20; do
     KINORA_EMULATED_CUDA=$fault refuse " failed in CUDA: unknown error" generate "${small[@]}"
 done
 echo "device: generate, eval and forward agree, and say what is the matter"

@@ -1,7 +1,7 @@
 /* Labels: slow */
 /* Sampling on the CUDA backend, whose plugin is linked to libraries that need no GPU (tests/emulated), by `mpirun -n K`
- * of this program (mpirun.h): alone and with layouts of two and four ranks, over the emulated NCCL, it makes the patches
- * that one process makes on the CPU, within 1e-5. */
+ * of this program (mpirun.h): alone and with layouts of two and four ranks, over the emulated NCCL, it makes the
+ * patches that one process makes on the CPU, within 1e-5. */
 #include "dist/mpirun.h"
 #include "infer/sampler_scenes.h"
 

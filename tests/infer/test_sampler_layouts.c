@@ -86,7 +86,8 @@ static int run_rank(KnComm *comm, void *argument)
         trial->held[comm->rank] += file.weights.count[b];
     if (trial->parallel.zero == 1)
         KN_TRY(cut_as_averages(&file, &layout, &averages));
-    KN_TRY(kn_sampler_create(&sampler, &file.model, averages.blocks ? &averages : &file.weights, &layout, kn_cpu_backend()));
+    KN_TRY(kn_sampler_create(&sampler, &file.model, averages.blocks ? &averages : &file.weights, &layout,
+                             kn_cpu_backend()));
     for (int i = 0; i < trial->scene_count; i++)
         KN_TRY(run_scene(trial, &trial->scenes[i], sampler, comm->rank));
     kn_sampler_destroy(sampler);
