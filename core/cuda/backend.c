@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 int kn_cuda_open(int device, KnBackend **backend);
 const char *kn_cuda_interface(void);
@@ -16,6 +17,17 @@ int kn_cuda_check(cudaError_t result, const char *what)
     if (result == cudaSuccess)
         return KN_OK;
     return kn_fail(KN_EPEER, "%s failed in CUDA: %s", what, cudaGetErrorString(result));
+}
+
+/* The same for the device's own work, which may have failed of itself: says which device it was. */
+static int check_work(const KnCuda *cuda, cudaError_t result, const char *what)
+{
+    char host[256] = "";
+    if (result == cudaSuccess)
+        return KN_OK;
+    gethostname(host, sizeof host - 1);
+    return kn_fail(KN_EPEER, "%s failed in CUDA: %s, on GPU %d of host %s (%s, %s)", what, cudaGetErrorString(result),
+                   cuda->device, host, cuda->base.device, cuda->id);
 }
 
 static int supports(KnBackend *backend, const KnNode *node)
@@ -39,7 +51,7 @@ static int run(KnBackend *backend, const KnCall *call)
         return kn_fail(KN_EINPUT, "the CUDA backend has no kernel for the op %s", call->node->op->name);
     cuda->fault = &cuda->faults[call->node->op->id];
     cudaError_t result = op->run(cuda, call);
-    return (int)result == KN_CUDA_SENTENCE ? KN_EPEER : kn_cuda_check(result, call->node->op->name);
+    return (int)result == KN_CUDA_SENTENCE ? KN_EPEER : check_work(cuda, result, call->node->op->name);
 }
 
 static void lower(KnBackend *backend, KnGraph *graph)
@@ -105,9 +117,9 @@ static int report_fault(KnCuda *cuda)
 static int read_memory(KnBackend *backend, void *host, const void *device, size_t bytes)
 {
     KnCuda *cuda = (KnCuda *)backend;
-    KN_TRY(kn_cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, cuda->stream),
-                         "a copy from the GPU"));
-    KN_TRY(kn_cuda_check(cudaStreamSynchronize(cuda->stream), "the GPU's work"));
+    KN_TRY(check_work(cuda, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, cuda->stream),
+                      "a copy from the GPU"));
+    KN_TRY(check_work(cuda, cudaStreamSynchronize(cuda->stream), "the GPU's work"));
     return report_fault(cuda);
 }
 

@@ -149,7 +149,7 @@ printf '%s\n' '{"prompt": "a"}' '{"prompt": "b", "width": 256, "height": 256}' >
 KINORA_EMULATED_MEMORY=40000000 expect_exit 1 generate --prompts sizes.jsonl --out sizes
 expect 1 '"name":"0001.mp4",.*"status":"made"' sizes/report.jsonl
 expect 1 '"name":"0002.mp4",.*"status":"failed","reason":"GPU 0 has no room for' sizes/report.jsonl
-for fault in cudaGetDeviceProperties:1 cudaMemcpyAsync:3 cudaLaunchKernel:20; do
-    KINORA_EMULATED_CUDA=$fault refuse " failed in CUDA: unknown error" generate "${small[@]}"
-done
+KINORA_EMULATED_CUDA=cudaGetDeviceProperties:1 refuse "asking what the GPU is failed in CUDA: unknown error" generate "${small[@]}"
+KINORA_EMULATED_CUDA=cudaLaunchKernel:20 refuse " failed in CUDA: unknown error, on GPU 0 of host $host (emulated device" generate "${small[@]}"
+KINORA_EMULATED_CUDA=cudaMemcpyAsync:3 refuse "a copy to the GPU failed in CUDA: unknown error" generate "${small[@]}"
 echo "device: generate, eval and forward agree, and say what is the matter"
