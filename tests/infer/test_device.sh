@@ -23,10 +23,10 @@ generate() { "$kinora" generate --model run "$@"; }
 make_shards 24 --size 16x16 --frames 4
 cat >config.yaml <<'YAML'
 run: {dir: run, seed: 1, device: cuda}
-model: {hidden: 32, layers: 2, heads: 2, ffn: 64, text_dim: 16, text: {layers: 1, heads: 1}}
+model: {hidden: 32, layers: 1, heads: 2, ffn: 64, text_dim: 16, text: {layers: 1, heads: 1}}
 data: {shards: [shards], tokens: 32, clips: 4}
 optimizer: {lr: 0.05, warmup_steps: 0, ema: 0}
-train: {steps: 2, checkpoint_every: 2, precision: f32}
+train: {steps: 1, checkpoint_every: 1, precision: f32}
 sample: {width: 16, height: 16, frames: 4, steps: 2, guidance: 5, prompts: []}
 YAML
 "$kinora" train config.yaml >train.log 2>&1
