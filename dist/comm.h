@@ -81,5 +81,9 @@ int kn_comm_announcer(KnComm *host, const char *name, KnComm **announcer);
 /* 1: all ranks have come to this call of an announcer; 0: not yet; negative: they never will, with the sentence. Any
  * thread may ask. */
 int kn_comm_announced(KnComm *announcer, KnCommTicket ticket);
+/* For a call that all ranks have come to and that does not complete: asks the ranks of its announcer whether they are
+ * still there, for as long as it is called, again and again. `what` is the call, which has been waited for so long.
+ * Negative while one of them does not answer, with the sentence that names it. Any thread may call it. */
+int kn_comm_ask(KnComm *announcer, const char *what, double seconds);
 
 #endif

@@ -321,6 +321,8 @@ static void mpi_destroy(KnComm *base)
     KnMpiEngine *engine = comm->engine;
     pthread_mutex_lock(&engine->mutex);
     int in_use = engine->code < 0 || comm->completed < comm->next_ticket;
+    if (engine->asked == comm)
+        engine->asked = NULL;
     pthread_mutex_unlock(&engine->mutex);
     if (comm == engine->world)
         engine_destroy(engine);

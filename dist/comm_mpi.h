@@ -154,6 +154,9 @@ struct KnMpiEngine {
     double limit;             /* of the watchdog, seconds; 0: off */
     const KnMpiComm *waiting; /* the program stands in a wait for it, since: */
     double waiting_since, waited;
+    const KnMpiComm *asked; /* whose ranks may have stopped (kn_comm_ask), when last said so */
+    double asked_at;
+    int silent; /* of the world, one of them that does not answer, + 1; or 0 */
     char last_started[160], last_completed[160];
 
     /* The thread's own. */

@@ -277,6 +277,41 @@ static void forgive_own_absence(KnMpiEngine *engine, double now)
             engine->watched[rank].asked += absent;
 }
 
+/* Under the mutex. */
+static void ask_members(KnMpiEngine *engine, double limit, double now)
+{
+    const KnMpiComm *comm = engine->asked;
+    engine->silent = 0;
+    if (!comm || now - engine->asked_at > ABSENCE_SECONDS)
+        return;
+    for (int rank = 0; rank < comm->base.ranks; rank++) {
+        int member = comm->members[rank];
+        if (rank == comm->base.rank)
+            continue;
+        ask(engine, member, limit, now);
+        if (!engine->silent && is_silent(&engine->watched[member], limit, now))
+            engine->silent = member + 1;
+    }
+}
+
+int kn_comm_ask(KnComm *announcer, const char *what, double seconds)
+{
+    const KnMpiComm *comm = (const KnMpiComm *)announcer;
+    KnMpiEngine *engine = comm->engine;
+    pthread_mutex_lock(&engine->mutex);
+    int silent = engine->asked == comm ? engine->silent - 1 : -1;
+    engine->asked = comm;
+    engine->asked_at = kn_mpi_now();
+    pthread_mutex_unlock(&engine->mutex);
+    if (silent < 0)
+        return KN_OK;
+    return kn_fail(KN_EPEER,
+                   "rank %d has waited %.0f s in %s, for rank %d on host %s, which does not answer: its process is "
+                   "stopped or gone, or the link to its host is down (start again with --resume; a larger "
+                   "run.watchdog_seconds waits longer)",
+                   engine->world->base.rank, seconds, what, silent, engine->hosts[silent]);
+}
+
 void kn_mpi_watch(KnMpiEngine *engine)
 {
     double now = kn_mpi_now();
@@ -290,6 +325,8 @@ void kn_mpi_watch(KnMpiEngine *engine)
     engine->activity_count = activity;
     pthread_mutex_lock(&engine->mutex);
     double limit = engine->giving_up ? 0 : engine->limit;
+    if (limit > 0)
+        ask_members(engine, limit, now);
     pthread_mutex_unlock(&engine->mutex);
     if (limit <= 0)
         return;

@@ -76,12 +76,15 @@ double kn_device_rate(const KnDevice *device, const char *kind, KnDtype dtype, i
 static KnNodeWork product_work(const KnNode *node, const KnCost *cost)
 {
     const KnMatmulAttributes *p = (const KnMatmulAttributes *)node->attributes;
+    static const char *const finer[2][2] = {{NULL, "matmul_deep"}, {"matmul_input", "matmul_input_deep"}};
     int64_t width = p->n < p->k ? p->n : p->k;
     return (KnNodeWork){.kind = p->transpose_a ? "matmul_transposed" : "matmul",
+                        .finer = p->transpose_a ? NULL : finer[!p->transpose_b && !p->packed_b][p->k > 4 * p->n],
                         .time = KN_TIME_MATMUL,
                         .dtype = node->inputs[0]->dtype,
                         .width = width < p->m ? width : p->m,
                         .work = cost->matmul_flops,
+                        .bytes = cost->bytes,
                         .size = cost->matmul_flops};
 }
 
@@ -89,11 +92,14 @@ static KnNodeWork attention_work(const KnNode *node, const KnCost *cost)
 {
     const KnAttentionAttributes *p = (const KnAttentionAttributes *)node->attributes;
     int64_t heads = p->heads, queries = kn_tensor_rows(node->inputs[0]);
+    int backward = node->op->id == KN_OP_ATTENTION_BACKWARD;
     return (KnNodeWork){.kind = node->op->name,
+                        .finer = backward ? "own_attention_backward" : "own_attention",
                         .time = KN_TIME_ATTENTION,
                         .dtype = node->inputs[0]->dtype,
                         .width = heads ? kn_tensor_columns(node->inputs[0]) / heads : 0,
                         .work = cost->attention_flops,
+                        .bytes = cost->bytes,
                         .size = queries ? p->pairs / (double)queries : 0};
 }
 
@@ -116,17 +122,50 @@ KnNodeWork kn_node_work(const KnNode *node)
                                  : first->dims < 2 ? 0
                                                    : kn_tensor_columns(first),
                         .work = work,
+                        .bytes = cost.bytes,
                         .size = work};
+}
+
+/* A kernel of so many seconds: where the host queues each, it may end before the next one comes. */
+static double queued(const KnDevice *device, double seconds)
+{
+    return seconds + device->overhead > device->launch ? seconds + device->overhead : device->launch;
+}
+
+static double rate_of(const KnDevice *device, const KnNodeWork *w)
+{
+    static const char *const classes[] = {
+        [KN_TIME_MATMUL] = "matmul", [KN_TIME_ATTENTION] = "attention", [KN_TIME_MEMORY] = "memory"};
+    int finer = w->finer && (w->time != KN_TIME_ATTENTION || device->own_attention);
+    const char *const kinds[] = {finer ? w->finer : w->kind, w->kind, classes[w->time]};
+    double rate = 0;
+    for (int i = 0; i < 3 && rate == 0; i++)
+        rate = kn_device_rate(device, kinds[i], w->dtype, w->width, w->size);
+    return rate;
 }
 
 double kn_device_seconds(const KnDevice *device, const KnNodeWork *w)
 {
-    static const char *const classes[] = {
-        [KN_TIME_MATMUL] = "matmul", [KN_TIME_ATTENTION] = "attention", [KN_TIME_MEMORY] = "memory"};
     if (w->work <= 0)
         return 0;
-    double rate = kn_device_rate(device, w->kind, w->dtype, w->width, w->size);
+    double rate = rate_of(device, w);
+    return queued(device, rate > 0 ? w->work / rate : 0);
+}
+
+double kn_device_memory_seconds(const KnDevice *device, double bytes)
+{
+    double rate = kn_device_rate(device, "memory", KN_F32, 0, bytes);
+    return rate > 0 ? bytes / rate : 0;
+}
+
+double kn_device_kernel_seconds(const KnDevice *device, const KnKernelWork *kernel, KnDtype dtype, int64_t width)
+{
+    if (kernel->launches == 0)
+        return 0;
+    double size = kernel->bytes / kernel->launches, rate = kn_device_rate(device, kernel->name, dtype, width, size);
     if (rate == 0)
-        rate = kn_device_rate(device, classes[w->time], w->dtype, w->width, w->size);
-    return device->overhead + (rate > 0 ? w->work / rate : 0);
+        rate = kn_device_rate(device, "memory", dtype, width, size);
+    if (kernel->at_once > 0 && rate * device->latency > kernel->at_once)
+        rate = kernel->at_once / device->latency;
+    return kernel->launches * queued(device, rate > 0 ? size / rate : 0);
 }

@@ -4,13 +4,17 @@
  * writes; one that begins with `like: NAME` is that device, but for what follows. Rates are curves: for a kind of work,
  * a dtype and a width, the FLOP or bytes a second that one node of a size reaches. A kind is an op's name, or a class
  * that stands for all ops without a curve of their own: `matmul`, `attention`, `memory`. What ranks exchange is priced
- * by the links, or by curves named after the exchange where these were measured. */
+ * by the links, or by curves named after the exchange where these were measured.
+ *
+ * A device may have finer curves of products: `matmul_input` for gradients of inputs, `matmul_deep` and
+ * `matmul_input_deep` for sums more than four times as long as rows are wide; and where a backend says by which kernels
+ * a node runs, curves named after these. */
 #ifndef KN_DIST_DEVICE_H
 #define KN_DIST_DEVICE_H
 
 #include "core/base/memory.h"
 #include "core/base/text.h"
-#include "core/graph/graph.h"
+#include "core/graph/executor.h"
 
 enum { KN_RATE_POINTS = 24 };
 
@@ -34,11 +38,16 @@ typedef struct KnLink {
 
 typedef struct KnDevice {
     char name[64];
-    char backend[8];             /* whose form of the graph: "cpu" (packed weights, workspaces), "gpu" (none) */
-    double memory, reserved;     /* bytes; reserved is what libraries and contexts take */
-    double overhead;             /* seconds that any node takes */
-    double peak[KN_DTYPE_COUNT]; /* FLOP a second that shares of peak refer to; 0: unknown */
-    double overlap;              /* share of an exchange that costs the computation beside it nothing */
+    char backend[8];         /* whose form of the graph: "cpu" (packed weights, workspaces), "gpu" (none) */
+    double memory, reserved; /* bytes; reserved is what libraries and contexts take */
+    double overhead;         /* seconds that any kernel takes */
+    double launch;           /* least seconds from kernel to kernel, as where the host queues each; else 0 */
+    double latency;          /* seconds from asking memory to having it, where much is asked for */
+    int own_attention;       /* `attention: own`: the backend's kernels, whose curves are called own_attention... */
+    double limit[KN_DTYPE_COUNT]; /* FLOP a second of the best product, that kernels' shares refer to; 0: the peak */
+    double memory_limit;          /* the same for bytes a second; 0: unknown */
+    double peak[KN_DTYPE_COUNT];  /* FLOP a second that shares of peak refer to; 0: unknown */
+    double overlap;               /* share of an exchange that costs the computation beside it nothing */
     int64_t ranks_per_node;
     KnLink inside, between; /* of ranks of one node; of different nodes */
     KnRate *rates;
@@ -69,14 +78,20 @@ typedef enum KnTimeKind {
 
 /* What a node is to a device: the kind, width and work that its time is looked up by. */
 typedef struct KnNodeWork {
-    const char *kind;
-    KnTimeKind time; /* also the class, whose rate counts where there is none of the kind */
+    const char *kind, *finer; /* finer: the curve that counts before, or NULL; of attention, where it is the own one */
+    KnTimeKind time;          /* also the class, whose rate counts where there is none of the kind */
     KnDtype dtype;
     int64_t width;
-    double work; /* FLOP or bytes; 0: nothing is done, as for a view */
-    double size; /* where on the curve */
+    double work;  /* FLOP or bytes; 0: nothing is done, as for a view */
+    double bytes; /* read and written */
+    double size;  /* where on the curve */
 } KnNodeWork;
 KnNodeWork kn_node_work(const KnNode *node);
 double kn_device_seconds(const KnDevice *device, const KnNodeWork *work);
+
+/* Of `kernel`, which a node of this first operand's dtype and columns runs by. */
+double kn_device_kernel_seconds(const KnDevice *device, const KnKernelWork *kernel, KnDtype dtype, int64_t width);
+/* Of moving so many bytes, at the rate of the class `memory`; 0 where there is none. */
+double kn_device_memory_seconds(const KnDevice *device, double bytes);
 
 #endif

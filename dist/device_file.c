@@ -12,30 +12,53 @@
 #include <string.h>
 
 /* Measured: docs/gpu.md. Data sheet: NVIDIA's for H200 SXM, H100 SXM 80 GB and A100 SXM 80 GB. The other chips' curves
- * are the measured ones, times the ratio of the data sheets' peaks. A document may begin with `like: DEVICE`. */
+ * are the measured ones, times the ratio of the data sheets' peaks. A document may begin with `like: DEVICE`. Of
+ * products, the forward's have a bias; those of few rows are by how many of 132 multiprocessors tiles of 128x256 fill.
+ */
 static const char h200_yaml[] =
     "name: h200\n"
     "backend: gpu\n"
     "memory: 143771MiB\n"
     "reserved: 5GiB\n"
-    "overhead: 1.0e-6\n"
+    "overhead: 0.9e-6\n"
+    "latency: 0.7e-6\n"
     "peak: {bf16: 989e12, f32: 494e12}\n"
+    "limit: {bf16: 790e12, f32: 55e12, memory: 4290e9}\n"
+    "attention: cudnn\n"
     "overlap: 1\n"
     "ranks_per_node: 8\n"
     "inside: {latency: 5e-6, bandwidth: 360e9}\n"
     "between: {latency: 10e-6, bandwidth: 40e9}\n"
     "rates:\n"
-    "- {kind: matmul, dtype: bf16, points: [[1.93e10, 595e12], [1.55e11, 663e12], [9.0e11, 665e12], [1.1e12, "
-    "713e12]]}\n"
-    "- {kind: matmul_transposed, dtype: bf16, points: [[1.93e10, 565e12], [1.55e11, 688e12], [9.0e11, 695e12]]}\n"
-    "- {kind: matmul, dtype: f32, points: [[1.93e10, 300e12]]}\n"
-    "- {kind: attention, points: [[512, 559e12], [4096, 623e12], [8192, 652e12], [32760, 562e12]]}\n"
-    "- {kind: attention_backward, points: [[512, 177e12], [4096, 518e12], [8192, 560e12], [32760, 525e12]]}\n"
-    "- {kind: memory, points: [[2.5e7, 2040e9], [2.0e8, 3590e9], [4.3e9, 4290e9]]}\n"
+    "- {kind: matmul, dtype: bf16, points: [[2.4e9, 110e12], [1.93e10, 597e12], [1.55e11, 645e12], [9.0e11, 669e12]]}\n"
+    "- {kind: matmul_deep, dtype: bf16, points: [[2.4e9, 110e12], [1.13e11, 618e12], [9.0e11, 689e12]]}\n"
+    "- {kind: matmul_input, dtype: bf16, points: [[2.4e9, 110e12], [1.93e10, 592e12], [1.55e11, 660e12]]}\n"
+    "- {kind: matmul_input_deep, dtype: bf16, points: [[2.4e9, 110e12], [1.13e11, 558e12], [9.0e11, 622e12]]}\n"
+    "- {kind: matmul_transposed, dtype: bf16, points: [[2.4e9, 110e12], [1.93e10, 589e12], [1.55e11, 721e12], [9.0e11, "
+    "700e12]]}\n"
+    "- {kind: matmul, dtype: f32, points: [[1.93e10, 50e12]]}\n"
+    "- {kind: attention, width: 64, points: [[8192, 462e12], [32760, 415e12]]}\n"
+    "- {kind: attention, width: 128, points: [[512, 559e12], [4096, 623e12], [8192, 652e12], [32760, 562e12]]}\n"
+    "- {kind: attention_backward, width: 64, points: [[8192, 425e12], [32760, 415e12]]}\n"
+    "- {kind: attention_backward, width: 128, points: [[512, 177e12], [4096, 518e12], [8192, 560e12], [32760, "
+    "525e12]]}\n"
+    "- {kind: own_attention, width: 64, points: [[8192, 291e12], [32760, 314e12]]}\n"
+    "- {kind: own_attention, width: 128, points: [[512, 314e12], [4096, 250e12], [8192, 305e12], [32760, 352e12]]}\n"
+    "- {kind: own_attention_backward, width: 64, points: [[8192, 270e12], [32760, 270e12]]}\n"
+    "- {kind: own_attention_backward, width: 128, points: [[512, 103e12], [4096, 271e12], [8192, 313e12], [32760, "
+    "315e12]]}\n"
+    "- {kind: memory, points: [[1.0e5, 50e9], [1.0e6, 400e9], [2.5e7, 2040e9], [2.0e8, 3590e9], [4.3e9, 4290e9]]}\n"
     "- {kind: adamw, points: [[4.0e10, 2660e9]]}\n"
+    "- {kind: clear, points: [[1.0e9, 4380e9]]}\n"
+    "- {kind: fill, points: [[1.0e6, 7.4e9]]}\n"
+    "- {kind: inputs, points: [[1.0e6, 7.4e9]]}\n"
     "notes:\n"
-    "- no CUDA backend has run yet; the graph is the CPU's without its packed weights and workspaces\n"
-    "- rates of products, attention, memory, AdamW and nodes of a captured graph as measured on an H200 (docs/gpu.md)\n"
+    "- rates of products, attention, memory, AdamW and kernels of a captured graph as measured on an H200 "
+    "(docs/gpu.md), input gradients of 4,096 tokens by the ratio of the forward's\n"
+    "- own attention is taken to be as fast as FlashAttention 2 there; cuDNN's as measured, not its deterministic "
+    "mode\n"
+    "- memory answers within 0.7 microseconds; kernels of up to 1 MB take 2 microseconds (assumed)\n"
+    "- shares refer to 790 TFLOP/s of bf16 products, 55 of f32 without tensor cores, and 4,290 GB/s\n"
     "- peak and links by NVIDIA's data sheet (989 TFLOP/s, NVLink 450 GB/s each way), 400 Gb/s of network a GPU\n"
     "- links reach four fifths of that, latencies of 5 and 10 microseconds, 5 GiB for contexts and libraries "
     "(assumed)\n";
@@ -44,9 +67,11 @@ static const char h100_yaml[] =
     "like: h200\n"
     "name: h100\n"
     "memory: 80GiB\n"
+    "limit: {memory: 2990e9}\n"
     "rates:\n"
-    "- {kind: memory, points: [[2.5e7, 1420e9], [2.0e8, 2500e9], [4.3e9, 2990e9]]}\n"
+    "- {kind: memory, points: [[1.0e5, 50e9], [1.0e6, 350e9], [2.5e7, 1420e9], [2.0e8, 2500e9], [4.3e9, 2990e9]]}\n"
     "- {kind: adamw, points: [[4.0e10, 1860e9]]}\n"
+    "- {kind: clear, points: [[1.0e9, 3060e9]]}\n"
     "notes:\n"
     "- the H100 is taken for an H200 whose memory and AdamW reach 3.35/4.8 of those rates (data sheet)\n";
 
@@ -70,7 +95,6 @@ static const char a100_yaml[] =
     "- {kind: memory, points: [[2.5e7, 867e9], [2.0e8, 1520e9], [4.3e9, 1820e9]]}\n"
     "- {kind: adamw, points: [[4.0e10, 1130e9]]}\n"
     "notes:\n"
-    "- no CUDA backend has run yet; the graph is the CPU's without its packed weights and workspaces\n"
     "- rates of an H200 (docs/gpu.md) times the data sheets' ratios, 312/989 of products and 2.04/4.8 of memory\n"
     "- peak and links by NVIDIA's data sheet (312 TFLOP/s, NVLink 300 GB/s each way), 200 Gb/s of network a GPU\n"
     "- links reach four fifths of that, latencies of 5 and 10 microseconds, 5 GiB for contexts and libraries "
@@ -142,6 +166,27 @@ static int read_peak(const char *file, const KnYamlNode *node, double *peak)
         KN_TRY(read_dtype(file, node->keys[i], &dtype));
         KN_TRY(read_number(file, node->values[i], "peak", &peak[dtype]));
     }
+    return KN_OK;
+}
+
+/* What shares refer to: FLOP a second by dtype, and bytes a second. */
+static int read_limit(const char *file, const KnYamlNode *node, KnDevice *d)
+{
+    if (node->kind != KN_YAML_MAPPING)
+        return wrong(file, node, "limit", "FLOP a second by dtype and bytes, as in {bf16: 790e12, memory: 4290e9}");
+    for (int i = 0; i < node->count; i++) {
+        int dtype = 0, memory = node->keys[i]->kind == KN_YAML_SCALAR && strcmp(node->keys[i]->text, "memory") == 0;
+        KN_TRY(memory ? KN_OK : read_dtype(file, node->keys[i], &dtype));
+        KN_TRY(read_number(file, node->values[i], "limit", memory ? &d->memory_limit : &d->limit[dtype]));
+    }
+    return KN_OK;
+}
+
+static int read_attention(const char *file, const KnYamlNode *node, int *own)
+{
+    *own = node->kind == KN_YAML_SCALAR && strcmp(node->text, "own") == 0;
+    if (!*own && (node->kind != KN_YAML_SCALAR || strcmp(node->text, "cudnn") != 0))
+        return wrong(file, node, "attention", "cudnn or own");
     return KN_OK;
 }
 
@@ -234,7 +279,10 @@ static int read_key(const char *file, const char *key, const KnYamlNode *value, 
     static const struct {
         const char *key;
         size_t offset;
-    } numbers[] = {{"overhead", offsetof(KnDevice, overhead)}, {"overlap", offsetof(KnDevice, overlap)}};
+    } numbers[] = {{"overhead", offsetof(KnDevice, overhead)},
+                   {"launch", offsetof(KnDevice, launch)},
+                   {"latency", offsetof(KnDevice, latency)},
+                   {"overlap", offsetof(KnDevice, overlap)}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (strcmp(key, numbers[i].key) == 0)
             return read_number(file, value, key, (double *)((char *)d + numbers[i].offset));
@@ -246,6 +294,10 @@ static int read_key(const char *file, const char *key, const KnYamlNode *value, 
         return read_bytes(file, value, key, key[0] == 'm' ? &d->memory : &d->reserved);
     if (strcmp(key, "peak") == 0)
         return read_peak(file, value, d->peak);
+    if (strcmp(key, "limit") == 0)
+        return read_limit(file, value, d);
+    if (strcmp(key, "attention") == 0)
+        return read_attention(file, value, &d->own_attention);
     if (strcmp(key, "inside") == 0 || strcmp(key, "between") == 0)
         return read_link(file, value, key, key[0] == 'i' ? &d->inside : &d->between);
     if (strcmp(key, "ranks_per_node") == 0)
@@ -365,8 +417,12 @@ char *kn_device_to_yaml(const KnDevice *d)
     KnText out = {0};
     kn_text_appendf(&out, "name: %s\nbackend: %s\nmemory: %.0fB\nreserved: %.0fB\noverhead: %.3g\n", d->name,
                     d->backend, d->memory, d->reserved, d->overhead);
+    kn_text_appendf(&out, "launch: %.3g\nlatency: %.3g\nattention: %s\n", d->launch, d->latency,
+                    d->own_attention ? "own" : "cudnn");
     kn_text_appendf(&out, "peak: {bf16: %.4g, f32: %.4g}\noverlap: %.3g\nranks_per_node: %lld\n", d->peak[KN_BF16],
                     d->peak[KN_F32], d->overlap, (long long)d->ranks_per_node);
+    kn_text_appendf(&out, "limit: {bf16: %.4g, f32: %.4g, memory: %.4g}\n", d->limit[KN_BF16], d->limit[KN_F32],
+                    d->memory_limit);
     kn_text_appendf(&out, "inside: {latency: %.3g, bandwidth: %.4g}\nbetween: {latency: %.3g, bandwidth: %.4g}\n",
                     d->inside.latency, d->inside.bandwidth, d->between.latency, d->between.bandwidth);
     kn_text_append(&out, "rates:\n");

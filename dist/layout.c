@@ -2,6 +2,7 @@
 #include "dist/layout.h"
 
 #include "core/base/error.h"
+#include "core/cpu/parallel.h"
 #include "core/graph/devices.h"
 #include "dist/comm.h"
 #include "dist/sharding.h"
@@ -86,18 +87,33 @@ KnBox kn_layout_box(const KnLayout *layout, const KnParameterValues *values, int
     return box;
 }
 
+/* A parameter's part here, to be filled by its rows. */
+typedef struct InitialRows {
+    const KnParameter *whole;
+    KnBox box;
+    uint64_t seed;
+} InitialRows;
+
+static void fill_rows(const void *arguments, int64_t first, int64_t last)
+{
+    const InitialRows *rows = arguments;
+    const KnBox *box = &rows->box;
+    int64_t width = rows->whole->dims > 1 ? rows->whole->shape[1] : 1;
+    int64_t rest = rows->whole->elements / (rows->whole->shape[0] * width);
+    for (int64_t r = first; r < last; r++)
+        kn_parameter_init(rows->whole, rows->seed, ((box->start[0] + r) * width + box->start[1]) * rest,
+                          box->count[1] * rest, box->data + r * box->count[1] * rest);
+}
+
 void kn_layout_init(const KnLayout *layout, KnParameterValues *values, uint64_t seed)
 {
+    enum { ELEMENTS = 1 << 14, COST = 8 }; /* of a block; of a random number */
     for (int i = 0; i < layout->part.count; i++) {
-        const KnParameter *whole = kn_parameter_find(&layout->model->parameters, layout->part.list[i].name);
-        KnBox box = kn_layout_box(layout, values, i);
-        int64_t width = whole->dims > 1 ? whole->shape[1] : 1, rest = whole->elements / (whole->shape[0] * width);
-        if (box.count[1] == width) { /* whole rows: one run */
-            kn_parameter_init(whole, seed, box.start[0] * width * rest, box.count[0] * width * rest, box.data);
-            continue;
-        }
-        for (int64_t r = 0; r < box.count[0]; r++)
-            kn_parameter_init(whole, seed, ((box.start[0] + r) * width + box.start[1]) * rest, box.count[1] * rest,
-                              box.data + r * box.count[1] * rest);
+        InitialRows rows = {.seed = seed};
+        rows.whole = kn_parameter_find(&layout->model->parameters, layout->part.list[i].name);
+        rows.box = kn_layout_box(layout, values, i);
+        int64_t width = rows.whole->elements / rows.whole->shape[0];
+        KnLoop loop = {.count = rows.box.count[0], .block = ELEMENTS / width + 1, .work = COST * width};
+        kn_parallel_for(loop, fill_rows, &rows);
     }
 }

@@ -285,6 +285,7 @@ typedef struct Attention {
     int64_t heads, head_size;
     float scale;
     double pairs;
+    int packed;
 } Attention;
 
 static KnTensor *attend(Pass *p, const Attention *a, const KnRing *ring)
@@ -292,6 +293,7 @@ static KnTensor *attend(Pass *p, const Attention *a, const KnRing *ring)
     KnTensor *out = kn_attention(p->graph, a->q, a->k, a->v, a->spans, a->heads, a->scale);
     KnAttentionAttributes *attributes = (KnAttentionAttributes *)out->producer->attributes;
     attributes->pairs = a->pairs;
+    attributes->packed = a->packed;
     attributes->ring = ring;
     return out;
 }
@@ -405,7 +407,8 @@ static void place_attention(Pass *p, KnNode *node)
                    .heads = kn_cut(old->heads, tensor, rank + 1) - kn_cut(old->heads, tensor, rank),
                    .head_size = kn_tensor_columns(node->outputs[0]) / old->heads,
                    .scale = old->scale,
-                   .pairs = old->pairs};
+                   .pairs = old->pairs,
+                   .packed = old->packed};
     KnTensor *out;
     if (queries == ROWS_TOKENS && keys == ROWS_TOKENS) {
         int ranks = axis_size(p, KN_AXIS_RING);

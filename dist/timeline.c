@@ -74,9 +74,7 @@ double kn_exchange_seconds(const KnExchange *e, const KnDevice *device, const Kn
 
 typedef struct Run {
     KnTimeline *timeline;
-    const KnDevice *device;
-    const KnMesh *mesh;
-    double ranges;
+    const KnTimelineRun *of;
     double free_at[KN_GROUP_COUNT]; /* of each group's stream */
     struct Flight {
         double end, seconds;
@@ -126,6 +124,8 @@ void kn_timeline_add(KnTimeline *timeline, const KnTimeline *other, double times
         to->seconds += from->seconds * times;
         to->exposed += from->exposed * times;
     }
+    if (timeline->kernels && other->kernels)
+        kn_kernel_times_add(timeline->kernels, other->kernels, times);
 }
 
 static double bytes_of(const KnCollective *c, const KnNode *node)
@@ -139,9 +139,9 @@ static void start(Run *r, const KnNode *node)
     const KnCollective *c = collective_of(node);
     KnTimeline *t = r->timeline;
     KnExchange e = {kinds[c->kind].name, (KnGroup)c->group, bytes_of(c, node)};
-    e.bytes *= e.group == KN_GROUP_DATA ? r->ranges : 1;
+    e.bytes *= e.group == KN_GROUP_DATA ? r->of->ranges : 1;
     int id = (node->output_count ? node->outputs[0] : node->inputs[0])->id;
-    double seconds = kn_exchange_seconds(&e, r->device, r->mesh), *free_at = &r->free_at[c->group];
+    double seconds = kn_exchange_seconds(&e, r->of->device, r->of->mesh), *free_at = &r->free_at[c->group];
     char name[40];
     shorten(name, sizeof name, c->name);
     KnExchangeTime *row = find_row(t, name, e.kind, kn_group_name(e.group));
@@ -161,7 +161,7 @@ static void wait(Run *r, const KnNode *node)
     double left = flight->end - r->timeline->now;
     left = left < 0 ? 0 : left;
     double hidden = left < flight->seconds ? flight->seconds - left : 0;
-    double exposed = left + (1 - r->device->overlap) * hidden;
+    double exposed = left + (1 - r->of->device->overlap) * hidden;
     r->timeline->now += exposed;
     r->timeline->exposed += exposed;
     flight->of->exposed += exposed;
@@ -170,23 +170,19 @@ static void wait(Run *r, const KnNode *node)
 
 static void compute(Run *r, const KnNode *node)
 {
-    KnNodeWork work = kn_node_work(node);
-    double seconds = kn_device_seconds(r->device, &work);
-    r->timeline->by_kind[work.time] += seconds;
+    KnTimeKind kind;
+    double seconds = kn_node_seconds(node, r->of->backend, r->of->device, &kind, r->timeline->kernels);
+    r->timeline->by_kind[kind] += seconds;
     r->timeline->now += seconds;
 }
 
-void kn_timeline_run(KnTimeline *timeline, const KnGraph *graph, int prologue, const KnDevice *device,
-                     const KnMesh *mesh, double ranges)
+void kn_timeline_run(KnTimeline *timeline, const KnTimelineRun *run)
 {
-    Run r = {.timeline = timeline,
-             .device = device,
-             .mesh = mesh,
-             .ranges = ranges,
-             .flights = kn_alloc((size_t)graph->tensor_count * sizeof(struct Flight))};
+    const KnGraph *graph = run->graph;
+    Run r = {.timeline = timeline, .of = run, .flights = kn_alloc((size_t)graph->tensor_count * sizeof(struct Flight))};
     for (int i = 0; i < graph->node_count; i++) {
         const KnNode *node = graph->nodes[i];
-        if (node->prologue && !prologue)
+        if (node->prologue && !run->prologue)
             continue;
         if (node->op->id == KN_OP_COLLECTIVE_START)
             start(&r, node);

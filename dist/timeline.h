@@ -6,7 +6,7 @@
 #ifndef KN_DIST_TIMELINE_H
 #define KN_DIST_TIMELINE_H
 
-#include "dist/device.h"
+#include "dist/kernel_times.h"
 #include "dist/mesh.h"
 
 /* All exchanges of one name (numbers left away), kind and group. */
@@ -24,12 +24,21 @@ typedef struct KnTimeline {
     double exposed; /* of all exchanges */
     KnExchangeTime exchanges[KN_EXCHANGE_NAMES];
     int exchange_count;
+    KnKernelTimes *kernels; /* the caller's, or NULL: not noted */
 } KnTimeline;
 
-/* Runs the graph from timeline->now on; with the prologue or without. `ranges` is 1, or where the graph was built for
- * another number of ZeRO ranks how many times as long a rank's range of a block is now: data ranks sum those. */
-void kn_timeline_run(KnTimeline *timeline, const KnGraph *graph, int prologue, const KnDevice *device,
-                     const KnMesh *mesh, double ranges);
+typedef struct KnTimelineRun {
+    const KnGraph *graph;
+    const KnBackend *backend; /* whose kernels run it; NULL: one for each node */
+    const KnDevice *device;
+    const KnMesh *mesh;
+    int prologue;
+    double ranges; /* 1, or where the graph was built for another number of ZeRO ranks how many times as long a rank's
+                      range of a block is now: data ranks sum those */
+} KnTimelineRun;
+
+/* Runs the graph from timeline->now on. */
+void kn_timeline_run(KnTimeline *timeline, const KnTimelineRun *run);
 
 /* Behind `timeline`, so many times what another one took. */
 void kn_timeline_add(KnTimeline *timeline, const KnTimeline *other, double times);

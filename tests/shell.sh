@@ -5,6 +5,7 @@ set -euo pipefail
 build=$(cd "$1" && pwd)
 kinora=$build/kinora
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+sanitized=$(grep -c '^KINORA_SANITIZE:BOOL=ON$' "$build/CMakeCache.txt" || true) # 1: everything is some ten times slower
 work=$(mktemp -d "${TMPDIR:-/tmp}/kinora-test-XXXXXX")
 disks=()
 clean_up() { :; } # a test's own, which comes first

@@ -8,19 +8,22 @@
 #include "core/base/log.h"
 #include "core/base/random.h"
 #include "core/cpu/backend.h"
-#include "core/cpu/matmul.h"
+#include "core/graph/devices.h"
+#include "core/graph/twin.h"
+#include "dist/backend.h"
 #include "dist/comm.h"
 #include "train/calibrate.h"
 #include "train/median.h"
 #include "train/optimizer.h"
 #include "train/pass.h"
+#include "train/peak.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 typedef struct Options {
-    const char *config, *dtype, *mode, *out;
+    const char *config, *dtype, *mode, *device, *out;
     int64_t hidden, layers, heads, ffn, tokens, batch, text, channels, steps, threads;
     KnArgInts patch;
     int json, recompute;
@@ -46,6 +49,7 @@ static const KnArg rows[] = {
     ROW(dtype, KN_ARG_CHOICE, "f32|bf16", "bf16", "what is computed in"),
     ROW(mode, KN_ARG_CHOICE, "train|sample", "train",
         "a whole training step (forward, backward, update) or one forward"),
+    ROW(device, KN_ARG_CHOICE, "auto|cpu|cuda", "auto", "what to run on; auto: a GPU if there is one"),
     ROW(steps, KN_ARG_INT, "N", "7", "timed steps, after two that are not; the median counts", .low = 1, .high = 1e6),
     ROW(threads, KN_ARG_INT, "N", "0", "threads; 0 = all cores", .low = 0, .high = 4096),
     ROW(recompute, KN_ARG_FLAG, NULL, NULL, "recompute each block in the backward"),
@@ -64,7 +68,7 @@ static const KnArgSpec spec = {
         "calibrate: measures this machine in about half a minute, alone or under mpirun, for `kinora plan\n"
         "--device FILE.yaml`.",
     .examples = "kinora bench step --hidden 384 --layers 8 --heads 6 --tokens 8192 --batch 1 --mode sample\n"
-                "kinora bench step --config configs/demo.yaml --tokens 64 --batch 16\n"
+                "kinora bench step --config configs/demo.yaml --tokens 64 --batch 16 --device cpu\n"
                 "mpirun --bind-to none -n 2 kinora bench calibrate --out two-ranks.yaml",
     .args = rows,
     .arg_count = sizeof rows / sizeof rows[0],
@@ -74,6 +78,8 @@ static const KnArgSpec spec = {
 
 typedef struct Bench {
     const Options *options;
+    KnComm *comm;
+    KnBackend *backend;
     KnConfig config;
     KnModel model;
     KnLayout layout;
@@ -149,6 +155,8 @@ static int set_up(Bench *b)
     const Options *o = b->options;
     KnStreamShape shape = {o->tokens * o->batch, o->batch, o->text * o->batch};
     KN_TRY(choose_model(b));
+    KN_TRY(kn_comm_self_open(&b->comm));
+    KN_TRY(kn_backend_open(o->device, b->comm, &b->backend));
     KN_TRY(kn_layout_create(&b->layout, &b->model, &(KnLayoutOptions){.parallel = &b->config.parallel, .ranks = 1}));
     KN_TRY(kn_optimizer_state_create(&b->state, &b->layout.zero, &b->config.optimizer));
     kn_layout_init(&b->layout, &b->state.weights, 1);
@@ -165,9 +173,11 @@ static int set_up(Bench *b)
                                .stats = b->stats,
                                .self_pairs = (double)o->tokens * (double)shape.tokens,
                                .cross_pairs = (double)o->text * (double)shape.tokens};
-    KN_TRY(kn_train_pass_create(&b->pass, &pass, kn_cpu_backend()));
+    KN_TRY(kn_optimizer_state_place(&b->state, b->backend));
+    KN_TRY(kn_twin_create(b->backend, b->stats, sizeof b->stats, "the step's loss"));
+    KN_TRY(kn_train_pass_create(&b->pass, &pass, b->backend));
     kn_train_pass_bind(b->pass, &b->batch);
-    return kn_optimizer_create(&b->optimizer, &b->config.optimizer, &b->layout, &b->state, kn_cpu_backend());
+    return kn_optimizer_create(&b->optimizer, &b->config.optimizer, &b->layout, &b->state, b->backend);
 }
 
 static int one_step(Bench *b, int64_t step)
@@ -175,7 +185,7 @@ static int one_step(Bench *b, int64_t step)
     double norm = 0;
     KN_TRY(kn_train_pass_run(b->pass));
     if (!b->training)
-        return KN_OK;
+        return kn_twin_pull(b->backend, b->stats, sizeof b->stats); /* waits for the device */
     KN_TRY(kn_optimizer_step(b->optimizer, step, 1 << 20, step, &norm));
     kn_train_pass_parameters_changed(b->pass);
     return KN_OK;
@@ -204,14 +214,15 @@ static void report(const Bench *b, double seconds, double peak)
     double tokens = (double)(o->tokens * o->batch) / seconds;
     int64_t parameters = kn_parameter_count(&b->model.parameters);
     if (o->json) {
-        printf("{\"mode\": \"%s\", \"dtype\": \"%s\", \"parameters\": %lld, \"tokens\": %lld, \"batch\": %lld, "
+        printf("{\"device\": \"%s\", \"mode\": \"%s\", \"dtype\": \"%s\", \"parameters\": %lld, \"tokens\": %lld, "
+               "\"batch\": %lld, "
                "\"threads\": %d, \"seconds\": %.6g, \"tokens_per_second\": %.6g, \"gflops\": %.6g, "
                "\"matmul_peak_gflops\": %.6g, \"peak_share\": %.4f, \"arena_bytes\": %zu}\n",
-               o->mode, o->dtype, (long long)parameters, (long long)o->tokens, (long long)o->batch, kn_cpu_threads(),
-               seconds, tokens, rate, peak, rate / peak, kn_train_pass_plan(b->pass)->arena_bytes);
+               b->backend->name, o->mode, o->dtype, (long long)parameters, (long long)o->tokens, (long long)o->batch,
+               kn_cpu_threads(), seconds, tokens, rate, peak, rate / peak, kn_train_pass_plan(b->pass)->arena_bytes);
     } else {
-        printf("%s step, %s, %.2f M parameters, %lld x %lld tokens, %d threads\n", o->mode, o->dtype,
-               (double)parameters * 1e-6, (long long)o->batch, (long long)o->tokens, kn_cpu_threads());
+        printf("%s step on %s, %s, %.2f M parameters, %lld x %lld tokens, %d threads\n", o->mode, b->backend->name,
+               o->dtype, (double)parameters * 1e-6, (long long)o->batch, (long long)o->tokens, kn_cpu_threads());
         printf("  median  %.2f ms, %.0f tokens/s\n", 1e3 * seconds, tokens);
         printf("  work    %.2f GFLOP, %.0f GFLOP/s, %.0f%% of the matmul peak of %.0f\n", flops * 1e-9, rate,
                100 * rate / peak, peak);
@@ -224,30 +235,39 @@ static void report(const Bench *b, double seconds, double peak)
     free(update);
 }
 
+/* Between two measurements of the peak, since machines change their clock. */
+static int measure_and_report(Bench *b)
+{
+    KnDtype dtype = strcmp(b->options->dtype, "bf16") ? KN_F32 : KN_BF16;
+    double seconds, before, after;
+    KN_TRY(kn_measure_peak(b->backend, dtype, &before));
+    KN_TRY(measure(b, &seconds));
+    KN_TRY(kn_measure_peak(b->backend, dtype, &after));
+    report(b, seconds, 1e-9 * (before > after ? before : after));
+    return KN_OK;
+}
+
 static int bench_step(const Options *options)
 {
     Bench b = {.options = options, .training = !strcmp(options->mode, "train")};
-    KnDtype dtype = strcmp(options->dtype, "bf16") ? KN_F32 : KN_BF16;
-    double seconds = 0, before = 0;
     kn_config_init(&b.config);
     kn_cpu_set_threads((int)options->threads);
     int code = set_up(&b);
-    if (code == KN_OK) {
-        before = kn_matmul_peak(dtype, 0.3);
-        code = measure(&b, &seconds);
-    }
-    if (code == KN_OK) {
-        double after = kn_matmul_peak(dtype, 0.3);
-        report(&b, seconds, before > after ? before : after);
-    }
+    if (code == KN_OK)
+        code = measure_and_report(&b);
     kn_optimizer_destroy(b.optimizer);
     kn_train_pass_destroy(b.pass);
     kn_train_batch_destroy(&b.batch);
+    if (b.backend) {
+        kn_optimizer_state_withdraw(&b.state, b.backend);
+        kn_twin_destroy(b.backend, b.stats);
+    }
     kn_optimizer_state_clear(&b.state);
     kn_layout_destroy(&b.layout);
     kn_model_destroy(&b.model);
     kn_config_clear(&b.config);
-    return code;
+    kn_backend_close(b.backend);
+    return b.comm ? kn_comm_close(b.comm, code) : code;
 }
 
 /* Before the time is spent: whether the file can be written. */

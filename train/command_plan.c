@@ -6,6 +6,7 @@
 #include "core/base/log.h"
 #include "core/base/text.h"
 #include "core/cpu/backend.h"
+#include "core/graph/devices.h"
 #include "train/calibrate.h"
 #include "train/plan_search.h"
 
@@ -15,9 +16,9 @@
 
 typedef struct Options {
     KnArgList set;
-    const char *mesh, *device;
+    const char *mesh, *device, *mode;
     int64_t nodes, ranks_per_node, clip_tokens, rows;
-    int search, json;
+    int search, json, kernels;
 } Options;
 
 static const KnArg rows[] = {
@@ -53,6 +54,16 @@ static const KnArg rows[] = {
      .meaning = "tokens of one clip, which attend to each other; otherwise one clip fills the pack",
      .low = 1,
      .high = 1 << 30},
+    {.name = "mode",
+     .kind = KN_ARG_CHOICE,
+     .offset = offsetof(Options, mode),
+     .metavariable = "train|sample",
+     .fallback = "train",
+     .meaning = "a whole training step, or one forward of one pack"},
+    {.name = "kernels",
+     .kind = KN_ARG_FLAG,
+     .offset = offsetof(Options, kernels),
+     .meaning = "the kernels behind the step: how many of each shape, their time and share of the device's limit"},
     {.name = "search",
      .kind = KN_ARG_FLAG,
      .offset = offsetof(Options, search),
@@ -75,12 +86,14 @@ static const KnArg rows[] = {
 
 static const KnArgSpec spec = {
     .command = "plan",
-    .usage = "CONFIG.yaml [--mesh data=2,ulysses=4] [--device NAME] [--nodes N] [--search] [--set key=value ...]",
+    .usage = "CONFIG.yaml [--mesh data=2,ulysses=4] [--device NAME] [--nodes N] [--kernels | --search] "
+             "[--set key=value ...]",
     .description = "Says what memory a rank will need and how long a step will take, by walking the graphs that would\n"
                    "run. Nothing is allocated, no data set is read. Time is simulated; what was assumed is printed.",
     .examples = "kinora plan configs/demo.yaml\n"
                 "kinora plan configs/plan-14b.yaml --device h200 --mesh shard=8,ulysses=8\n"
-                "kinora plan configs/plan-14b.yaml --device h200 --nodes 128 --search",
+                "kinora plan configs/plan-14b.yaml --device h200 --nodes 128 --search\n"
+                "kinora plan configs/wan-1.3b.yaml --device h100 --kernels --set data.tokens=4096",
     .args = rows,
     .arg_count = sizeof rows / sizeof rows[0],
     .least_positionals = 1,
@@ -95,6 +108,8 @@ static int load_config(KnConfig *config, const char *path, const Options *o)
 {
     if (o->search && o->mesh)
         return kn_fail(KN_EINPUT, "--search tries every layout: leave --mesh out; --nodes says for how many ranks");
+    if (o->search && (o->kernels || strcmp(o->mode, "train")))
+        return kn_fail(KN_EINPUT, "--search ranks training steps: leave --kernels and --mode out, or plan one layout");
     KN_TRY(kn_config_load(config, path, o->set.items, o->set.count));
     return o->mesh ? kn_mesh_parse(o->mesh, &config->parallel) : KN_OK;
 }
@@ -116,6 +131,30 @@ static int load_device(KnDevice *device, const Options *o)
     if (o->ranks_per_node)
         device->ranks_per_node = o->ranks_per_node;
     return KN_OK;
+}
+
+static void note(KnDevice *device, char *text)
+{
+    for (char *c = text; *c; c++)
+        *c = strchr("\"\\\n", *c) ? '\'' : *c;
+    kn_string_list_add(&device->notes, text);
+    free(text);
+}
+
+/* The backend whose form of the graph a device runs, as far as it is here; a note says which. */
+static KnBackend *find_backend(KnDevice *device)
+{
+    KnBackend *cuda = NULL;
+    if (strcmp(device->backend, "cpu") == 0)
+        return NULL;
+    if (kn_cuda_backend_plan(kn_cuda_plugin_path(), &cuda) == KN_OK)
+        note(device, kn_format("the graph is that of the CUDA backend, with its workspaces and the passes of its "
+                               "kernels over memory; products and attention by their curves"));
+    else
+        note(device, kn_format("the graph is that of no backend, without workspaces, and each node moves its operands "
+                               "once: %s",
+                               kn_error_message()));
+    return cuda;
 }
 
 /* All ranks of the nodes, or what the layout multiplies to. */
@@ -171,11 +210,66 @@ static void print_time(const KnStepPlan *plan)
     printf("  %-22s %12.3f\n", "step", 1e3 * plan->seconds);
 }
 
+static KnDtype compute_dtype(const KnConfig *c)
+{
+    return c->train.precision == KN_PRECISION_BF16 ? KN_BF16 : KN_F32;
+}
+
+static void print_kernels(KnKernelTimes *k, const KnDevice *device, double step)
+{
+    static const double least_share = 5e-4; /* of the step: rows below are added up */
+    KnKernelTime rest = {0};
+    double sum = 0;
+    kn_kernel_times_sort(k);
+    printf("kernels\n  %-26s %-44s %7s %10s %7s %15s %6s\n", "name", "shape", "count", "ms", "step", "a second",
+           "limit");
+    for (int i = 0; i < k->count; i++) {
+        const KnKernelTime *row = &k->rows[i];
+        int moves = row->time == KN_TIME_MEMORY;
+        double rate = row->work / row->seconds;
+        char share[16] = "";
+        sum += row->seconds;
+        if (row->seconds < least_share * step) {
+            rest.count += row->count;
+            rest.seconds += row->seconds;
+            continue;
+        }
+        if (row->fastest > 0)
+            snprintf(share, sizeof share, "%.0f%%", 100 * row->fastest / row->seconds);
+        printf("  %-26s %-44s %7.0f %10.3f %6.1f%% %7.0f %s %6s\n", row->name, row->shape, row->count,
+               1e3 * row->seconds, 100 * row->seconds / step, rate * (moves ? 1e-9 : 1e-12),
+               moves ? "GB/s   " : "TFLOP/s", share);
+    }
+    printf("  %-26s %-44s %7.0f %10.3f %6.1f%%\n", "others", "", rest.count, 1e3 * rest.seconds,
+           100 * rest.seconds / step);
+    printf("  %-26s %-44s %7s %10.3f %6.1f%%\n", "sum", "", "", 1e3 * sum, 100 * sum / step);
+    if (k->least > 0)
+        printf("  kernels bound by memory move %.2f times what their operands hold\n", k->moved / k->least);
+    if (device->limit[KN_BF16] > 0)
+        printf("  limits: %.0f TFLOP/s of bf16, %.0f of f32, %.0f GB/s\n", 1e-12 * device->limit[KN_BF16],
+               1e-12 * device->limit[KN_F32], 1e-9 * device->memory_limit);
+}
+
+static void print_json_kernels(KnKernelTimes *k)
+{
+    kn_kernel_times_sort(k);
+    printf("\"kernels\": [");
+    for (int i = 0; i < k->count; i++) {
+        const KnKernelTime *row = &k->rows[i];
+        printf("%s{\"name\": \"%s\", \"shape\": \"%s\", \"class\": \"%s\", \"count\": %.0f, \"seconds\": %.6g, "
+               "\"work\": %.6g, \"limit_share\": %.4f}",
+               i ? ", " : "", row->name, row->shape, kind_names[row->time], row->count, row->seconds, row->work,
+               row->fastest / row->seconds);
+    }
+    printf("], \"moved_bytes\": %.0f, \"least_bytes\": %.0f, ", k->moved, k->least);
+}
+
 static void print_assumptions(const KnStepPlanOptions *o)
 {
     int64_t clip = o->clip_tokens ? o->clip_tokens : o->config->data.tokens;
     printf("assumed\n");
-    printf("  - rank 0 stands for all; ranks are equally fast; a clip has %lld tokens; the vocabulary is full\n",
+    printf("  - one rank stands for all (one with most heads); ranks are equally fast; a "
+           "clip has %lld tokens; the vocabulary is full\n",
            (long long)clip);
     printf("  - exchanges of different groups do not slow each other; ring algorithms over a group's slowest link\n");
     for (int i = 0; i < o->device->notes.count; i++)
@@ -206,8 +300,19 @@ static void print_json_plan(const KnStepPlan *plan, const KnStepPlanOptions *o)
                "\"seconds\": %.6g, \"exposed\": %.6g}",
                i ? ", " : "", e->name, e->kind, e->group, e->count, e->bytes, e->seconds, e->exposed);
     }
-    printf("], \"tokens_per_second\": %.6g, \"peak_share\": %.4f, \"recomputed_blocks\": %d, \"blocks\": %d",
-           plan->tokens / plan->seconds, kn_step_plan_peak_share(plan, o), plan->recomputed, plan->blocks);
+    printf("], \"tokens_per_second\": %.6g, \"peak_share\": %.4f, \"three_forwards_flops\": %.6g, "
+           "\"recomputed_blocks\": %d, \"blocks\": %d",
+           plan->tokens / plan->seconds, kn_step_plan_peak_share(plan, o), kn_step_plan_rate(plan, o), plan->recomputed,
+           plan->blocks);
+}
+
+static void print_rate(const KnStepPlan *plan, const KnStepPlanOptions *o)
+{
+    double rate = kn_step_plan_rate(plan, o), limit = o->device->limit[compute_dtype(o->config)];
+    printf("%.4g TFLOP/s a rank, a training step counted as three forwards", 1e-12 * rate);
+    if (limit > 0)
+        printf(": %.1f%% of %.0f", 100 * rate / limit, 1e-12 * limit);
+    printf("\n");
 }
 
 static int plan_one(const Options *options, const KnStepPlanOptions *o)
@@ -221,6 +326,8 @@ static int plan_one(const Options *options, const KnStepPlanOptions *o)
         printf("{\"device\": \"%s\", \"ranks\": %d, \"layout\": \"%s\", ", o->device->name, o->ranks, layout);
         print_json_plan(&plan, o);
         printf(", ");
+        if (o->kernels)
+            print_json_kernels(o->kernels);
         print_json_assumptions(o->device);
         printf("}\n");
     } else {
@@ -228,8 +335,11 @@ static int plan_one(const Options *options, const KnStepPlanOptions *o)
                (long long)o->config->parallel.zero, plan.recomputed, plan.blocks);
         print_memory(&plan, o->device);
         print_time(&plan);
+        if (o->kernels)
+            print_kernels(o->kernels, o->device, plan.seconds);
         printf("%.0f tokens/s, %.0f a rank, %.1f%% of peak\n", plan.tokens / plan.seconds,
                plan.tokens / plan.seconds / o->ranks, 100 * kn_step_plan_peak_share(&plan, o));
+        print_rate(&plan, o);
         print_assumptions(o);
     }
     free(layout);
@@ -291,6 +401,7 @@ int kn_command_plan(int argc, char **argv)
     KnArgList files = {0};
     KnConfig config;
     KnDevice device = {0};
+    KnKernelTimes kernels = {0};
     KN_TRY(kn_args_parse(&spec, argc, argv, &options, &files));
     kn_config_init(&config);
     kn_log_set_quiet(options.json);
@@ -305,11 +416,15 @@ int kn_command_plan(int argc, char **argv)
         KnStepPlanOptions step = {.config = &config,
                                   .device = &device,
                                   .cpu = kn_cpu_backend(),
+                                  .cuda = find_backend(&device),
                                   .ranks = ranks,
-                                  .clip_tokens = options.clip_tokens};
+                                  .clip_tokens = options.clip_tokens,
+                                  .sampling = strcmp(options.mode, "train") != 0,
+                                  .kernels = options.kernels ? &kernels : NULL};
         set_threads(&config, step.ranks, &device);
         code = options.search ? plan_all(&options, &step) : plan_one(&options, &step);
     }
+    kn_kernel_times_clear(&kernels);
     kn_device_clear(&device);
     kn_config_clear(&config);
     kn_args_clear(&spec, &options, &files);

@@ -51,8 +51,12 @@ int kn_optimizer_state_place(KnOptimizerState *state, KnBackend *backend)
 {
     Named named[NAMED];
     name_values(state, named);
-    for (int i = 0; i < NAMED; i++)
-        KN_TRY(kn_parameter_values_place(named[i].values, backend, named[i].what));
+    for (int i = 0; i < NAMED; i++) {
+        int is_kept = named[i].values == &state->weights || named[i].values == &state->gradients;
+        int is_pinned = state->offload == KN_OFFLOAD_OPTIMIZER && !is_kept;
+        KN_TRY((is_pinned ? kn_parameter_values_place_pinned : kn_parameter_values_place)(named[i].values, backend,
+                                                                                          named[i].what));
+    }
     return KN_OK;
 }
 
@@ -112,7 +116,8 @@ int kn_optimizer_create(KnOptimizer **optimizer, const KnOptimizerConfig *config
     made->config = config;
     made->state = state;
     made->backend = backend;
-    int code = kn_update_graph_create(&made->update, config, layout, state->norm2 != NULL);
+    int given = (state->norm2 ? KN_UPDATE_NORM_GIVEN : 0) | (state->loss ? KN_UPDATE_LOSS_GIVEN : 0);
+    int code = kn_update_graph_create(&made->update, config, layout, given);
     if (code == KN_OK)
         code = kn_executor_create(&made->executor, made->update.graph, backend, &made->update.norm2, 1);
     if (code < 0) {
@@ -122,7 +127,9 @@ int kn_optimizer_create(KnOptimizer **optimizer, const KnOptimizerConfig *config
     for (int i = 0; i < made->update.binding_count; i++)
         bind(made, &made->update.bindings[i]);
     if (state->norm2)
-        kn_executor_bind(made->executor, made->update.norm2, state->norm2);
+        kn_executor_bind(made->executor, made->update.given_norm2, state->norm2);
+    if (state->loss)
+        kn_executor_bind(made->executor, made->update.loss, state->loss);
     kn_executor_bind(made->executor, made->update.hyper, made->hyper);
     kn_executor_set_comms(made->executor, kn_layout_comms(layout));
     *optimizer = made;
@@ -164,10 +171,11 @@ int kn_optimizer_step(KnOptimizer *optimizer, int64_t step, int64_t steps, int64
     hyper[KN_HYPER_EMA] = (float)fmin(c->ema, (1 + n) / (10 + n)); /* warm-up: short runs would show initial weights */
     hyper[KN_HYPER_CLIP] = (float)c->clip_norm;
     KN_TRY(kn_executor_run(optimizer->executor));
+    KN_TRY(kn_parameter_values_zero(&optimizer->state->gradients, optimizer->backend));
     float norm2;
     KN_TRY(kn_executor_read(optimizer->executor, optimizer->update.norm2, &norm2));
     *norm = sqrt((double)norm2);
-    return kn_parameter_values_zero(&optimizer->state->gradients, optimizer->backend);
+    return KN_OK;
 }
 
 KnExecutor *kn_optimizer_executor(const KnOptimizer *optimizer)

@@ -8,6 +8,8 @@
 typedef struct KnOptimizerState {
     KnParameterValues weights, gradients, moment1, moment2, average;
     float *norm2; /* borrowed: the square of the global gradient norm, where a pass finds it; NULL: an update does */
+    KnOffload offload; /* KN_OFFLOAD_OPTIMIZER: moments and averages stay in the host's memory, pinned */
+    float *loss; /* borrowed: where it is not finite an update changes nothing; NULL: the gradient alone says so */
 } KnOptimizerState;
 
 /* Allocates all buffers, zeroed. */
@@ -30,7 +32,8 @@ int kn_optimizer_create(KnOptimizer **optimizer, const KnOptimizerConfig *config
 void kn_optimizer_destroy(KnOptimizer *optimizer);
 
 /* One step: number `step` (from 0) of `steps` by the configured schedule. The gradient buffers hold the step's sum;
- * they are zeroed afterwards. *norm receives the global gradient norm; when it is not finite nothing else changed.
+ * they are zeroed afterwards. *norm receives the global gradient norm, which the host waits for; when it is not finite,
+ * or not a number since the loss was not finite, nothing else changed.
  * `updates` is how many updates were made before (bias corrections count those). */
 int kn_optimizer_step(KnOptimizer *optimizer, int64_t step, int64_t steps, int64_t updates, double *norm);
 

@@ -72,7 +72,8 @@ static void count_state(Planner *p)
     int moments = p->config->optimizer.ema > 0 ? 3 : 2;
     memory[KN_STEP_PARAMETERS] = (double)kn_zero_bytes(zero, 3);
     memory[KN_STEP_GRADIENTS] = (double)kn_zero_bytes(zero, 2);
-    memory[KN_STEP_OPTIMIZER] = (double)kn_zero_bytes(zero, 1) * moments;
+    if (p->config->train.offload == KN_OFFLOAD_NONE || p->backend == p->options->cpu)
+        memory[KN_STEP_OPTIMIZER] = (double)kn_zero_bytes(zero, 1) * moments;
     if (p->layout.invariant)
         memory[KN_STEP_GRADIENTS] += invariant_parts(p);
 }
@@ -114,15 +115,55 @@ static void sum_memory(Planner *p)
 
 /* --- The step ----------------------------------------------------------------------------------------------------- */
 
+static KnTimelineRun graph_run(const Planner *p, const KnGraph *graph)
+{
+    return (KnTimelineRun){.graph = graph,
+                           .backend = p->backend,
+                           .device = p->options->device,
+                           .mesh = &p->layout.mesh,
+                           .prologue = 1,
+                           .ranges = 1};
+}
+
+/* What of this rank's attention the mean rank has: heads may be cut unevenly. */
+static double share_of_heads(const Planner *p)
+{
+    int64_t heads = p->model.config.heads, tensor = p->layout.mesh.sizes[KN_AXIS_TENSOR],
+            ulysses = p->layout.mesh.sizes[KN_AXIS_ULYSSES];
+    int64_t rows = (heads + tensor - 1) / tensor, own = (rows + ulysses - 1) / ulysses;
+    return (double)heads / (double)(tensor * ulysses * own);
+}
+
+/* Of the mean rank. */
+static void count_flops(const Planner *p, KnPassMemo *memo)
+{
+    const KnGraph *graph = memo->pass.built.graph;
+    double share = share_of_heads(p);
+    memo->flops = memo->forward_flops = 0;
+    for (int i = 0; i < graph->node_count; i++) {
+        const KnNode *node = graph->nodes[i];
+        KnCost cost = {0};
+        if (!node->prologue && !node->again)
+            node->op->cost(node, &cost);
+        double flops = cost.matmul_flops + share * cost.attention_flops;
+        memo->flops += flops;
+        memo->forward_flops += node->backward ? 0 : flops;
+    }
+}
+
 /* Runs of one pass are alike. */
 static void run_pass(Planner *p, const KnPassMemo *memo, int prologue, int64_t times)
 {
-    double ranges = (double)memo->zero_ranks / kn_mesh_group_size(&p->layout.mesh, KN_GROUP_ZERO);
-    KnTimeline once = {0};
+    KnKernelTimes kernels = {0};
+    KnTimeline once = {.kernels = p->options->kernels ? &kernels : NULL};
+    KnTimelineRun run = graph_run(p, memo->pass.built.graph);
+    run.prologue = prologue;
+    run.ranges = (double)memo->zero_ranks / kn_mesh_group_size(&p->layout.mesh, KN_GROUP_ZERO);
     if (times == 0)
         return;
-    kn_timeline_run(&once, memo->pass.built.graph, prologue, p->options->device, &p->layout.mesh, ranges);
+    kn_timeline_run(&once, &run);
     kn_timeline_add(&p->plan->time, &once, (double)times);
+    kn_kernel_times_clear(&kernels);
 }
 
 static KnTrainPassOptions pass_options(Planner *p, int backward, int reduce)
@@ -156,8 +197,7 @@ static int build_pass(Planner *p, KnPassMemo *memo, int backward, int reduce)
     KnTrainPassOptions options = pass_options(p, backward, reduce);
     kn_pass_graph_destroy(&memo->pass);
     KN_TRY(kn_pass_graph_create(&memo->pass, &options, p->backend));
-    KnCost cost = kn_graph_cost(memo->pass.built.graph);
-    memo->flops = cost.matmul_flops + cost.attention_flops;
+    count_flops(p, memo);
     memcpy(memo->sizes, sizes, sizeof sizes);
     memo->zero_ranks = kn_mesh_group_size(mesh, KN_GROUP_ZERO);
     count_arena(p, memo);
@@ -175,6 +215,7 @@ static int plan_pass(Planner *p, int backward, int reduce, int64_t times)
         run_pass(p, memo, 1, 1);
         run_pass(p, memo, 0, times - 1);
         p->plan->flops += memo->flops * (double)times;
+        p->plan->forward_flops += memo->forward_flops * (double)times;
         p->plan->blocks = memo->pass.blocks;
         p->plan->recomputed = memo->pass.recomputed;
     }
@@ -192,11 +233,13 @@ static int plan_update(Planner *p)
 {
     KnUpdateGraph update;
     KnPlan plan;
-    KN_TRY(kn_update_graph_create(&update, &p->config->optimizer, &p->layout, p->layout.invariant));
+    KN_TRY(kn_update_graph_create(&update, &p->config->optimizer, &p->layout,
+                                  p->layout.invariant ? KN_UPDATE_NORM_GIVEN : KN_UPDATE_LOSS_GIVEN));
     kn_plan_make(&plan, update.graph, p->backend, &update.norm2, 1);
     p->plan->memory[KN_STEP_UPDATE] = (double)plan.arena_bytes;
     kn_plan_clear(&plan);
-    kn_timeline_run(&p->plan->time, update.graph, 1, p->options->device, &p->layout.mesh, 1);
+    KnTimelineRun run = graph_run(p, update.graph);
+    kn_timeline_run(&p->plan->time, &run);
     kn_update_graph_destroy(&update);
     return KN_OK;
 }
@@ -212,15 +255,42 @@ static int check_packs(const Planner *p, int64_t *packs)
     return KN_OK;
 }
 
-/* What the host does around the graphs, where the device has rates for it. */
+/* What is done around the graphs, where the device has rates for it: packs are filled and their inputs copied to the
+ * device, gradients are cleared. */
 static double host_seconds(const Planner *p, int64_t packs)
 {
-    const KnDevice *device = p->options->device;
     double pack = (double)(p->config->data.tokens * kn_model_patch_dim(&p->config->model)) * sizeof(float);
-    double gradients = p->plan->memory[KN_STEP_GRADIENTS];
-    double fill = kn_device_rate(device, "fill", KN_F32, 0, pack),
-           clear = kn_device_rate(device, "clear", KN_F32, 0, gradients);
-    return (fill > 0 ? (double)packs * pack / fill : 0) + (clear > 0 ? gradients / clear : 0);
+    const struct {
+        const char *kind;
+        double bytes, times;
+    } works[] = {{"fill", pack, (double)packs},
+                 {"inputs", p->plan->memory[KN_STEP_INPUTS], (double)packs},
+                 {"clear", p->plan->memory[KN_STEP_GRADIENTS], 1}};
+    double seconds = 0;
+    for (size_t i = 0; i < sizeof works / sizeof *works; i++) {
+        double rate = kn_device_rate(p->options->device, works[i].kind, KN_F32, 0, works[i].bytes);
+        seconds += rate > 0 ? works[i].times * works[i].bytes / rate : 0;
+    }
+    return seconds;
+}
+
+static void finish(Planner *p, int64_t packs)
+{
+    sum_memory(p);
+    p->plan->host = host_seconds(p, packs);
+    p->plan->seconds = p->plan->time.now + p->plan->host;
+    p->plan->flops *= p->options->ranks;
+    p->plan->forward_flops *= p->options->ranks;
+}
+
+/* Of one pack on every replica. */
+static int plan_forward(Planner *p)
+{
+    p->plan->memory[KN_STEP_PARAMETERS] = (double)kn_zero_bytes(&p->layout.zero, 3);
+    KN_TRY(plan_pass(p, 0, 0, 1));
+    finish(p, 1);
+    p->plan->tokens = (double)p->config->data.tokens * kn_mesh_replicas(&p->layout.mesh);
+    return KN_OK;
 }
 
 static int plan_step(Planner *p)
@@ -238,20 +308,25 @@ static int plan_step(Planner *p)
     if (c->data.validation_clips > 0 && c->train.validate_every > 0)
         KN_TRY(plan_pass(p, 0, 0, 0));
     KN_TRY(plan_update(p));
-    sum_memory(p);
-    p->plan->host = host_seconds(p, packs);
-    p->plan->seconds = p->plan->time.now + p->plan->host;
-    p->plan->flops *= p->options->ranks;
+    finish(p, packs);
     p->plan->tokens = (double)(c->data.tokens * c->train.packs);
     return KN_OK;
+}
+
+/* The last rank has more heads than the first where they are cut unevenly. */
+static int standing_rank(const KnStepPlanOptions *o)
+{
+    const KnParallelConfig *p = &o->config->parallel;
+    return o->config->model.heads % (p->tensor * p->ulysses) ? o->ranks - 1 : 0;
 }
 
 int kn_step_plan(KnStepPlan *plan, const KnStepPlanOptions *options)
 {
     Planner p = {.options = options, .config = options->config, .plan = plan};
     KnModelConfig model = options->config->model;
-    *plan = (KnStepPlan){0};
-    p.backend = strcmp(options->device->backend, "cpu") ? &plain_backend : options->cpu;
+    KnBackend *other = options->cuda ? options->cuda : &plain_backend;
+    *plan = (KnStepPlan){.time.kernels = options->kernels};
+    p.backend = strcmp(options->device->backend, "cpu") ? other : options->cpu;
     model.layers = options->layers ? options->layers : model.layers;
     KN_TRY(kn_model_create(&p.model, &model, &options->config->text, options->config->flow.prediction, NULL));
     int code =
@@ -259,9 +334,10 @@ int kn_step_plan(KnStepPlan *plan, const KnStepPlanOptions *options)
                          &(KnLayoutOptions){.parallel = &options->config->parallel,
                                             .training = 1,
                                             .whole_matrices = kn_optimizer_whole_matrices(&options->config->optimizer),
+                                            .rank = standing_rank(options),
                                             .ranks = options->ranks});
     if (code == KN_OK)
-        code = plan_step(&p);
+        code = options->sampling ? plan_forward(&p) : plan_step(&p);
     kn_layout_destroy(&p.layout);
     kn_model_destroy(&p.model);
     return code;
@@ -323,6 +399,7 @@ int kn_step_plan_estimate(KnStepPlan *plan, const KnStepPlanOptions *options)
     grow(&plan->host, few.host, more.host, (double)layers);
     grow(&plan->seconds, few.seconds, more.seconds, (double)layers);
     grow(&plan->flops, few.flops, more.flops, (double)layers);
+    grow(&plan->forward_flops, few.forward_flops, more.forward_flops, (double)layers);
     plan->recomputed = plan->recomputed ? (int)(plan->recomputed + layers - MORE_LAYERS) : 0;
     plan->blocks += (int)layers - MORE_LAYERS;
     return KN_OK;
@@ -333,4 +410,9 @@ double kn_step_plan_peak_share(const KnStepPlan *plan, const KnStepPlanOptions *
     KnDtype dtype = options->config->train.precision == KN_PRECISION_BF16 ? KN_BF16 : KN_F32;
     double peak = options->device->peak[dtype] * options->ranks;
     return peak > 0 ? plan->flops / plan->seconds / peak : 0;
+}
+
+double kn_step_plan_rate(const KnStepPlan *plan, const KnStepPlanOptions *options)
+{
+    return plan->forward_flops * (options->sampling ? 1 : 3) / plan->seconds / options->ranks;
 }

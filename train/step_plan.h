@@ -1,7 +1,8 @@
 /* What a training step will need and take, by walking the very graphs that would run: no memory, no communicator.
  *
- * One rank stands for all. Memory is what that rank allocates: what is bound to the graphs, and their arenas. Time is
- * simulated (dist/timeline.h) on a device that is described (dist/device.h). */
+ * One rank stands for all: the first, or where heads are cut unevenly the last, which has more. Memory is what that
+ * rank allocates: what is bound to the graphs, and their arenas. Time is simulated (dist/timeline.h) on a device that
+ * is described (dist/device.h). */
 #ifndef KN_TRAIN_STEP_PLAN_H
 #define KN_TRAIN_STEP_PLAN_H
 
@@ -31,10 +32,11 @@ const char *kn_step_memory_name(KnStepMemory row);
 typedef struct KnStepPlan {
     double memory[KN_STEP_MEMORY_ROWS];
     KnTimeline time;
-    double host;    /* seconds of the step outside of graphs: filling packs, clearing gradients */
-    double seconds; /* of the step */
-    double flops;   /* of products and attention, of all ranks, recomputation not counted */
-    double tokens;  /* of all ranks */
+    double host;          /* seconds of the step outside of graphs: filling packs, clearing gradients */
+    double seconds;       /* of the step */
+    double flops;         /* of products and attention, of all ranks, recomputation not counted */
+    double forward_flops; /* of the forwards among them */
+    double tokens;        /* of all ranks */
     int blocks, recomputed;
 } KnStepPlan;
 
@@ -46,7 +48,7 @@ typedef struct KnPassMemo {
     int zero_ranks;
     KnPassGraph pass;
     double memory[KN_STEP_MEMORY_ROWS]; /* of its arena and inputs */
-    double flops;
+    double flops, forward_flops;
 } KnPassMemo;
 enum { KN_PASS_MEMOS = 4 }; /* two depths, and the last pass of a step beside the others */
 void kn_pass_memos_clear(KnPassMemo *memos);
@@ -54,11 +56,14 @@ void kn_pass_memos_clear(KnPassMemo *memos);
 typedef struct KnStepPlanOptions {
     const KnConfig *config; /* data.shards are not read */
     const KnDevice *device;
-    KnBackend *cpu;      /* for devices whose backend is "cpu" */
-    int ranks;           /* of the job; rank 0 stands for all */
-    int64_t clip_tokens; /* tokens of one clip, which attend to each other; 0: one clip fills the pack */
-    int64_t layers;      /* instead of model.layers; 0: those */
-    KnPassMemo *memos;   /* [KN_PASS_MEMOS], or NULL */
+    KnBackend *cpu;         /* for devices whose backend is "cpu" */
+    KnBackend *cuda;        /* for others; NULL: graphs as they are, without workspaces */
+    int ranks;              /* of the job; one stands for all */
+    int64_t clip_tokens;    /* tokens of one clip, which attend to each other; 0: one clip fills the pack */
+    int64_t layers;         /* instead of model.layers; 0: those */
+    KnPassMemo *memos;      /* [KN_PASS_MEMOS], or NULL */
+    int sampling;           /* one forward of one pack, and what that needs, instead of a training step */
+    KnKernelTimes *kernels; /* noted here; NULL: not at all */
 } KnStepPlanOptions;
 
 /* KN_EINPUT where the layout cannot run, with the sentence that `train` would end with. */
@@ -68,6 +73,9 @@ int kn_step_plan(KnStepPlan *plan, const KnStepPlanOptions *options);
  * same amount with each. Exact but for gaps. Where model.recompute is a budget, kn_step_plan itself. */
 int kn_step_plan_estimate(KnStepPlan *plan, const KnStepPlanOptions *options);
 
+/* Of the device's peak by its data sheet. */
 double kn_step_plan_peak_share(const KnStepPlan *plan, const KnStepPlanOptions *options);
+/* FLOP a second and rank as other benchmarks count them: a training step as three forwards. */
+double kn_step_plan_rate(const KnStepPlan *plan, const KnStepPlanOptions *options);
 
 #endif

@@ -9,13 +9,13 @@
 #include "core/base/log.h"
 #include "core/base/progress.h"
 #include "core/cpu/backend.h"
-#include "core/cpu/matmul.h"
 #include "core/graph/devices.h"
 #include "core/graph/twin.h"
 #include "dist/backend.h"
 #include "dist/comm.h"
 #include "train/faults.h"
 #include "train/metrics.h"
+#include "train/peak.h"
 #include "train/ranks.h"
 #include "train/saving.h"
 #include "train/state.h"
@@ -158,7 +158,9 @@ static void report_plan(const Trainer *t)
 static int measure_peak(Trainer *t)
 {
     KnDtype dtype = t->config->train.precision == KN_PRECISION_BF16 ? KN_BF16 : KN_F32;
-    float peak = (float)kn_matmul_peak(dtype, 0.2);
+    double mine;
+    KN_TRY(kn_measure_peak(t->backend, dtype, &mine));
+    float peak = (float)(mine * 1e-9);
     KN_TRY(kn_comm_all_reduce(t->comm, &peak, 1, "matmul peak"));
     t->peak_flops = (double)peak * 1e9;
     kn_log("measured matmul peak: %.0f GFLOP/s", (double)peak);
@@ -169,7 +171,9 @@ static int measure_peak(Trainer *t)
 static int place_state(Trainer *t)
 {
     KN_TRY(kn_layout_use_device(&t->state.layout, t->backend));
+    t->state.optimizer.offload = t->config->train.offload;
     KN_TRY(kn_optimizer_state_place(&t->state.optimizer, t->backend));
+    t->state.optimizer.loss = t->state.layout.invariant ? NULL : &t->stats[0];
     return kn_twin_create(t->backend, t->stats, sizeof t->stats, "the step's loss");
 }
 
@@ -183,16 +187,10 @@ static void withdraw_state(Trainer *t)
     kn_twin_destroy(t->backend, t->stats);
 }
 
-/* Loss and denoised tokens, there and here: what a pass adds to, and what it has come to. */
-static int set_stats(Trainer *t, float loss, float denoised)
+/* A pass whose loss is read at once. */
+static int run_alone(Trainer *t, KnTrainPass *pass)
 {
-    t->stats[0] = loss;
-    t->stats[1] = denoised;
-    return kn_twin_push(t->backend, t->stats, sizeof t->stats);
-}
-
-static int run_pass(Trainer *t, KnTrainPass *pass)
-{
+    KN_TRY(kn_twin_zero(t->backend, t->stats, sizeof t->stats));
     KN_TRY(kn_train_pass_run(pass));
     return kn_twin_pull(t->backend, t->stats, sizeof t->stats);
 }
@@ -255,19 +253,44 @@ static int sum_in_pack_order(Trainer *t, float (*mine)[2], int64_t count, float 
     return code;
 }
 
+/* Passes add to the loss where they run, and nobody waits for it. */
+static int add_pack(Trainer *t, int64_t index, int last)
+{
+    if (index == 0)
+        KN_TRY(kn_twin_zero(t->backend, &t->stats[0], sizeof t->stats[0]));
+    t->stats[1] += denoised_here(t);
+    if (last)
+        KN_TRY(kn_twin_push(t->backend, &t->stats[1], sizeof t->stats[1]));
+    return kn_train_pass_run(last ? t->last_pass : t->pass);
+}
+
+/* Whether a step's loss must be known before its update: where a spike may forbid that. A loss that is not finite is
+ * seen by the update itself. */
+static int is_judged_first(const Trainer *t)
+{
+    const KnTrainConfig *c = &t->config->train;
+    return t->state.layout.invariant || (c->spike_zscore > 0 && c->on_spike != KN_FAULT_WARN);
+}
+
+static int judge(Trainer *t, KnStepMetrics *m, KnFault *fault)
+{
+    if (!t->state.layout.invariant)
+        KN_TRY(kn_twin_pull(t->backend, t->stats, sizeof t->stats));
+    m->loss = (double)t->stats[0] * (double)m->tokens / (double)t->stats[1];
+    *fault = kn_fault_of_loss(&t->state.trend, &t->config->train, m->loss);
+    return KN_OK;
+}
+
 static int run_pack(Trainer *t, const KnBatch *pack, int64_t index, int last)
 {
     KnTrainPass *pass = last ? t->last_pass : t->pass;
     kn_train_batch_fill(&t->batch, &t->batch_options, pack);
-    if (!t->state.layout.invariant) {
-        KN_TRY(set_stats(t, t->stats[0], t->stats[1] + denoised_here(t)));
-        return run_pass(t, pass);
-    }
+    if (!t->state.layout.invariant)
+        return add_pack(t, index, last);
     if (index == 0)
         KN_TRY(kn_pack_parts_zero(&t->parts, t->backend));
     kn_train_pass_set_pack(pass, index);
-    KN_TRY(set_stats(t, 0, 0));
-    KN_TRY(run_pass(t, pass));
+    KN_TRY(run_alone(t, pass));
     t->pack_stats[index][0] = t->stats[0];
     t->pack_stats[index][1] = (float)t->batch.denoised_tokens;
     t->stats[0] = t->stats[1] = 0;
@@ -293,7 +316,6 @@ static int run_packs(Trainer *t, KnStepMetrics *m)
         KN_TRY(run_pack(t, pack, i, i + 1 == local_packs));
     }
     m->tokens = step_tokens;
-    m->loss = (double)t->stats[0] * (double)step_tokens / (double)t->stats[1];
     return KN_OK;
 }
 
@@ -309,16 +331,19 @@ static int update(Trainer *t, KnStepMetrics *m, KnFault *fault)
 {
     const KnConfig *c = t->config;
     kn_activity_set("step %lld, update", (long long)m->step);
-    *fault = kn_fault_of_loss(&t->state.trend, &c->train, m->loss);
     m->learning_rate = c->optimizer.lr * kn_learning_rate_factor(&c->optimizer, t->state.step, c->train.steps);
+    m->gradient_norm = NAN;
+    if (is_judged_first(t))
+        KN_TRY(judge(t, m, fault));
     if (fault->action == KN_FAULT_WARN) {
         KN_TRY(kn_optimizer_step(t->optimizer, t->state.step, c->train.steps, t->state.updates, &m->gradient_norm));
-        kn_fault_add_norm(fault, &c->train, m->gradient_norm);
         parameters_changed(t);
     } else {
-        m->gradient_norm = NAN;
         KN_TRY(kn_parameter_values_zero(&t->state.optimizer.gradients, t->backend));
     }
+    if (!is_judged_first(t))
+        KN_TRY(judge(t, m, fault));
+    kn_fault_add_norm(fault, &c->train, m->gradient_norm);
     m->zscore = fault->zscore;
     m->fault = fault->kind ? kn_fault_name(fault->kind) : NULL;
     m->skipped = fault->action != KN_FAULT_WARN;
@@ -329,7 +354,7 @@ static int update(Trainer *t, KnStepMetrics *m, KnFault *fault)
 static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
 {
     double start = kn_seconds_now();
-    *fault = (KnFault){0};
+    *fault = (KnFault){.action = KN_FAULT_WARN};
     *m = (KnStepMetrics){.step = t->state.step + 1};
     kn_rank_times_begin(&t->times);
     KN_TRY(run_packs(t, m));
@@ -364,9 +389,8 @@ static int run_validation_packs(Trainer *t, KnLoader *loader, int64_t passes, fl
         const KnBatch *pack = NULL;
         int code = kn_loader_next(loader, &pack);
         KN_TRY(code == KN_END ? KN_OK : code);
-        KN_TRY(set_stats(t, 0, 0));
         kn_train_batch_fill(&t->batch, &batch, pack ? pack : &(KnBatch){.step_tokens = 1});
-        KN_TRY(run_pass(t, t->validation_pass));
+        KN_TRY(run_alone(t, t->validation_pass));
         results[i][0] = pack ? t->stats[0] * (float)pack->step_tokens : 0;
         results[i][1] = pack ? (float)t->batch.denoised_tokens : 0;
     }

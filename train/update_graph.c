@@ -135,8 +135,14 @@ static void update_block(KnUpdateBuilder *b, int row, int block)
         gather_weights(b, block);
 }
 
-int kn_update_graph_create(KnUpdateGraph *update, const KnOptimizerConfig *config, const KnLayout *layout,
-                           int norm_given)
+/* Zero times the loss is zero or not a number. */
+static KnTensor *judged(KnUpdateGraph *u, KnTensor *norm2)
+{
+    u->loss = kn_leaf(u->graph, KN_ROLE_STATE, KN_F32, 0, NULL, "loss");
+    return kn_add(u->graph, norm2, kn_scale(u->graph, u->loss, 0));
+}
+
+int kn_update_graph_create(KnUpdateGraph *update, const KnOptimizerConfig *config, const KnLayout *layout, int given)
 {
     int row = find_optimizer(config->name);
     *update = (KnUpdateGraph){0};
@@ -152,7 +158,11 @@ int kn_update_graph_create(KnUpdateGraph *update, const KnOptimizerConfig *confi
                                         .newton_schulz_steps = (int)config->newton_schulz_steps}};
     update->graph = kn_graph_create();
     update->hyper = kn_leaf(update->graph, KN_ROLE_INPUT, KN_F32, 1, (int64_t[]){KN_HYPER_COUNT}, "hyper");
-    update->norm2 = norm_given ? kn_leaf(update->graph, KN_ROLE_STATE, KN_F32, 0, NULL, "norm2") : global_norm2(&b);
+    if (given & KN_UPDATE_NORM_GIVEN)
+        update->given_norm2 = kn_leaf(update->graph, KN_ROLE_STATE, KN_F32, 0, NULL, "norm2");
+    update->norm2 = update->given_norm2 ? update->given_norm2 : global_norm2(&b);
+    if (given & KN_UPDATE_LOSS_GIVEN)
+        update->norm2 = judged(update, update->norm2);
     for (int block = 0; block < layout->zero.set->block_count; block++)
         update_block(&b, row, block);
     kn_overlap(update->graph);

@@ -2,8 +2,8 @@
  *
  * Square of the global gradient norm, then for each block the step and the averaged weights, all in place on what this
  * rank holds of the block buffers; where weights are held whole but updated in parts (ZeRO 1 and 2), they are gathered.
- * Where the norm is not finite no weight, moment or average changes. Optimizers are rows of a table, each a way to
- * append the nodes of a block. */
+ * Where the norm or the loss is not finite no weight, moment or average changes: that is seen where the update runs,
+ * and nobody waits for it. Optimizers are rows of a table, each a way to append the nodes of a block. */
 #ifndef KN_TRAIN_UPDATE_GRAPH_H
 #define KN_TRAIN_UPDATE_GRAPH_H
 
@@ -29,14 +29,18 @@ typedef struct KnUpdateBinding {
 
 typedef struct KnUpdateGraph {
     KnGraph *graph;
-    KnTensor *hyper, *norm2; /* norm2 is kept */
+    KnTensor *hyper, *norm2; /* norm2 is kept; not a number where the loss is not finite */
+    KnTensor *loss;          /* state, with KN_UPDATE_LOSS_GIVEN */
+    KnTensor *given_norm2;   /* state, with KN_UPDATE_NORM_GIVEN */
     KnUpdateBinding *bindings;
     int binding_count, binding_capacity;
 } KnUpdateGraph;
 
-/* KN_EINPUT names the optimizers there are. `norm_given`: norm2 is an input, found elsewhere. */
-int kn_update_graph_create(KnUpdateGraph *update, const KnOptimizerConfig *config, const KnLayout *layout,
-                           int norm_given);
+/* Scalars that are found elsewhere: the square of the gradient norm; the step's loss. */
+enum { KN_UPDATE_NORM_GIVEN = 1, KN_UPDATE_LOSS_GIVEN = 2 };
+
+/* KN_EINPUT names the optimizers there are. `given`: the sum of what is. */
+int kn_update_graph_create(KnUpdateGraph *update, const KnOptimizerConfig *config, const KnLayout *layout, int given);
 void kn_update_graph_destroy(KnUpdateGraph *update);
 
 /* Does the optimizer update matrices as wholes, so that ZeRO must not cut them? */

@@ -17,6 +17,7 @@ typedef enum KnPrediction { KN_PREDICT_VELOCITY, KN_PREDICT_SAMPLE } KnPredictio
 typedef enum KnSigmaDistribution { KN_SIGMA_LOGIT_NORMAL, KN_SIGMA_UNIFORM } KnSigmaDistribution;
 typedef enum KnSchedule { KN_SCHEDULE_CONSTANT, KN_SCHEDULE_COSINE, KN_SCHEDULE_LINEAR } KnSchedule;
 enum { KN_RECOMPUTE_NONE = 0, KN_RECOMPUTE_BLOCK = -1 }; /* no block, every block */
+typedef enum KnOffload { KN_OFFLOAD_NONE, KN_OFFLOAD_OPTIMIZER } KnOffload;
 typedef enum KnFaultAction { KN_FAULT_SKIP, KN_FAULT_ROLLBACK, KN_FAULT_WARN } KnFaultAction;
 typedef enum KnParallelMode { KN_PARALLEL_FAST, KN_PARALLEL_LAYOUT_INVARIANT } KnParallelMode;
 typedef enum KnTextRows { KN_TEXT_ROWS_AUTO, KN_TEXT_ROWS_WHOLE, KN_TEXT_ROWS_CUT } KnTextRows;
@@ -96,6 +97,7 @@ typedef struct KnTrainConfig {
     int64_t keep_last;      /* train.keep_last: newest checkpoints kept; 0 = all */
     int64_t keep_every;     /* train.keep_every: checkpoints of multiples of so many steps stay for ever; 0 = none */
     KnPrecision precision;  /* train.precision: f32 | bf16 */
+    KnOffload offload;      /* train.offload: what of a GPU's is kept in the host's memory */
     int64_t threads;        /* train.threads: per rank; 0 = all cores shared among this host's ranks */
     int64_t log_every;      /* train.log_every: a terminal line every so many steps */
     int64_t validate_every; /* train.validate_every: 0 = never */

@@ -1,4 +1,4 @@
-/* The CUDA backend's table: memory of one GPU, copies, and nodes by the rows of table.c. */
+/* The CUDA backend's table: memory of one GPU, reads and writes, and nodes by the rows of table.c. */
 #include "core/cuda/cuda.h"
 #include "core/cuda/matmul.h"
 
@@ -7,9 +7,13 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
+enum { MIB = 1 << 20, WRITE_BYTES = 4 * MIB }; /* the pieces of a write */
+
 int kn_cuda_open(int device, KnBackend **backend);
+KnBackend *kn_cuda_planning_backend(void);
 const char *kn_cuda_interface(void);
 
 int kn_cuda_check(cudaError_t result, const char *what)
@@ -56,8 +60,8 @@ static int run(KnBackend *backend, const KnCall *call)
 
 static void lower(KnBackend *backend, KnGraph *graph)
 {
-    (void)backend;
     kn_cuda_lower(graph);
+    kn_cuda_choose_attention((KnCuda *)backend, graph);
 }
 
 /* ---- memory ---- */
@@ -65,7 +69,6 @@ static void lower(KnBackend *backend, KnGraph *graph)
 static int allocate(KnBackend *backend, void **memory, size_t bytes, const char *what)
 {
     const KnCuda *cuda = (const KnCuda *)backend;
-    enum { MIB = 1 << 20 };
     size_t unused = 0, total = 0;
     cudaError_t result = cudaMalloc(memory, bytes ? bytes : 1);
     if (result != cudaErrorMemoryAllocation)
@@ -82,34 +85,60 @@ static void release(KnBackend *backend, void *memory)
     cudaFree(memory);
 }
 
+/* Where it is in the host's memory, the device finds it at the same address. */
+int kn_cuda_allocate_pinned(KnBackend *backend, void **memory, size_t bytes, const char *what)
+{
+    cudaError_t result = cudaHostAlloc(memory, bytes ? bytes : 1, cudaHostAllocDefault);
+    if (result != cudaErrorMemoryAllocation)
+        return kn_cuda_check(result, what);
+    cudaGetLastError();
+    return kn_fail(KN_EMEMORY, "the host has no %zu MiB of pinned memory for %s, which GPU %d is to use",
+                   bytes / MIB + 1, what, ((const KnCuda *)backend)->device);
+}
+
+static void release_pinned(KnBackend *backend, void *memory)
+{
+    cudaStreamSynchronize(((KnCuda *)backend)->stream);
+    cudaFreeHost(memory);
+}
+
 static int write_memory(KnBackend *backend, void *device, const void *host, size_t bytes)
 {
-    cudaStream_t stream = ((KnCuda *)backend)->stream;
-    KN_TRY(kn_cuda_check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream), "a copy to the GPU"));
-    return kn_cuda_check(cudaStreamSynchronize(stream), "a copy to the GPU");
+    KnStaging *staging = ((KnCuda *)backend)->writes;
+    for (size_t at = 0, piece; at < bytes; at += piece) {
+        void *room;
+        piece = bytes - at < WRITE_BYTES ? bytes - at : WRITE_BYTES;
+        KN_TRY(kn_cuda_stage(backend, staging, &room));
+        memcpy(room, (const char *)host + at, piece);
+        KN_TRY(kn_cuda_send(backend, staging, (char *)device + at, piece));
+    }
+    return KN_OK;
 }
 
 /* ---- faults ---- */
+
+enum { FAULT_BYTES = KN_OP_COUNT * sizeof(KnCudaFault) };
 
 static int fail_for(const KnCudaFault *fault, const char *op)
 {
     if (fault->kind == KN_CUDA_WILD_INDEX)
         return kn_fail(KN_EINPUT, "%s: index %d at position %lld does not name one of %lld rows", op, fault->value,
                        (long long)fault->position, (long long)fault->limit);
+    if (fault->kind == KN_CUDA_MIXED_SPANS)
+        return kn_fail(KN_EINPUT, "%s: span %lld shares tokens with one before it, or lies before it", op,
+                       (long long)fault->position);
     return kn_fail(KN_EINPUT, "%s: span %lld has a negative number or leaves the queries or keys", op,
                    (long long)fault->position);
 }
 
 static int report_fault(KnCuda *cuda)
 {
-    KnCudaFault faults[KN_OP_COUNT];
-    KN_TRY(
-        kn_cuda_check(cudaMemcpy(faults, cuda->faults, sizeof faults, cudaMemcpyDeviceToHost), "a copy from the GPU"));
     for (int op = 0; op < KN_OP_COUNT; op++) {
-        if (faults[op].kind == KN_CUDA_NO_FAULT)
+        const KnCudaFault fault = cuda->seen[op];
+        if (fault.kind == KN_CUDA_NO_FAULT)
             continue;
-        cudaMemset(cuda->faults, 0, sizeof faults);
-        return fail_for(&faults[op], kn_op((KnOpId)op)->name);
+        cudaMemsetAsync(cuda->faults, 0, FAULT_BYTES, cuda->stream);
+        return fail_for(&fault, kn_op((KnOpId)op)->name);
     }
     return KN_OK;
 }
@@ -117,8 +146,11 @@ static int report_fault(KnCuda *cuda)
 static int read_memory(KnBackend *backend, void *host, const void *device, size_t bytes)
 {
     KnCuda *cuda = (KnCuda *)backend;
-    KN_TRY(check_work(cuda, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, cuda->stream),
+    KN_TRY(check_work(cuda,
+                      cudaMemcpyAsync(cuda->seen, cuda->faults, FAULT_BYTES, cudaMemcpyDeviceToHost, cuda->stream),
                       "a copy from the GPU"));
+    KN_TRY(
+        check_work(cuda, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDefault, cuda->stream), "a copy from the GPU"));
     KN_TRY(check_work(cuda, cudaStreamSynchronize(cuda->stream), "the GPU's work"));
     return report_fault(cuda);
 }
@@ -128,7 +160,15 @@ static int zero_memory(KnBackend *backend, void *device, size_t bytes)
     return kn_cuda_check(cudaMemsetAsync(device, 0, bytes, ((KnCuda *)backend)->stream), "setting the GPU's memory");
 }
 
-static const KnDeviceMemory memory_table = {.write = write_memory, .read = read_memory, .zero = zero_memory};
+static const KnDeviceMemory memory_table = {.write = write_memory,
+                                            .read = read_memory,
+                                            .zero = zero_memory,
+                                            .allocate_pinned = kn_cuda_allocate_pinned,
+                                            .release_pinned = release_pinned,
+                                            .staging_create = kn_cuda_staging_create,
+                                            .stage = kn_cuda_stage,
+                                            .send = kn_cuda_send,
+                                            .staging_destroy = kn_cuda_staging_destroy};
 
 /* ---- opening and closing ---- */
 
@@ -137,11 +177,34 @@ static void close_backend(KnBackend *backend)
     KnCuda *cuda = (KnCuda *)backend;
     if (cuda->stream)
         cudaStreamSynchronize(cuda->stream);
+    kn_cuda_staging_destroy(backend, cuda->writes);
+    kn_cuda_queue_close(cuda);
     kn_cuda_matmul_close(cuda);
+    kn_cuda_library_close(cuda);
     cudaFree(cuda->faults);
+    cudaFreeHost(cuda->seen);
+    if (cuda->copies)
+        cudaStreamDestroy(cuda->copies);
     if (cuda->stream)
         cudaStreamDestroy(cuda->stream);
     free(cuda);
+}
+
+static int make_streams(KnCuda *cuda)
+{
+    KN_TRY(kn_cuda_check(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), "making a stream"));
+    cuda->base.stream = cuda->stream;
+    return kn_cuda_check(cudaStreamCreateWithFlags(&cuda->copies, cudaStreamNonBlocking), "making a stream");
+}
+
+static int make_faults(KnCuda *cuda)
+{
+    void *faults = NULL, *seen = NULL;
+    KN_TRY(allocate(&cuda->base, &faults, FAULT_BYTES, "its faults"));
+    cuda->faults = faults;
+    KN_TRY(kn_cuda_allocate_pinned(&cuda->base, &seen, FAULT_BYTES, "its faults"));
+    cuda->seen = seen;
+    return zero_memory(&cuda->base, faults, FAULT_BYTES);
 }
 
 /* A process sees all GPUs of its host, or its own alone, where a scheduler arranges it so. */
@@ -175,15 +238,11 @@ static int describe_gpu(KnCuda *cuda)
 
 static int open_gpu(KnCuda *cuda, int place)
 {
-    void *faults = NULL;
-    size_t bytes = KN_OP_COUNT * sizeof *cuda->faults;
     KN_TRY(find_gpu(cuda, place));
     KN_TRY(describe_gpu(cuda));
-    KN_TRY(kn_cuda_check(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), "making a stream"));
-    cuda->base.stream = cuda->stream;
-    KN_TRY(allocate(&cuda->base, &faults, bytes, "its faults"));
-    cuda->faults = faults;
-    KN_TRY(zero_memory(&cuda->base, faults, bytes));
+    KN_TRY(make_streams(cuda));
+    KN_TRY(make_faults(cuda));
+    KN_TRY(kn_cuda_staging_create(&cuda->base, &cuda->writes, WRITE_BYTES));
     return kn_cuda_matmul_open(cuda);
 }
 
@@ -196,6 +255,7 @@ int kn_cuda_open(int device, KnBackend **backend)
 {
     static const KnBackend table = {.name = "cuda",
                                     .memory = &memory_table,
+                                    .queue = &kn_cuda_queue,
                                     .supports = supports,
                                     .workspace_bytes = workspace_bytes,
                                     .run = run,
@@ -212,4 +272,15 @@ int kn_cuda_open(int device, KnBackend **backend)
     }
     *backend = &made->base;
     return KN_OK;
+}
+
+/* What can be said of a graph without a GPU: core/graph/devices.h. */
+KnBackend *kn_cuda_planning_backend(void)
+{
+    static KnCuda planning = {.base = {.name = "cuda",
+                                       .supports = supports,
+                                       .workspace_bytes = workspace_bytes,
+                                       .lower = lower,
+                                       .kernels = kn_cuda_kernels}};
+    return &planning.base;
 }

@@ -1,15 +1,20 @@
 /* What the files of the CUDA backend share; nobody else includes it. They are a plugin, kinora-cuda.so, which the
  * program opens where there are GPUs (core/graph/devices.h).
  *
- *     backend.c          the table: memory, copies, and each node to its row of table.c
+ *     backend.c          the table: memory, and each node to its row of table.c
+ *     staging.c          copies to the device that nobody waits for
+ *     queue.c            timing and recording what is queued
  *     table.c            by op: which function runs it
  *     lower.c            what the graph is rewritten to
+ *     work.c             what kernels move, for plans
  *     matmul.c           products, by cuBLASLt
+ *     attention_library.c  attention by cuDNN, where that is faster; cudnn/ is the door to it
  *     run_*.c            from a node's tensors and attributes to the kernels' plain numbers, one file for an op family
  *     *.cu, kernels.h    the kernels; they take primitives only
  *
- * Everything is queued on one stream, and nothing waits for the device but a read by the host. What goes wrong on the
- * device, such as an index that names no row, is left in `fault` and reported by the next read. */
+ * Everything is queued on one stream, but copies from the host, which go up on another one. Nothing waits for the
+ * device but a read by the host. What goes wrong on the device, such as an index that names no row, is left in `fault`
+ * and reported by the next read. */
 #ifndef KN_CUDA_CUDA_H
 #define KN_CUDA_CUDA_H
 
@@ -22,12 +27,15 @@
 typedef struct KnCuda {
     KnBackend base;
     int device;
-    cudaStream_t stream;
     char id[48];
     struct cudaDeviceProp properties;
-    KnCudaFault *faults; /* on the device, by op id */
-    KnCudaFault *fault;  /* of the op that runs */
+    cudaStream_t stream, copies;
+    KnCudaFault *faults, *seen; /* on the device, by op id; the host's copy of them, pinned */
+    KnCudaFault *fault;         /* of the op that runs */
+    KnStaging *writes;          /* of what is written piece by piece */
+    struct KnCudaMoments *moments;
     struct KnCudaMatmuls *matmuls;
+    struct KnCudaLibrary *library; /* attention's; NULL: not asked for */
 } KnCuda;
 
 /* `run` gives back the first error of what it queued; where it leaves a sentence itself, KN_CUDA_SENTENCE. */
@@ -99,8 +107,30 @@ extern const KnCudaOp *const kn_cuda_ops[KN_OP_COUNT];
 /* The result of a function of the runtime as a code with a sentence; `what` says what was tried. */
 int kn_cuda_check(cudaError_t result, const char *what);
 
+/* By which kernels a node runs (KnBackend.kernels). */
+int kn_cuda_kernels(const KnNode *node, KnKernelWork kernels[KN_MOST_KERNELS]);
+
+/* backend.c and staging.c: rows of KnDeviceMemory. */
+int kn_cuda_allocate_pinned(KnBackend *backend, void **memory, size_t bytes, const char *what);
+int kn_cuda_staging_create(KnBackend *backend, KnStaging **staging, size_t bytes);
+int kn_cuda_stage(KnBackend *backend, KnStaging *staging, void **room);
+int kn_cuda_send(KnBackend *backend, KnStaging *staging, void *device, size_t bytes);
+void kn_cuda_staging_destroy(KnBackend *backend, KnStaging *staging); /* or NULL */
+
+/* queue.c */
+extern const KnQueue kn_cuda_queue;
+void kn_cuda_queue_close(KnCuda *cuda);
+
 /* Rewrites a finished graph (KnBackend.lower). */
 void kn_cuda_lower(KnGraph *graph);
+
+/* attention_library.c: after lowering, chooses nodes (KnAttentionAttributes.library_bytes); what is chosen is run by
+ * it, with a workspace of that size. */
+void kn_cuda_choose_attention(KnCuda *cuda, KnGraph *graph);
+int kn_cuda_is_by_library(const KnNode *node, const KnCudaAttention *attention);
+cudaError_t kn_cuda_attention_by_library(KnCuda *cuda, const KnNode *node, const KnCudaAttention *attention,
+                                         void *workspace);
+void kn_cuda_library_close(KnCuda *cuda);
 
 static inline int kn_cuda_is_bf16(const KnTensor *tensor)
 {

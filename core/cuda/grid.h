@@ -59,13 +59,13 @@ __device__ __forceinline__ void kn_report(KnCudaFault *fault, int kind, int64_t 
     fault->limit = limit;
 }
 
-/* By a block whose token this is: the row that it belongs to. A wild one is reported and taken for 0. */
+/* By a block or a warp whose token this is: the row that it belongs to. A wild one is reported and taken for 0. */
 __device__ __forceinline__ int64_t kn_row_of(const int32_t *row_of, int64_t token, int64_t rows, KnCudaFault *fault)
 {
     const int row = row_of[token];
     if (row >= 0 && row < rows)
         return row;
-    if (threadIdx.x == 0)
+    if (threadIdx.x % 32 == 0)
         kn_report(fault, KN_CUDA_WILD_INDEX, token, row, rows);
     return 0;
 }

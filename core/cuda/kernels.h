@@ -7,6 +7,7 @@
 #define KN_CUDA_KERNELS_H
 
 #include <cuda_runtime_api.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -14,7 +15,7 @@ extern "C" {
 #endif
 
 /* What a kernel found wrong with its data; the first of them, by position, is kept. */
-enum { KN_CUDA_NO_FAULT, KN_CUDA_WILD_INDEX, KN_CUDA_WILD_SPAN };
+enum { KN_CUDA_NO_FAULT, KN_CUDA_WILD_INDEX, KN_CUDA_WILD_SPAN, KN_CUDA_MIXED_SPANS };
 typedef struct KnCudaFault {
     int32_t kind, value;
     int64_t position, limit;
@@ -195,6 +196,25 @@ typedef struct KnCudaAttention {
 } KnCudaAttention;
 cudaError_t kn_cuda_attention(int bf16, const KnCudaAttention *attention, cudaStream_t stream);
 cudaError_t kn_cuda_attention_backward(int bf16, const KnCudaAttention *attention, cudaStream_t stream);
+
+/* ---- packed.cu: spans as libraries want packed sequences (core/cuda/cudnn), in bfloat16, heads of multiples of 8 ----
+ */
+
+/* The lists of a call of `batch` spans, each at a multiple of 16 bytes: rows of each span, int32 [batch], of queries
+ * and of keys, and where they begin, int64 [batch + 1], in elements of q, of k, and of stats [queries, heads]. */
+enum { KN_CUDA_LENGTHS, KN_CUDA_OFFSETS = 2, KN_CUDA_STATS_OFFSETS = 4, KN_CUDA_LISTS };
+static inline size_t kn_cuda_list_place(int64_t batch, int list)
+{
+    const size_t lengths = ((size_t)batch * 4 + 15) / 16 * 16, offsets = ((size_t)(batch + 1) * 8 + 15) / 16 * 16;
+    return list < KN_CUDA_OFFSETS ? (size_t)list * lengths : 2 * lengths + (size_t)(list - KN_CUDA_OFFSETS) * offsets;
+}
+/* Fills the lists of all calls, one after another, kn_cuda_list_place(batch, KN_CUDA_LISTS) bytes each. Reports spans
+ * that are not in order, or that share rows. */
+cudaError_t kn_cuda_pack_spans(const KnCudaAttention *attention, int64_t batch, void *lists, cudaStream_t stream);
+/* After a forward that wrote rows of spans alone: `lse` from the stats, and zeros in the other rows of `out`. */
+cudaError_t kn_cuda_unpack_forward(const KnCudaAttention *attention, const float *stats, cudaStream_t stream);
+/* Before such a backward: stats from `lse`, and zeros in rows of dq, dk and dv that are in no span. */
+cudaError_t kn_cuda_pack_backward(const KnCudaAttention *attention, float *stats, cudaStream_t stream);
 
 /* ---- ring.cu ---- */
 

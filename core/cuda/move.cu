@@ -150,10 +150,13 @@ cudaError_t kn_cuda_sum_rows(int bf16, const void *x, float *out, int64_t rows, 
     return add_rows(bf16, x, sum, stream);
 }
 
+/* Of 32 tokens at least, so that a few thousand tokens give every multiprocessor some; of those of one row (the tokens
+ * of a clip lie together) only one row's blocks are at work. */
 int kn_cuda_row_sum_slabs(int64_t tokens, int64_t rows, int64_t columns)
 {
-    const int64_t blocks = 1024, tile = 1024, taken = rows * ((columns + tile - 1) / tile);
-    int64_t slabs = taken ? blocks / taken : 1, most = tokens / KN_THREADS;
+    const int64_t blocks = 1024, tile = 1024, taken = rows * ((columns + tile - 1) / tile), most = 256;
+    int64_t slabs = taken ? blocks / taken : 1;
+    slabs = slabs < tokens / 32 ? slabs : tokens / 32;
     slabs = slabs < most ? slabs : most;
     return (int)(slabs > 1 ? slabs : 1);
 }

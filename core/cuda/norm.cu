@@ -1,14 +1,33 @@
-/* Layer norm (plain, affine, modulated) and RMS norm, also of rows of which only some columns are here. A block takes
- * a row and reads it once from memory; the passes after the first find it in the cache. Statistics are in float32. */
+/* Layer norm (plain, affine, modulated) and RMS norm, also of rows of which only some columns are here. A team of
+ * threads, a warp for rows that are not too long or else a block, takes a row and reads it once from memory; the passes
+ * after the first find it in the cache. Statistics are in float32. */
 #include "core/cuda/row_sum.h"
 
 namespace
 {
 
-/* f(column, values of x) for each vector of a row, by the threads of a block. */
-template <int LANES, class T, class F> __device__ __forceinline__ void each(const T *row, int64_t columns, F f)
+/* The row that a thread's team takes; all threads of a team leave together where there is none. */
+template <int TEAM> __device__ __forceinline__ int64_t token_of_team()
 {
-    for (int64_t c = (int64_t)threadIdx.x * LANES; c < columns; c += KN_THREADS * LANES) {
+    return (int64_t)blockIdx.x * (KN_THREADS / TEAM) + threadIdx.x / TEAM;
+}
+
+template <int TEAM> __device__ __forceinline__ bool leads_team()
+{
+    return threadIdx.x % TEAM == 0;
+}
+
+template <int TEAM> __device__ __forceinline__ float team_sum(float value)
+{
+    return TEAM == 32 ? kn_warp_sum(value) : kn_block_sum(value);
+}
+
+/* f(column, values of x) for each vector of a row, by the threads of a team. */
+template <int TEAM, int LANES, class T, class F>
+__device__ __forceinline__ void each(const T *row, int64_t columns, F f)
+{
+#pragma unroll 6
+    for (int64_t c = (int64_t)(threadIdx.x % TEAM) * LANES; c < columns; c += TEAM * LANES) {
         float values[LANES];
         kn_read<LANES>(row + c, values);
         f(c, values);
@@ -70,26 +89,29 @@ __device__ __forceinline__ void read_unscaled(const KnCudaNorm &n, const T *grad
 
 /* ---- layer norm ---- */
 
-template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) layer_norm_kernel(KnCudaNorm n)
+template <class T, int TEAM, int LANES> __global__ void __launch_bounds__(KN_THREADS) layer_norm_kernel(KnCudaNorm n)
 {
-    const int64_t token = blockIdx.x, row = row_of(n, token);
+    const int64_t token = token_of_team<TEAM>();
+    if (token >= n.tokens)
+        return;
+    const int64_t row = row_of(n, token);
     const T *x = (const T *)n.x + token * n.columns;
     T *y = (T *)n.y + token * n.columns;
     float sum = 0;
-    each<LANES>(x, n.columns, [&](int64_t, float(&v)[LANES]) { sum += total(v); });
-    const float mean = kn_block_sum(sum) / (float)n.columns;
+    each<TEAM, LANES>(x, n.columns, [&](int64_t, float(&v)[LANES]) { sum += total(v); });
+    const float mean = team_sum<TEAM>(sum) / (float)n.columns;
     sum = 0;
-    each<LANES>(x, n.columns, [&](int64_t, float(&v)[LANES]) {
+    each<TEAM, LANES>(x, n.columns, [&](int64_t, float(&v)[LANES]) {
 #pragma unroll
         for (int k = 0; k < LANES; k++)
             sum += (v[k] - mean) * (v[k] - mean);
     });
-    const float rstd = rsqrtf(kn_block_sum(sum) / (float)n.columns + n.eps);
-    if (threadIdx.x == 0 && n.stats) {
+    const float rstd = rsqrtf(team_sum<TEAM>(sum) / (float)n.columns + n.eps);
+    if (leads_team<TEAM>() && n.stats) {
         n.stats[2 * token] = mean;
         n.stats[2 * token + 1] = rstd;
     }
-    each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+    each<TEAM, LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
         float factor[LANES], term[LANES];
         read_factor<LANES>(n, row, c, factor);
         read_term<LANES>(n, row, c, term);
@@ -101,14 +123,18 @@ template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) laye
 }
 
 /* With h = grad factor and u the normalized x: dx = rstd (h - mean(h) - u mean(h u)). */
-template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) layer_norm_backward_kernel(KnCudaNorm n)
+template <class T, int TEAM, int LANES>
+__global__ void __launch_bounds__(KN_THREADS) layer_norm_backward_kernel(KnCudaNorm n)
 {
-    const int64_t token = blockIdx.x, row = row_of(n, token);
+    const int64_t token = token_of_team<TEAM>();
+    if (token >= n.tokens)
+        return;
+    const int64_t row = row_of(n, token);
     const T *x = (const T *)n.x + token * n.columns, *grad = (const T *)n.grad + token * n.columns;
     T *dx = (T *)n.y + token * n.columns;
     const float mean = n.stats[2 * token], rstd = n.stats[2 * token + 1];
     float sum = 0, product = 0;
-    each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+    each<TEAM, LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
         float h[LANES];
         read_unscaled<LANES>(n, grad, row, c, h);
 #pragma unroll
@@ -117,8 +143,8 @@ template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) laye
             product += h[k] * (v[k] - mean) * rstd;
         }
     });
-    const float mean_h = kn_block_sum(sum) / (float)n.columns, mean_hu = kn_block_sum(product) / (float)n.columns;
-    each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+    const float mean_h = team_sum<TEAM>(sum) / (float)n.columns, mean_hu = team_sum<TEAM>(product) / (float)n.columns;
+    each<TEAM, LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
         float h[LANES];
         read_unscaled<LANES>(n, grad, row, c, h);
 #pragma unroll
@@ -150,28 +176,30 @@ template <class T> struct LayerNormSums {
 
 /* ---- RMS norm; stats are rstd alone ---- */
 
-template <class T, int LANES> __device__ __forceinline__ float squares_of(const T *x, int64_t columns)
+template <class T, int TEAM, int LANES> __device__ __forceinline__ float squares_of(const T *x, int64_t columns)
 {
     float sum = 0;
-    each<LANES>(x, columns, [&](int64_t, float(&v)[LANES]) {
+    each<TEAM, LANES>(x, columns, [&](int64_t, float(&v)[LANES]) {
 #pragma unroll
         for (int k = 0; k < LANES; k++)
             sum += v[k] * v[k];
     });
-    return kn_block_sum(sum);
+    return team_sum<TEAM>(sum);
 }
 
 /* Where `squares` is given, they are those of all `total_columns` columns of the row. */
-template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) rms_norm_kernel(KnCudaNorm n)
+template <class T, int TEAM, int LANES> __global__ void __launch_bounds__(KN_THREADS) rms_norm_kernel(KnCudaNorm n)
 {
-    const int64_t token = blockIdx.x;
+    const int64_t token = token_of_team<TEAM>();
+    if (token >= n.tokens)
+        return;
     const T *x = (const T *)n.x + token * n.columns;
     T *y = (T *)n.y + token * n.columns;
-    const float squares = n.squares ? n.squares[token] : squares_of<T, LANES>(x, n.columns);
+    const float squares = n.squares ? n.squares[token] : squares_of<T, TEAM, LANES>(x, n.columns);
     const float rstd = rsqrtf(squares / (float)n.total_columns + n.eps);
-    if (threadIdx.x == 0 && n.stats)
+    if (leads_team<TEAM>() && n.stats)
         n.stats[token] = rstd;
-    each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+    each<TEAM, LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
         float weight[LANES];
         kn_read_floats<LANES>(n.weight + c, weight);
 #pragma unroll
@@ -183,26 +211,28 @@ template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) rms_
 
 /* With h = grad weight and u = x rstd: dx = rstd (h - u mean(h u)); where the squares were given, dx = rstd h and
  * dsquares = -rstd^2 sum(h u) / (2 total). */
-template <class T, int LANES, bool SPLIT>
+template <class T, int TEAM, int LANES, bool SPLIT>
 __global__ void __launch_bounds__(KN_THREADS) rms_norm_backward_kernel(KnCudaNorm n)
 {
-    const int64_t token = blockIdx.x;
+    const int64_t token = token_of_team<TEAM>();
+    if (token >= n.tokens)
+        return;
     const T *x = (const T *)n.x + token * n.columns, *grad = (const T *)n.grad + token * n.columns;
     T *dx = (T *)n.y + token * n.columns;
     const float rstd = n.stats[token];
     float product = 0;
-    each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+    each<TEAM, LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
         float h[LANES];
         read_unscaled<LANES>(n, grad, 0, c, h);
 #pragma unroll
         for (int k = 0; k < LANES; k++)
             product += h[k] * v[k] * rstd;
     });
-    product = kn_block_sum(product);
+    product = team_sum<TEAM>(product);
     const float mean = SPLIT ? 0.0f : product / (float)n.total_columns;
-    if (SPLIT && threadIdx.x == 0 && n.dsquares)
+    if (SPLIT && leads_team<TEAM>() && n.dsquares)
         n.dsquares[token] = -0.5f * rstd * rstd * product / (float)n.total_columns;
-    each<LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+    each<TEAM, LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
         float h[LANES];
         read_unscaled<LANES>(n, grad, 0, c, h);
 #pragma unroll
@@ -228,20 +258,26 @@ template <class T> struct RmsNormSums {
     }
 };
 
-template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) squares_kernel(KnCudaNorm n)
+template <class T, int TEAM, int LANES> __global__ void __launch_bounds__(KN_THREADS) squares_kernel(KnCudaNorm n)
 {
-    const float squares = squares_of<T, LANES>((const T *)n.x + (int64_t)blockIdx.x * n.columns, n.columns);
-    if (threadIdx.x == 0)
-        n.dsquares[blockIdx.x] = squares;
+    const int64_t token = token_of_team<TEAM>();
+    if (token >= n.tokens)
+        return;
+    const float squares = squares_of<T, TEAM, LANES>((const T *)n.x + token * n.columns, n.columns);
+    if (leads_team<TEAM>())
+        n.dsquares[token] = squares;
 }
 
 /* dx = 2 x dsquares */
-template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) squares_backward_kernel(KnCudaNorm n)
+template <class T, int TEAM, int LANES>
+__global__ void __launch_bounds__(KN_THREADS) squares_backward_kernel(KnCudaNorm n)
 {
-    const int64_t token = blockIdx.x;
+    const int64_t token = token_of_team<TEAM>();
+    if (token >= n.tokens)
+        return;
     const float factor = 2 * n.squares[token];
     T *dx = (T *)n.y + token * n.columns;
-    each<LANES>((const T *)n.x + token * n.columns, n.columns, [&](int64_t c, float(&v)[LANES]) {
+    each<TEAM, LANES>((const T *)n.x + token * n.columns, n.columns, [&](int64_t c, float(&v)[LANES]) {
 #pragma unroll
         for (int k = 0; k < LANES; k++)
             v[k] *= factor;
@@ -257,13 +293,25 @@ bool is_wide(const KnCudaNorm &n, int lanes)
            kn_aligned(n.scale, n.shift);
 }
 
+/* A warp reads as many vectors a thread. */
+constexpr int64_t MOST_OF_WARP = 12;
+
+unsigned blocks_of(const KnCudaNorm &n, int team)
+{
+    const int64_t rows = KN_THREADS / team;
+    return (unsigned)((n.tokens + rows - 1) / rows);
+}
+
 #define KN_NORM(name, kernel)                                                                                          \
     template <class T> cudaError_t name##_of(const KnCudaNorm &n, cudaStream_t stream)                                 \
     {                                                                                                                  \
-        if (is_wide(n, KnLanes<T>::count))                                                                             \
-            KN_LAUNCH((kernel(T, KnLanes<T>::count)), (unsigned)n.tokens, KN_THREADS, 0, stream, n);                   \
+        constexpr int lanes = KnLanes<T>::count;                                                                       \
+        if (!is_wide(n, lanes))                                                                                        \
+            KN_LAUNCH((kernel(T, KN_THREADS, 1)), blocks_of(n, KN_THREADS), KN_THREADS, 0, stream, n);                 \
+        else if (n.columns > MOST_OF_WARP * 32 * lanes)                                                                \
+            KN_LAUNCH((kernel(T, KN_THREADS, lanes)), blocks_of(n, KN_THREADS), KN_THREADS, 0, stream, n);             \
         else                                                                                                           \
-            KN_LAUNCH((kernel(T, 1)), (unsigned)n.tokens, KN_THREADS, 0, stream, n);                                   \
+            KN_LAUNCH((kernel(T, 32, lanes)), blocks_of(n, 32), KN_THREADS, 0, stream, n);                             \
         return cudaGetLastError();                                                                                     \
     }                                                                                                                  \
     cudaError_t name(int bf16, const KnCudaNorm &n, cudaStream_t stream)                                               \
@@ -272,13 +320,13 @@ bool is_wide(const KnCudaNorm &n, int lanes)
             return cudaSuccess;                                                                                        \
         return bf16 ? name##_of<__nv_bfloat16>(n, stream) : name##_of<float>(n, stream);                               \
     }
-#define LAYER_NORM(T, LANES) layer_norm_kernel<T, LANES>
-#define LAYER_NORM_BACKWARD(T, LANES) layer_norm_backward_kernel<T, LANES>
-#define RMS_NORM(T, LANES) rms_norm_kernel<T, LANES>
-#define RMS_NORM_BACKWARD(T, LANES) rms_norm_backward_kernel<T, LANES, false>
-#define RMS_NORM_SPLIT_BACKWARD(T, LANES) rms_norm_backward_kernel<T, LANES, true>
-#define SQUARES(T, LANES) squares_kernel<T, LANES>
-#define SQUARES_BACKWARD(T, LANES) squares_backward_kernel<T, LANES>
+#define LAYER_NORM(T, TEAM, LANES) layer_norm_kernel<T, TEAM, LANES>
+#define LAYER_NORM_BACKWARD(T, TEAM, LANES) layer_norm_backward_kernel<T, TEAM, LANES>
+#define RMS_NORM(T, TEAM, LANES) rms_norm_kernel<T, TEAM, LANES>
+#define RMS_NORM_BACKWARD(T, TEAM, LANES) rms_norm_backward_kernel<T, TEAM, LANES, false>
+#define RMS_NORM_SPLIT_BACKWARD(T, TEAM, LANES) rms_norm_backward_kernel<T, TEAM, LANES, true>
+#define SQUARES(T, TEAM, LANES) squares_kernel<T, TEAM, LANES>
+#define SQUARES_BACKWARD(T, TEAM, LANES) squares_backward_kernel<T, TEAM, LANES>
 KN_NORM(layer_norm, LAYER_NORM)
 KN_NORM(layer_norm_backward, LAYER_NORM_BACKWARD)
 KN_NORM(rms_norm, RMS_NORM)

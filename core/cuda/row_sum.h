@@ -15,6 +15,9 @@
 #include "core/cuda/grid.h"
 #include "core/cuda/vector.h"
 
+/* So many loads of a thread are under way together; the sums' order is that of a plain loop. */
+constexpr int KN_SUMS_AT_ONCE = 4;
+
 /* Where the sums go; a NULL is left out. */
 struct KnRowSum {
     const int32_t *row_of; /* [tokens]; NULL: all to row 0. Tokens of no row are left out */
@@ -67,7 +70,9 @@ template <class F, int LANES> static __global__ void __launch_bounds__(KN_THREAD
     float sums[2][LANES] = {};
     for (int64_t first = begin; first < end; first += KN_THREADS) {
         const int count = kn_find_tokens(s, first, end, row, places);
-        for (int i = 0; i < count && column < s.columns; i++)
+        const int mine = column < s.columns ? count : 0;
+#pragma unroll KN_SUMS_AT_ONCE
+        for (int i = 0; i < mine; i++)
             f.template add<LANES>(first + places[i], column, sums);
     }
     if (column >= s.columns)
@@ -84,17 +89,32 @@ template <class F, int LANES> static __global__ void __launch_bounds__(KN_THREAD
         }
 }
 
+/* A block adds the slabs of 32 sums: warp w those numbered w, w + KN_SLAB_WARPS, ..., then the warps' sums in order. */
+constexpr int KN_SLAB_WARPS = KN_THREADS / 32;
 template <int SUMS> static __global__ void __launch_bounds__(KN_THREADS) kn_add_slabs_kernel(KnRowSum s, int slabs)
 {
-    const int64_t size = s.rows * s.columns;
-    for (int64_t at = kn_first(); at < size; at += kn_step())
+    __shared__ float parts[SUMS][KN_SLAB_WARPS][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int64_t size = s.rows * s.columns, at = (int64_t)blockIdx.x * 32 + lane;
 #pragma unroll
-        for (int which = 0; which < SUMS; which++) {
-            float sum = 0;
-            for (int slab = 0; slab < slabs; slab++)
-                sum += s.workspace[((int64_t)which * slabs + slab) * size + at];
+    for (int which = 0; which < SUMS; which++) {
+        float sum = 0;
+        const int end = at < size ? slabs : 0;
+#pragma unroll KN_SUMS_AT_ONCE
+        for (int slab = warp; slab < end; slab += KN_SLAB_WARPS)
+            sum += s.workspace[((int64_t)which * slabs + slab) * size + at];
+        parts[which][warp][lane] = sum;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int which = 0; which < SUMS; which++) {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < KN_SLAB_WARPS; i++)
+            sum += parts[which][i][lane];
+        if (warp == which && at < size)
             kn_put_sum(s, which, at, sum);
-        }
+    }
 }
 
 /* `wide`: rows may be read sixteen bytes of T at a time. */
@@ -115,7 +135,8 @@ template <class T, class F> static cudaError_t kn_row_sum(F f, const KnRowSum &s
         return error;
     if (slabs == 1)
         return cudaSuccess;
-    KN_LAUNCH((kn_add_slabs_kernel<F::results>), kn_blocks(s.rows * s.columns), KN_THREADS, 0, stream, s, slabs);
+    KN_LAUNCH((kn_add_slabs_kernel<F::results>), (unsigned)((s.rows * s.columns + 31) / 32), KN_THREADS, 0, stream, s,
+              slabs);
     return cudaGetLastError();
 }
 

@@ -38,12 +38,20 @@ static cudaError_t run_attention(KnCuda *cuda, const KnCall *call)
     attention.lse = call->outputs[1];
     if (is_too_wide(&attention))
         return (cudaError_t)KN_CUDA_SENTENCE;
+    if (kn_cuda_is_by_library(call->node, &attention))
+        return kn_cuda_attention_by_library(cuda, call->node, &attention, call->workspace);
     return kn_cuda_attention(kn_cuda_is_bf16(call->node->inputs[0]), &attention, cuda->stream);
+}
+
+static size_t forward_bytes(const KnNode *node)
+{
+    return ((const KnAttentionAttributes *)node->attributes)->library_bytes;
 }
 
 static size_t backward_bytes(const KnNode *node)
 {
-    return 2 * kn_tensor_bytes(node->inputs[5]);
+    size_t by_library = forward_bytes(node);
+    return by_library ? by_library : 2 * kn_tensor_bytes(node->inputs[5]);
 }
 
 static cudaError_t run_attention_backward(KnCuda *cuda, const KnCall *call)
@@ -60,8 +68,10 @@ static cudaError_t run_attention_backward(KnCuda *cuda, const KnCall *call)
     attention.workspace = call->workspace;
     if (is_too_wide(&attention))
         return (cudaError_t)KN_CUDA_SENTENCE;
+    if (kn_cuda_is_by_library(call->node, &attention))
+        return kn_cuda_attention_by_library(cuda, call->node, &attention, call->workspace);
     return kn_cuda_attention_backward(kn_cuda_is_bf16(call->node->inputs[0]), &attention, cuda->stream);
 }
 
-const KnCudaOp kn_cuda_op_attention = {run_attention, NULL};
+const KnCudaOp kn_cuda_op_attention = {run_attention, forward_bytes};
 const KnCudaOp kn_cuda_op_attention_backward = {run_attention_backward, backward_bytes};

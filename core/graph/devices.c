@@ -42,6 +42,15 @@ int kn_cuda_backend_open(const char *path, int device, KnBackend **backend)
     return open(device, backend);
 }
 
+int kn_cuda_backend_plan(const char *path, KnBackend **backend)
+{
+    KnBackend *(*planning)(void) = NULL;
+    KN_TRY(check_interface(path));
+    KN_TRY(kn_plugin_find(path, plugin_name, "kn_cuda_planning_backend", &planning));
+    *backend = planning();
+    return KN_OK;
+}
+
 void kn_backend_close(KnBackend *backend)
 {
     if (backend && backend->close)

@@ -12,6 +12,9 @@ const char *kn_cuda_plugin_path(void);
  * program. The present thread's device is that GPU from then on. KN_EPEER where the plugin is missing or does not fit,
  * or there is no GPU that it has kernels for, with the sentence that says which. Release with kn_backend_close. */
 int kn_cuda_backend_open(const char *path, int device, KnBackend **backend);
+/* The same plugin's backend without a GPU, for plans: what it supports, its workspaces, its form of the graph and its
+ * kernels; it computes nothing. Not to be closed. KN_EPEER where the plugin is missing. */
+int kn_cuda_backend_plan(const char *path, KnBackend **backend);
 void kn_backend_close(KnBackend *backend); /* any backend, or NULL */
 
 #endif

@@ -4,6 +4,7 @@
 #include "core/base/activity.h"
 #include "core/base/clock.h"
 #include "core/base/error.h"
+#include "core/graph/replay.h"
 #include "core/graph/twin.h"
 
 #include <stdio.h>
@@ -29,7 +30,12 @@ struct KnExecutor {
     /* On a device: */
     unsigned char *inputs; /* all of them, one after another */
     size_t *input_offsets; /* per tensor id; SIZE_MAX: not an input */
-    double *seconds;       /* per node id, when profiling */
+    size_t input_bytes;
+    KnStaging *staging; /* of the inputs */
+    KnReplay replay;
+    int64_t bindings; /* how often a leaf moved */
+    int exchanges;    /* other ranks took part */
+    double *seconds;  /* per node id, when profiling */
     int64_t runs;
     int prologue_stale;
 };
@@ -77,7 +83,8 @@ static int make_room_for_inputs(KnExecutor *executor)
     }
     KN_TRY(executor->backend->allocate(executor->backend, &memory, bytes + ALIGNMENT, "the step's inputs"));
     executor->inputs = memory;
-    return KN_OK;
+    executor->input_bytes = bytes;
+    return executor->backend->memory->staging_create(executor->backend, &executor->staging, bytes);
 }
 
 int kn_executor_create(KnExecutor **executor, const KnGraph *graph, KnBackend *backend, KnTensor *const *keep,
@@ -114,9 +121,13 @@ void kn_executor_destroy(KnExecutor *executor)
 {
     if (!executor)
         return;
+    KnBackend *backend = executor->backend;
+    kn_replay_clear(&executor->replay, backend);
     release_arena(executor);
+    if (executor->staging)
+        backend->memory->staging_destroy(backend, executor->staging);
     if (executor->inputs)
-        executor->backend->release(executor->backend, executor->inputs);
+        backend->release(backend, executor->inputs);
     free(executor->input_offsets);
     kn_plan_clear(&executor->plan);
     free(executor->data);
@@ -133,6 +144,7 @@ const KnPlan *kn_executor_plan(const KnExecutor *executor)
 void kn_executor_bind(KnExecutor *executor, const KnTensor *leaf, void *memory)
 {
     KN_ASSERT(leaf->role != KN_ROLE_VALUE);
+    executor->bindings += leaf->role != KN_ROLE_INPUT && executor->data[leaf->id] != memory;
     executor->data[leaf->id] = memory;
 }
 
@@ -166,12 +178,16 @@ int kn_executor_read(const KnExecutor *executor, const KnTensor *tensor, void *t
 static int send_inputs(KnExecutor *executor)
 {
     KnBackend *backend = executor->backend;
-    for (int i = 0; executor->inputs && i < executor->graph->tensor_count; i++) {
+    void *room;
+    if (executor->input_bytes == 0)
+        return KN_OK;
+    KN_TRY(backend->memory->stage(backend, executor->staging, &room));
+    for (int i = 0; i < executor->graph->tensor_count; i++) {
         size_t at = executor->input_offsets[i], bytes = kn_tensor_bytes(executor->graph->tensors[i]);
         if (at != SIZE_MAX && bytes && executor->data[i])
-            KN_TRY(backend->memory->write(backend, executor->inputs + at, executor->data[i], bytes));
+            memcpy((unsigned char *)room + at, executor->data[i], bytes);
     }
-    return KN_OK;
+    return backend->memory->send(backend, executor->staging, executor->inputs, executor->input_bytes);
 }
 
 void kn_executor_set_comms(KnExecutor *executor, KnComm *const *comms)
@@ -195,6 +211,11 @@ const double *kn_executor_node_seconds(const KnExecutor *executor)
     return executor->seconds;
 }
 
+int64_t kn_executor_replays(const KnExecutor *executor)
+{
+    return executor->replay.count;
+}
+
 static int run_node(KnExecutor *executor, const KnNode *node)
 {
     KnCall call = {.node = node,
@@ -210,12 +231,71 @@ static int run_node(KnExecutor *executor, const KnNode *node)
     }
     for (int k = 0; k < node->output_count; k++)
         call.outputs[k] = kn_executor_data(executor, node->outputs[k]);
-    double start = executor->seconds ? kn_seconds_now() : 0;
     kn_activity_op(node->op->name);
-    int code = executor->backend->run(executor->backend, &call);
-    if (executor->seconds)
-        executor->seconds[node->id] += kn_seconds_now() - start;
+    KN_TRY(executor->backend->run(executor->backend, &call));
+    const KnTensor *received = node->output_count ? node->outputs[0] : node->inputs[0];
+    executor->exchanges |= executor->tickets[received->id] != 0;
+    return KN_OK;
+}
+
+static int is_left_out(const KnExecutor *executor, const KnNode *node)
+{
+    return node->prologue && !executor->prologue_stale;
+}
+
+static int run_nodes(void *context)
+{
+    KnExecutor *executor = context;
+    for (int i = 0; i < executor->graph->node_count; i++)
+        if (!is_left_out(executor, executor->graph->nodes[i]))
+            KN_TRY(run_node(executor, executor->graph->nodes[i]));
+    return KN_OK;
+}
+
+/* Of work that is queued: the host's clock would tell how long that takes. */
+static int time_queued_nodes(KnExecutor *executor, const KnQueue *queue)
+{
+    const KnGraph *graph = executor->graph;
+    int count = 0;
+    KN_TRY(queue->mark(executor->backend, 0));
+    for (int i = 0; i < graph->node_count; i++) {
+        if (is_left_out(executor, graph->nodes[i]))
+            continue;
+        KN_TRY(run_node(executor, graph->nodes[i]));
+        KN_TRY(queue->mark(executor->backend, ++count));
+    }
+    double *seconds = kn_alloc((size_t)(count + 1) * sizeof *seconds);
+    int code = queue->seconds(executor->backend, count, seconds);
+    for (int i = 0, k = 0; i < graph->node_count && code == KN_OK; i++)
+        if (!is_left_out(executor, graph->nodes[i]))
+            executor->seconds[i] += seconds[k++];
+    free(seconds);
     return code;
+}
+
+static int time_nodes(KnExecutor *executor)
+{
+    if (executor->backend->queue)
+        return time_queued_nodes(executor, executor->backend->queue);
+    for (int i = 0; i < executor->graph->node_count; i++) {
+        double start = kn_seconds_now();
+        if (!is_left_out(executor, executor->graph->nodes[i]))
+            KN_TRY(run_node(executor, executor->graph->nodes[i]));
+        executor->seconds[i] += kn_seconds_now() - start;
+    }
+    return KN_OK;
+}
+
+/* Exchanges cannot be recorded: a communicator announces each of them to the other ranks. */
+static int run_or_replay(KnExecutor *executor)
+{
+    if (executor->seconds)
+        return time_nodes(executor);
+    if (!executor->backend->queue || executor->exchanges)
+        return run_nodes(executor);
+    KnAddresses addresses = {executor->arena->memory, executor->bindings, executor->backend->twin_changes};
+    return kn_replay_run(&executor->replay, executor->backend, &addresses, executor->prologue_stale, run_nodes,
+                         executor);
 }
 
 int kn_executor_run(KnExecutor *executor)
@@ -223,12 +303,7 @@ int kn_executor_run(KnExecutor *executor)
     executor->prologue_stale |= executor->arena->holds != executor;
     executor->arena->holds = executor;
     KN_TRY(send_inputs(executor));
-    for (int i = 0; i < executor->graph->node_count; i++) {
-        const KnNode *node = executor->graph->nodes[i];
-        if (node->prologue && !executor->prologue_stale)
-            continue;
-        KN_TRY(run_node(executor, node));
-    }
+    KN_TRY(run_or_replay(executor));
     kn_activity_op(NULL);
     executor->prologue_stale = 0;
     executor->runs++;

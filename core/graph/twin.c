@@ -9,6 +9,7 @@
 typedef struct Twin {
     unsigned char *host, *device;
     size_t bytes;
+    int is_pinned;
 } Twin;
 
 struct KnTwins {
@@ -47,22 +48,38 @@ static unsigned char *find_range(const KnBackend *backend, const void *host, siz
     return twin->device + at;
 }
 
+static void insert(KnBackend *backend, Twin twin)
+{
+    if (!backend->twins)
+        backend->twins = kn_alloc(sizeof *backend->twins);
+    KnTwins *twins = backend->twins;
+    int place = find_place(twins, twin.host);
+    KN_ASSERT(!find_twin(backend, twin.host));
+    KN_ASSERT(place == twins->count || twin.host + twin.bytes <= twins->list[place].host);
+    twins->list = kn_realloc(twins->list, ((size_t)twins->count + 1) * sizeof *twins->list);
+    memmove(&twins->list[place + 1], &twins->list[place], (size_t)(twins->count - place) * sizeof *twins->list);
+    twins->list[place] = twin;
+    twins->count++;
+    backend->twin_changes++;
+}
+
 int kn_twin_create(KnBackend *backend, void *host, size_t bytes, const char *what)
 {
     void *device;
     if (!backend->memory || bytes == 0)
         return KN_OK;
     KN_TRY(backend->allocate(backend, &device, bytes, what));
-    if (!backend->twins)
-        backend->twins = kn_alloc(sizeof *backend->twins);
-    KnTwins *twins = backend->twins;
-    int place = find_place(twins, host);
-    KN_ASSERT(!find_twin(backend, host));
-    KN_ASSERT(place == twins->count || (unsigned char *)host + bytes <= twins->list[place].host);
-    twins->list = kn_realloc(twins->list, ((size_t)twins->count + 1) * sizeof *twins->list);
-    memmove(&twins->list[place + 1], &twins->list[place], (size_t)(twins->count - place) * sizeof *twins->list);
-    twins->list[place] = (Twin){host, device, bytes};
-    twins->count++;
+    insert(backend, (Twin){host, device, bytes, 0});
+    return KN_OK;
+}
+
+int kn_twin_create_pinned(KnBackend *backend, void *host, size_t bytes, const char *what)
+{
+    void *pinned;
+    if (!backend->memory || bytes == 0)
+        return KN_OK;
+    KN_TRY(backend->memory->allocate_pinned(backend, &pinned, bytes, what));
+    insert(backend, (Twin){host, pinned, bytes, 1});
     return KN_OK;
 }
 
@@ -72,7 +89,11 @@ void kn_twin_destroy(KnBackend *backend, const void *host)
     if (!twin)
         return;
     KnTwins *twins = backend->twins;
-    backend->release(backend, twin->device);
+    if (twin->is_pinned)
+        backend->memory->release_pinned(backend, twin->device);
+    else
+        backend->release(backend, twin->device);
+    backend->twin_changes++;
     memmove(twin, twin + 1, (size_t)(&twins->list[--twins->count] - twin) * sizeof *twin);
     if (twins->count == 0) {
         free(twins->list);

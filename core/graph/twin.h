@@ -13,6 +13,8 @@
 
 /* Gives [host, host + bytes) a twin whose bytes are not set yet. Ranges do not overlap. `what` is for sentences. */
 int kn_twin_create(KnBackend *backend, void *host, size_t bytes, const char *what);
+/* The same in pinned memory of the host's, which nodes read and write across the bus: for what is used once a step. */
+int kn_twin_create_pinned(KnBackend *backend, void *host, size_t bytes, const char *what);
 /* No-op where there is none. Before the host's memory is freed. */
 void kn_twin_destroy(KnBackend *backend, const void *host);
 

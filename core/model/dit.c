@@ -195,6 +195,7 @@ static KnTensor *attend(Builder *b, KnTensor *x, KnTensor *context, const char *
     }
     KnTensor *out = kn_attention(b->graph, q, k, v, rotate ? b->in->self_spans : b->in->cross_spans, heads, scale);
     double pairs = rotate ? b->in->self_pairs : b->in->cross_pairs;
+    kn_attention_promise_packed(out); /* as streams are filled */
     if (pairs > 0)
         kn_attention_expect_pairs(out, pairs);
     return attention_linear(b, out, which, "to_out.0");

@@ -226,6 +226,13 @@ int kn_parameter_values_place(KnParameterValues *values, KnBackend *backend, con
     return kn_parameter_values_push(values, backend);
 }
 
+int kn_parameter_values_place_pinned(KnParameterValues *values, KnBackend *backend, const char *what)
+{
+    for (int i = 0; i < block_count(values); i++)
+        KN_TRY(kn_twin_create_pinned(backend, values->blocks[i], block_bytes(values, i), what));
+    return kn_parameter_values_push(values, backend);
+}
+
 void kn_parameter_values_withdraw(KnParameterValues *values, KnBackend *backend)
 {
     for (int i = 0; i < block_count(values); i++)

@@ -78,6 +78,7 @@ int kn_parameter_values_zero(KnParameterValues *values, KnBackend *backend);
 /* Twins of the buffers on the backend's device (core/graph/twin.h), alike at first; no-ops without a device, or where
  * there are no buffers. A push copies to the device, a pull from it. Withdraw before clearing. */
 int kn_parameter_values_place(KnParameterValues *values, KnBackend *backend, const char *what);
+int kn_parameter_values_place_pinned(KnParameterValues *values, KnBackend *backend, const char *what);
 void kn_parameter_values_withdraw(KnParameterValues *values, KnBackend *backend);
 int kn_parameter_values_push(KnParameterValues *values, KnBackend *backend);
 int kn_parameter_values_pull(KnParameterValues *values, KnBackend *backend);

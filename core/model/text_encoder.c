@@ -74,6 +74,7 @@ static KnTensor *build_layer(const Layer *layer, const KnTextConfig *config, con
     KnTensor *k = kn_linear(g, y, leaf(layer, "to_k.weight"), NULL);
     KnTensor *v = kn_linear(g, y, leaf(layer, "to_v.weight"), NULL);
     y = kn_attention(g, q, k, v, inputs->spans, config->heads, scale);
+    kn_attention_promise_packed(y); /* as streams are filled */
     x = kn_add(g, x, kn_linear(g, y, leaf(layer, "to_out.weight"), NULL));
     y = kn_rms_norm(g, x, leaf(layer, "norm_2.weight"), eps);
     y = kn_activation(g, kn_linear(g, y, leaf(layer, "ffn_1.weight"), NULL), KN_GELU_TANH);

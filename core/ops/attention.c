@@ -47,11 +47,21 @@ KnTensor *kn_attention_partial(KnGraph *graph, KnTensor *q, KnTensor *k, KnTenso
     return attend(graph, (KnTensor *[]){q, k, v, spans}, &attributes);
 }
 
-void kn_attention_expect_pairs(KnTensor *result, double pairs)
+static KnAttentionAttributes *attributes_of_result(KnTensor *result)
 {
     KN_ASSERT(result->producer);
     KN_ASSERT(result->producer->op == &kn_op_attention || result->producer->op == &kn_op_attention_backward);
-    ((KnAttentionAttributes *)result->producer->attributes)->pairs = pairs;
+    return (KnAttentionAttributes *)result->producer->attributes;
+}
+
+void kn_attention_expect_pairs(KnTensor *result, double pairs)
+{
+    attributes_of_result(result)->pairs = pairs;
+}
+
+void kn_attention_promise_packed(KnTensor *result)
+{
+    attributes_of_result(result)->packed = 1;
 }
 
 void kn_attention_backward(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, KnTensor *out,
@@ -81,6 +91,8 @@ static void attention_gradient(KnGraph *graph, const KnNode *node, KnTensor *con
     kn_attention_backward(graph, in[0], in[1], in[2], in[3], node->outputs[0], node->outputs[1], grad_outputs[0],
                           p->heads, p->scale, 0, grad_inputs);
     kn_attention_expect_pairs(grad_inputs[0], p->pairs);
+    if (p->packed)
+        kn_attention_promise_packed(grad_inputs[0]);
     ((KnAttentionAttributes *)grad_inputs[0]->producer->attributes)->ring = p->ring;
 }
 

@@ -123,9 +123,11 @@ typedef struct KnRing {
 typedef struct KnAttentionAttributes {
     int64_t heads;
     float scale;
-    int partial;        /* results in f32; the backward is given the log-sum-exp of more keys than it sees */
-    double pairs;       /* query-key pairs that the spans are expected to hold: for the cost rule alone */
-    const KnRing *ring; /* NULL, or the rest of the keys is with other ranks: a pass takes such a node apart */
+    int partial;          /* results in f32; the backward is given the log-sum-exp of more keys than it sees */
+    double pairs;         /* query-key pairs that the spans are expected to hold: for the cost rule alone */
+    const KnRing *ring;   /* NULL, or the rest of the keys is with other ranks: a pass takes such a node apart */
+    int packed;           /* promised by kn_attention_promise_packed */
+    size_t library_bytes; /* by a backend's lowering: it computes the node by a library, with this workspace; or 0 */
 } KnAttentionAttributes;
 
 /* softmax(scale q k^T) v by a span table: spans i32 [S,4] rows (q_start, q_len, k_start, k_len); within a span every
@@ -149,6 +151,9 @@ void kn_attention_backward(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v
 /* Spans are data: the cost rules count every query against every key unless told how many pairs to expect. Call it
  * right after one of the above, with its first result. */
 void kn_attention_expect_pairs(KnTensor *result, double pairs);
+/* Promises that spans are packed: empty ones aside, they are in order of both queries and keys, and no row is in two.
+ * Backends may then use kernels that know no others. Call it as the former. */
+void kn_attention_promise_packed(KnTensor *result);
 
 /* --- ring.c: attention to keys that come in parts ---------------------------------------------------------------- */
 

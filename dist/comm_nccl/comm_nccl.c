@@ -8,6 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+enum { END_SECONDS = 5 };
 
 static const KnCommTable nccl_table;
 
@@ -87,12 +90,19 @@ static void call_describe(KnNcclCall *call, KnNcclComm *comm, const Request *req
 static int queue_on_device(KnNcclCall *call, const Request *request)
 {
     const KnNcclJob *job = call->comm->job;
-    char what[160];
+    char what[KN_NCCL_CALL_BYTES];
     kn_nccl_describe_call(call, what, sizeof what);
     KN_TRY(kn_nccl_check_cuda(cudaEventRecord(call->ready, job->compute), what));
     KN_TRY(kn_nccl_check_cuda(cudaStreamWaitEvent(job->stream, call->ready, 0), what));
     KN_TRY(kn_nccl_check(request->queue(call->comm, request), call->comm, what));
     return kn_nccl_check_cuda(cudaEventRecord(call->done, job->stream), what);
+}
+
+/* After such a failure nothing can be released: that waits for the device, where kernels may wait for this rank. */
+_Noreturn static void give_up(KnNcclJob *job)
+{
+    pthread_mutex_unlock(&job->mutex);
+    kn_comm_abort(job->host);
 }
 
 static int start_call(KnNcclComm *comm, const Request *request, KnCommTicket *ticket)
@@ -102,8 +112,8 @@ static int start_call(KnNcclComm *comm, const Request *request, KnCommTicket *ti
     KN_TRY(call_create(job, &call));
     call_describe(call, comm, request);
     int code = comm->announcer ? request->announce(comm->announcer, request, &call->announced) : KN_OK;
-    if (code == KN_OK)
-        code = queue_on_device(call, request);
+    if (code == KN_OK && queue_on_device(call, request) < 0)
+        give_up(job);
     if (code < 0) {
         call->next = job->spare;
         job->spare = call;
@@ -493,22 +503,45 @@ static void forget_comm(KnNcclComm *comm)
     pthread_mutex_unlock(&job->mutex);
 }
 
+static void *end_comm(void *argument)
+{
+    KnNcclComm *comm = argument;
+    cudaSetDevice(comm->job->device);
+    cudaStreamSynchronize(comm->job->stream);
+    forget_comm(comm);
+    ncclCommDestroy(comm->nccl);
+    return NULL;
+}
+
+/* ncclCommDestroy waits for the other ranks of the host. Where this rank has failed by itself they do not come, and its
+ * sentence must not wait for them. */
+static int end_in_time(KnNcclComm *comm)
+{
+    pthread_t thread;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += END_SECONDS;
+    return pthread_create(&thread, NULL, end_comm, comm) == 0 &&
+           pthread_clockjoin_np(thread, NULL, CLOCK_MONOTONIC, &until) == 0;
+}
+
+/* What has not come to an end is left as it is, with all that it may still use: the process ends soon. */
 static void nccl_destroy(KnComm *base)
 {
     KnNcclComm *comm = (KnNcclComm *)base;
     KnNcclJob *job = comm->job;
     KnComm *host = comm->host;
     int is_first = host == job->host;
-    cudaStreamSynchronize(job->stream);
-    forget_comm(comm);
-    ncclCommDestroy(comm->nccl);
-    comm_free(comm);
-    if (is_first) {
+    job->is_stuck = job->is_stuck || !end_in_time(comm);
+    if (is_first)
         stop_watching(job);
+    if (job->is_stuck)
+        return;
+    comm_free(comm);
+    if (is_first)
         job_free(job);
-    } else {
+    else
         host->table->destroy(host);
-    }
 }
 
 static const KnCommTable nccl_table = {
@@ -549,9 +582,17 @@ static int job_create(KnComm *host, cudaStream_t compute, KnNcclJob **job)
     return KN_OK;
 }
 
+/* Switches that add up (NVLink SHARP) do so in another order each time (NVIDIA/nccl issue 1497), and the same run must
+ * give the same bits. */
+static void choose_algorithms(void)
+{
+    setenv("NCCL_NVLS_ENABLE", "0", 0);
+}
+
 int kn_nccl_open(KnComm *host, void *compute_stream, KnComm **comm)
 {
     KnNcclJob *job = NULL;
+    choose_algorithms();
     int code = job_create(host, compute_stream, &job);
     code = kn_comm_error_agree(host, code);
     if (code == KN_OK)

@@ -19,7 +19,7 @@
 #include <pthread.h>
 #include <stdint.h>
 
-enum { KN_NCCL_NAME_BYTES = 48 };
+enum { KN_NCCL_NAME_BYTES = 48, KN_NCCL_CALL_BYTES = 160 };
 
 typedef struct KnNcclJob KnNcclJob;
 
@@ -51,6 +51,7 @@ struct KnNcclJob {
     cudaStream_t compute, stream;
     KnComm *host;
     pthread_t thread;
+    int is_stuck; /* a communicator did not come to an end */
 
     pthread_mutex_t mutex; /* guards what follows */
     KnNcclComm *comms;

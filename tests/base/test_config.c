@@ -174,6 +174,7 @@ static void every_mistake_in_a_file_is_one_sentence(void **state)
         {"train:\n  keep_every: -1\n", "train.keep_every must be an integer", KN_EINPUT},
         {"train:\n  on_nonfinite: warn\n", "train.on_nonfinite must be one of skip, rollback, not warn", KN_EINPUT},
         {"train:\n  spike_zscore: -2\n", "train.spike_zscore must be a number from 0 to 1000000, not -2", KN_EINPUT},
+        {"train:\n  offload: all\n", "train.offload must be one of none, optimizer, not all", KN_EINPUT},
         {"train:\n  on_spike: stop\n", "train.on_spike must be one of skip, rollback, warn, not stop", KN_EINPUT},
         /* several keys */
         {"model:\n  heads: 3\n", "/c.yaml:2:3: model.heads (3) does not divide model.hidden (128)", KN_EINPUT},

@@ -1,8 +1,7 @@
-/* Labels: slow */
 /* Parts: ops */
 /* The op test table on the CUDA backend, whose plugin is linked to libraries that need no GPU (tests/emulated). With a
  * GPU at hand, `test_ops_emulated --gpu` runs the same table there, by kinora-cuda.so; `--small` leaves out the large
- * rows, for a plugin that is slow because ThreadSanitizer watches it. */
+ * rows, for a plugin that is slow because ThreadSanitizer watches it; so does the sanitizer build. */
 #include "ops/ops_test.h"
 
 #include "core/base/error.h"
@@ -17,6 +16,12 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+enum { SANITIZED = 1 };
+#else
+enum { SANITIZED = 0 };
+#endif
 
 enum { SKIPPED = 77 };
 
@@ -44,7 +49,8 @@ static char *plugin_path(const char *name)
 
 int main(int argc, char **argv)
 {
-    int gpu = argc > 1 && strcmp(argv[1], "--gpu") == 0, small = argc > 1 && strcmp(argv[1], "--small") == 0;
+    int gpu = argc > 1 && strcmp(argv[1], "--gpu") == 0,
+        small = SANITIZED || (argc > 1 && strcmp(argv[1], "--small") == 0);
     char *path = plugin_path(gpu ? "kinora-cuda.so" : "kinora-cuda-emulated.so");
     if (access(path, R_OK) != 0) {
         printf("%s: built without CUDA: skipped\n", path);

@@ -3,6 +3,7 @@
 #include "core/cuda/kernels.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -523,6 +524,58 @@ static int captures_what_cannot_be(void)
     return 0;
 }
 
+typedef struct Meanwhile {
+    cudaStream_t captured;
+    cudaEvent_t recorded;
+    cudaError_t allocated, asked, ended;
+} Meanwhile;
+
+/* What another thread does while this one captures. */
+static void *allocate_and_ask(void *argument)
+{
+    Meanwhile *meanwhile = argument;
+    cudaGraph_t graph;
+    void *memory;
+    meanwhile->allocated = cudaMalloc(&memory, 8);
+    meanwhile->asked = cudaEventQuery(meanwhile->recorded);
+    meanwhile->ended = cudaStreamEndCapture(meanwhile->captured, &graph);
+    return NULL;
+}
+
+static Meanwhile capture_beside_another_thread(const Step *step, enum cudaStreamCaptureMode mode, cudaError_t ends)
+{
+    Meanwhile meanwhile = {.captured = step->main, .recorded = step->joined};
+    pthread_t thread;
+    cudaGraph_t graph;
+    OK(cudaStreamBeginCapture(step->main, mode));
+    CHECK(pthread_create(&thread, NULL, allocate_and_ask, &meanwhile) == 0 && pthread_join(thread, NULL) == 0);
+    if (mode != cudaStreamCaptureModeRelaxed)
+        CHECK(cudaStreamEndCapture(step->main, &graph) == ends);
+    return meanwhile;
+}
+
+static int captures_beside_other_threads(void)
+{
+    Step step = step_create();
+    cudaGraph_t graph;
+    OK(cudaEventRecord(step.joined, step.side));
+    OK(cudaDeviceSynchronize());
+    Meanwhile other =
+        capture_beside_another_thread(&step, cudaStreamCaptureModeGlobal, cudaErrorStreamCaptureInvalidated);
+    CHECK(other.allocated == cudaErrorStreamCaptureUnsupported && other.asked == cudaErrorStreamCaptureUnsupported);
+    CHECK(other.ended == cudaErrorStreamCaptureWrongThread);
+    other = capture_beside_another_thread(&step, cudaStreamCaptureModeThreadLocal, cudaSuccess);
+    CHECK(other.allocated == cudaSuccess && other.asked == cudaSuccess);
+    CHECK(other.ended == cudaErrorStreamCaptureWrongThread);
+    other = capture_beside_another_thread(&step, cudaStreamCaptureModeRelaxed, cudaSuccess);
+    CHECK(other.allocated == cudaSuccess && other.asked == cudaSuccess && other.ended == cudaSuccess);
+
+    OK(cudaStreamBeginCapture(step.main, cudaStreamCaptureModeThreadLocal));
+    CHECK(cudaEventQuery(step.joined) == cudaErrorStreamCaptureUnsupported);
+    CHECK(cudaStreamEndCapture(step.main, &graph) == cudaErrorStreamCaptureInvalidated);
+    return 0;
+}
+
 static void graphs_run_again_and_again(void **state)
 {
     (void)state;
@@ -530,6 +583,7 @@ static void graphs_run_again_and_again(void **state)
     succeeds(replays_a_step, "KINORA_EMULATED_ORDER=2", "KINORA_EMULATED_PROTECT=1");
     succeeds(replays_a_kernel, NULL, NULL);
     succeeds(captures_what_cannot_be, NULL, NULL);
+    succeeds(captures_beside_other_threads, NULL, NULL);
 }
 
 int main(void)

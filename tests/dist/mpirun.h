@@ -81,7 +81,7 @@ static inline int left_running(const char *scenario)
 /* Runs `prefix program SCENARIO`; its exit code, its output in `output`. */
 static inline int run_command(const char *prefix, const char *scenario)
 {
-    char *command = kn_format("timeout -k 5 60 %s %s %s 2>&1", prefix, program, scenario);
+    char *command = kn_format("timeout -k 5 240 %s %s %s 2>&1", prefix, program, scenario);
     FILE *pipe = popen(command, "r");
     assert_non_null(pipe);
     size_t length = fread(output, 1, sizeof output - 1, pipe);

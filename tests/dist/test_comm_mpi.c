@@ -1,3 +1,4 @@
+/* Labels: waits */
 /* The communicator over MPI: what ranks can do together, and what they say when they cannot, by `mpirun -n K` of this
  * program (mpirun.h) with 2, 3, 4 and 8 ranks. */
 #include "comm_cases.h"

@@ -1,4 +1,4 @@
-/* Labels: slow */
+/* Labels: slow waits */
 /* The communicator over NCCL, by `mpirun -n K` of this program (mpirun.h), on libraries that need no GPU
  * (tests/emulated): what it moves, that it waits for the computing stream and makes that wait, and what it says when
  * ranks part ways, freeze or die, and when NCCL fails. */
@@ -320,6 +320,26 @@ static int scenario_killed(KnComm *host)
     return scenario_late(host, SIGKILL);
 }
 
+/* A failure that the others know nothing of, while they go on. What NCCL releases together this rank cannot release. */
+static int scenario_fails_itself(KnComm *host)
+{
+    KnComm *comm;
+    KnCommTicket ticket;
+    KN_TRY(open_nccl(host, &comm));
+    kn_comm_set_watchdog(host, 4 * LIMIT);
+    for (int i = 0; i < 3; i++) {
+        if (i == 2 && host->rank == 1) {
+            comm->table->destroy(comm);
+            return kn_fail(KN_EFORMAT, "this clip cannot be read");
+        }
+        KN_TRY(comm->table->all_reduce_start(comm, sums, 1000, KN_F32, "gradients", &ticket));
+        KN_TRY(comm->table->wait(comm, ticket));
+    }
+    device.synchronize(device.compute);
+    comm->table->destroy(comm);
+    return KN_OK;
+}
+
 static int planned(KnComm *host, const char *fault)
 {
     if (host->rank == host->ranks - 1)
@@ -360,12 +380,19 @@ static int scenario_no_plugin(KnComm *host)
 }
 
 static const Scenario scenarios[] = {
-    {"promises", scenario_promises},     {"even_parts", scenario_even_parts},
-    {"streams", scenario_streams},       {"other_name", scenario_other_name},
-    {"other_size", scenario_other_size}, {"group_other_name", scenario_group_other_name},
-    {"frozen", scenario_frozen},         {"killed", scenario_killed},
-    {"refused", scenario_refused},       {"fails", scenario_fails},
-    {"hangs", scenario_hangs},           {"no_gpu", scenario_no_gpu},
+    {"promises", scenario_promises},
+    {"even_parts", scenario_even_parts},
+    {"streams", scenario_streams},
+    {"other_name", scenario_other_name},
+    {"other_size", scenario_other_size},
+    {"group_other_name", scenario_group_other_name},
+    {"fails_itself", scenario_fails_itself},
+    {"frozen", scenario_frozen},
+    {"killed", scenario_killed},
+    {"refused", scenario_refused},
+    {"fails", scenario_fails},
+    {"hangs", scenario_hangs},
+    {"no_gpu", scenario_no_gpu},
     {"no_plugin", scenario_no_plugin},
 };
 
@@ -393,6 +420,22 @@ static void streams_wait_for_each_other_whichever_goes_first(void **state)
     }
 }
 
+/* Of a call's two waits, the communication stream's for the kernel before and the computing stream's for the call. */
+static void a_forgotten_wait_is_seen(void **state)
+{
+    static const struct {
+        const char *wait, *order;
+    } bugs[] = {{"3", "2"}, {"4", "1"}};
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        setenv("KINORA_EMULATED_FORGET", bugs[i].wait, 1);
+        setenv("KINORA_EMULATED_ORDER", bugs[i].order, 1);
+        fails_on(2, "streams", "expected_sum", 1, WITHIN);
+        unsetenv("KINORA_EMULATED_ORDER");
+        unsetenv("KINORA_EMULATED_FORGET");
+    }
+}
+
 static void different_calls_are_named_and_end_the_job(void **state)
 {
     (void)state;
@@ -415,6 +458,13 @@ static void frozen_and_dead_ranks_end_the_job(void **state)
     assert_int_equal(occurrences("which does not answer: its process is stopped or gone"), 1);
     assert_int_equal(occurrences("of the job, all_reduce 'gradients' of 4000 bytes"), 1);
     assert_int_not_equal(run_scenario(2, "killed"), 0);
+    assert_int_equal(occurrences("process rank 1 with PID"), 1); /* the launcher's words */
+}
+
+static void a_rank_that_fails_by_itself_says_why(void **state)
+{
+    (void)state;
+    fails_on(3, "fails_itself", "rank 1: this clip cannot be read", 1, WITHIN);
 }
 
 static void failures_of_nccl_are_named_and_end_the_job(void **state)
@@ -447,8 +497,10 @@ static int run_all(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_call_keeps_its_promise),
         cmocka_unit_test(streams_wait_for_each_other_whichever_goes_first),
+        cmocka_unit_test(a_forgotten_wait_is_seen),
         cmocka_unit_test(different_calls_are_named_and_end_the_job),
         cmocka_unit_test(frozen_and_dead_ranks_end_the_job),
+        cmocka_unit_test(a_rank_that_fails_by_itself_says_why),
         cmocka_unit_test(failures_of_nccl_are_named_and_end_the_job),
         cmocka_unit_test(a_plugin_that_cannot_work_says_why),
     };

@@ -1,4 +1,4 @@
-/* Labels: slow */
+/* Labels: slow waits */
 /* Ranks that are late: who names them, with what words, when the job ends, and that nothing is left running. By
  * `mpirun -n K` of this program (mpirun.h), with a limit of two seconds. */
 #include "core/base/activity.h"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Labels: slow
+# Labels: slow waits
 # Two hosts, each a network of its own with a link between them: training over both gives the bits of two ranks on one.
 # When the link is cut in the middle, all processes of both end by themselves, the lost rank is named, and with the
 # link back the run goes on from its checkpoint.

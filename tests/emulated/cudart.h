@@ -13,7 +13,8 @@
  *     KINORA_EMULATED_MEMORY=BYTES    of each device (default 16 GiB)
  *     KINORA_EMULATED_DEVICES=N       how many there are (default 8)
  *     KINORA_EMULATED_FIRST=N         which of the host's they begin with, for a process that does not see all (0)
- *     KINORA_EMULATED_CUDA=NAME:N     the Nth call of that function fails; launches are calls of cudaLaunchKernel */
+ *     KINORA_EMULATED_CUDA=NAME:N     the Nth call of that function fails; launches are calls of cudaLaunchKernel
+ *     KINORA_EMULATED_FORGET=N        the Nth wait of a stream for an event is forgotten: a bug to be seen */
 #ifndef KN_TESTS_EMULATED_CUDART_H
 #define KN_TESTS_EMULATED_CUDART_H
 
@@ -82,7 +83,8 @@ void emulated_item_free(Item *item); /* with its release */
 int emulated_last_first(void);       /* whether the stream that was made last goes first */
 cudaStream_t emulated_stream(cudaStream_t stream);
 
-/* cudaErrorStreamCaptureUnsupported, which also spoils the capture, while `stream` (NULL: any) is captured. */
+/* cudaErrorStreamCaptureUnsupported, which also spoils the capture, while `stream` is captured, or while this thread
+ * may do nothing unsafe: it captures a stream, but not in relaxed mode, or another one does in global mode. */
 cudaError_t emulated_refuse_in_capture(cudaStream_t stream, const char *function);
 
 /* For a stream that is captured, under the mutex. */

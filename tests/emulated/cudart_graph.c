@@ -21,6 +21,8 @@ typedef struct Lane {
 struct CUgraph_st {
     int uses; /* the graph, what was made of it, its launches under way */
     int64_t capture;
+    enum cudaStreamCaptureMode mode;
+    pthread_t thread; /* that began it */
     int is_spoilt;
     struct CUgraph_st *next; /* that is captured */
     Lane lanes[LANES];
@@ -114,10 +116,18 @@ static cudaError_t spoil(struct CUgraph_st *graph, cudaError_t error)
     return error;
 }
 
+static int is_own(const struct CUgraph_st *graph)
+{
+    return pthread_equal(graph->thread, pthread_self());
+}
+
 cudaError_t emulated_refuse_in_capture(cudaStream_t stream, const char *function)
 {
     pthread_mutex_lock(&emulated_mutex);
-    int is_refused = stream ? stream->graph != NULL : captured != NULL;
+    int is_refused = stream && stream->graph;
+    for (struct CUgraph_st *graph = captured; graph; graph = graph->next)
+        if (is_own(graph) ? graph->mode != cudaStreamCaptureModeRelaxed : graph->mode == cudaStreamCaptureModeGlobal)
+            is_refused = graph->is_spoilt = 1;
     if (stream && stream->graph)
         stream->graph->is_spoilt = 1;
     pthread_mutex_unlock(&emulated_mutex);
@@ -172,11 +182,12 @@ int emulated_capture_wait(cudaStream_t stream, cudaEvent_t event, cudaError_t *e
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode)
 {
     KN_FAIL_IF_PLANNED();
-    (void)mode;
     if (emulated_stream(stream) != stream)
         return emulated_refuse(cudaErrorStreamCaptureUnsupported, "the default stream cannot be captured");
     struct CUgraph_st *graph = calloc(1, sizeof *graph);
     graph->uses = 1;
+    graph->mode = mode;
+    graph->thread = pthread_self();
     pthread_mutex_lock(&emulated_mutex);
     int is_captured = stream->graph != NULL;
     if (!is_captured) {
@@ -213,17 +224,19 @@ static int is_joined(const struct CUgraph_st *graph)
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *made)
 {
-    KN_FAIL_IF_PLANNED();
+    cudaError_t planned = emulated_planned_fault(__func__);
     *made = NULL;
     pthread_mutex_lock(&emulated_mutex);
     struct CUgraph_st *graph = stream->graph;
-    int is_own = graph && stream->lane == 0;
-    if (is_own)
+    int is_matched = graph && stream->lane == 0;
+    int is_here = is_matched && (is_own(graph) || graph->mode == cudaStreamCaptureModeRelaxed);
+    if (is_here)
         end_capture(graph);
     pthread_mutex_unlock(&emulated_mutex);
-    if (!is_own)
-        return emulated_error(cudaErrorStreamCaptureUnmatched);
-    cudaError_t error = graph->is_spoilt    ? cudaErrorStreamCaptureInvalidated
+    if (!is_here)
+        return emulated_error(is_matched ? cudaErrorStreamCaptureWrongThread : cudaErrorStreamCaptureUnmatched);
+    cudaError_t error = planned             ? planned
+                        : graph->is_spoilt  ? cudaErrorStreamCaptureInvalidated
                         : !is_joined(graph) ? cudaErrorStreamCaptureUnjoined
                                             : cudaSuccess;
     if (error == cudaSuccess)

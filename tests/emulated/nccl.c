@@ -38,7 +38,7 @@ typedef struct Mailbox {
 } Mailbox;
 
 typedef struct Segment {
-    _Atomic int attached;
+    _Atomic int attached, leaving;
     Mailbox mailboxes[]; /* [from][to] */
 } Segment;
 
@@ -448,10 +448,11 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
     return ncclSuccess;
 }
 
-static void wait_for_ranks(Segment *segment, int ranks)
+static void meet(_Atomic int *counter, int ranks)
 {
     static const struct timespec nap = {.tv_nsec = 100000};
-    while (atomic_load(&segment->attached) < ranks)
+    atomic_fetch_add(counter, 1);
+    while (atomic_load(counter) < ranks)
         nanosleep(&nap, NULL);
 }
 
@@ -468,15 +469,16 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
     close(file);
     if (made->segment == MAP_FAILED)
         return ncclSystemError;
-    atomic_fetch_add(&made->segment->attached, 1);
-    wait_for_ranks(made->segment, ranks);
+    meet(&made->segment->attached, ranks);
     shm_unlink(id.internal);
     *comm = made;
     return ncclSuccess;
 }
 
+/* "An intra-node collective call, which all ranks on the same node should call to avoid a hang" (NCCL's manual). */
 ncclResult_t ncclCommDestroy(ncclComm_t comm)
 {
+    meet(&comm->segment->leaving, comm->ranks);
     munmap(comm->segment, comm->segment_bytes);
     free(comm);
     return ncclSuccess;

@@ -519,10 +519,13 @@ const OpCase op_cases[] = {
     {"layer_norm modulated 11x19", build_layer_norm_modulated, {11, 19, 4, 1}, 0},
     {"layer_norm modulated 613x131", build_layer_norm_modulated, {613, 131, 3, 1}, OP_LARGE},
     {"layer_norm modulated, a row each", build_layer_norm_modulated, {311, 128, 701, 5}, OP_LARGE},
+    {"layer_norm modulated 9x3200", build_layer_norm_modulated, {9, 3200, 3, 1}, OP_LARGE},
     {"rms_norm 1x1", build_rms_norm, {1, 1}, FORWARD},
     {"rms_norm 2x2", build_rms_norm, {2, 2}, 0},
     {"rms_norm 6x29", build_rms_norm, {6, 29}, 0},
     {"rms_norm 401x197", build_rms_norm, {401, 197}, OP_LARGE},
+    {"rms_norm 9x3200", build_rms_norm, {9, 3200}, OP_LARGE},
+    {"rms_norm 300x256", build_rms_norm, {300, 256}, OP_LARGE},
 
     {"row_squares 1x1", build_row_squares, {1, 1}, 0},
     {"row_squares 7x13", build_row_squares, {7, 13}, 0},

@@ -125,6 +125,12 @@ void trial_destroy(OpTrial *trial)
 
 /* ---- the row's graph --------------------------------------------------------------------------------------------- */
 
+typedef struct Truth {
+    double *kept[64];               /* of each kept tensor */
+    double *leaves[OP_MOST_LEAVES]; /* after a run */
+    int is_found;
+} Truth;
+
 typedef struct Built {
     OpTrial *trial;
     int forward_nodes; /* of the ops under test and the loss */
@@ -135,9 +141,8 @@ typedef struct Built {
     int in_bf16; /* some value on the way is rounded to bf16 */
     int has_bias;
     int kept_count;
-    KnTensor *kept[64];            /* forward outputs, then gradients */
-    double *truth[64];             /* of each kept tensor */
-    double *after[OP_MOST_LEAVES]; /* of the leaves after a run */
+    KnTensor *kept[64]; /* forward outputs, then gradients */
+    const Truth *truth;
 } Built;
 
 /* A scalar that every output element moves differently. */
@@ -186,10 +191,6 @@ static Built build(const OpCase *row, KnDtype dtype)
 
 static void clear(Built *built)
 {
-    for (int i = 0; i < built->kept_count; i++)
-        free(built->truth[i]);
-    for (int i = 0; i < built->trial->leaf_count; i++)
-        free(built->after[i]);
     trial_destroy(built->trial);
 }
 
@@ -260,18 +261,32 @@ static double *copy_values(const KnTensor *tensor, const double *values)
     return memcpy(kn_alloc(bytes), values, bytes);
 }
 
+/* Once for a row and a dtype: instruction sets and backends share it. */
+static Truth *truth_of(const OpTrial *trial)
+{
+    static Truth *all;
+    if (!all)
+        all = kn_alloc(2 * (size_t)op_case_count * sizeof *all);
+    return &all[2 * (trial->row - op_cases) + (trial->dtype == KN_BF16)];
+}
+
 /* Before backends rewrite the graph. */
 static void find_truth(Built *built)
 {
     const OpTrial *trial = built->trial;
+    Truth *truth = truth_of(trial);
+    built->truth = truth;
+    if (truth->is_found)
+        return;
     double **values = evaluate(built);
     int forward = built->kept_count - built->wanted_count;
     for (int i = 0; i < forward; i++)
-        built->truth[i] = copy_values(built->kept[i], values[built->kept[i]->id]);
+        truth->kept[i] = copy_values(built->kept[i], values[built->kept[i]->id]);
     for (int i = 0; i < built->wanted_count; i++)
-        built->truth[forward + i] = difference_quotients(built, built->wanted_leaf[i]);
+        truth->kept[forward + i] = difference_quotients(built, built->wanted_leaf[i]);
     for (int i = 0; i < trial->leaf_count; i++)
-        built->after[i] = copy_values(trial->leaves[i], values[trial->leaves[i]->id]);
+        truth->leaves[i] = copy_values(trial->leaves[i], values[trial->leaves[i]->id]);
+    truth->is_found = 1;
     release(built, values);
 }
 
@@ -400,7 +415,8 @@ static void compare_with_truth(const Built *built, const KnBackend *backend, con
         snprintf(what, sizeof what, gradient ? "gradient %d" : "output %d",
                  gradient ? i - (built->kept_count - built->wanted_count) : i);
         trial_load(built->kept[i], memory->kept[i], got);
-        compare(built, built->kept[i], what, built->truth[i], got, bound_for(built, backend, built->kept[i], gradient));
+        compare(built, built->kept[i], what, built->truth->kept[i], got,
+                bound_for(built, backend, built->kept[i], gradient));
         free(got);
     }
     for (int i = 0; i < trial->leaf_count; i++) {
@@ -408,7 +424,7 @@ static void compare_with_truth(const Built *built, const KnBackend *backend, con
             continue;
         double *got = kn_alloc(((size_t)kn_tensor_elements(trial->leaves[i]) + 1) * sizeof *got);
         trial_load(trial->leaves[i], memory->states[i], got);
-        compare(built, trial->leaves[i], trial->leaves[i]->name, built->after[i], got,
+        compare(built, trial->leaves[i], trial->leaves[i]->name, built->truth->leaves[i], got,
                 bound_for(built, backend, trial->leaves[i], 0));
         free(got);
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Labels: slow
+# Labels: slow waits
 # The scripts of slurm/ in a real Slurm, whose nodes are pretended: prep, training that is preempted or whose time is up
 # and that ends with the bits of the unbroken run, under srun and under mpirun, and generating as an array.
 source "$(dirname "$0")/cluster.sh"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Training on the CUDA backend, whose plugin is linked to libraries that need no GPU (tests/emulated), against the CPU:
-# alone and on ranks that exchange by NCCL, with every kind of layout, with both optimizers; checkpoints that go on on
-# the other backend; clips drawn on the way. Losses and gradient norms agree within 1e-5.
+# alone and on ranks that exchange by NCCL, with both optimizers; checkpoints that go on on the other backend; clips
+# drawn on the way. Losses and gradient norms agree within 1e-5. Each layout: test_device_layouts.c.
 # Labels: slow
 source "$(dirname "$0")/run.sh"
 plugin=$build/kinora-cuda-emulated.so
@@ -37,18 +37,11 @@ compare() { # RUN OTHER STEPS [TOLERANCE]
 run cpu 1 cpu
 run cuda 1 cuda
 compare cpu cuda 2
-for layout in "2 data=2" "2 ring=2" "2 ulysses=2" "2 tensor=2" "2 shard=2 zero=3" "4 data=2 ulysses=2 zero=1" \
-    "4 shard=2 ring=2 zero=2" "4 tensor=2 ring=2"; do
-    read -ra words <<<"$layout"
-    options=()
-    for word in "${words[@]:1}"; do options+=(--set "parallel.$word"); done
-    name=cuda-${layout//[ =]/-}
-    run "$name" "${words[0]}" cuda "${options[@]}"
-    compare cpu "$name" 2
-done
+run ranks 4 cuda --set parallel.shard=2 --set parallel.ring=2 --set parallel.zero=3
+compare cpu ranks 2
 
 run muon-cpu 1 cpu --set optimizer.name=muon
-run muon-cuda 2 cuda --set optimizer.name=muon --set parallel.tensor=2
+run muon-cuda 2 cuda --set optimizer.name=muon --set parallel.tensor=2 --set train.offload=optimizer
 compare muon-cpu muon-cuda 2 1e-4 # it orthogonalizes in bfloat16
 
 run half-cpu 1 cpu --set train.precision=bf16
@@ -59,7 +52,7 @@ compare half-cpu half-cuda 2 1e-3
 cp -r cpu on-cuda
 cp -r cuda on-cpu
 run on-cpu 1 cpu --resume --set train.steps=3
-run on-cuda 1 cuda --resume --set train.steps=3 --set train.sample_every=3 --set 'sample.prompts=[a red circle]' \
+run on-cuda 1 cuda --resume --set train.offload=optimizer --set train.steps=3 --set train.sample_every=3 --set 'sample.prompts=[a red circle]' \
     --set sample.steps=2 --set sample.frames=4 --set sample.width=32 --set sample.height=32
 compare on-cpu on-cuda 3
 [ -s on-cuda/samples/step-00000003/sheet.png ] || fail "no clip was drawn on the device"
@@ -70,4 +63,4 @@ expect 1 "computing on the CPU: nowhere.so is missing" alone.log
 KINORA_CUDA_PLUGIN=nowhere.so refuse "nowhere.so is missing" "$kinora" train small.yaml --set run.dir=none --set run.device=cuda
 refuse "use auto, cpu or cuda" "$kinora" train small.yaml --set run.dir=none --set run.device=gpu
 [ ! -e none ] || fail "a run was begun"
-echo "device: all backends and layouts agree"
+echo "device: all backends agree"

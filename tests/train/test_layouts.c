@@ -1,317 +1,25 @@
+/* Parts: layouts */
 /* Every way of cutting 1, 2, 3, 4, 6 and 8 ranks into data x shard x ring x ulysses x tensor, at every ZeRO stage in
- * turn, against one process: the loss, the gradient of each parameter, the global norm and the updated weights. The
- * model has 12 heads, and token counts that nothing divides. Ranks are threads. */
+ * turn, against one process. The model has 12 heads. Ranks are threads. */
 #include "base/support.h"
 #include "dist/thread_comm.h"
+#include "layouts/step.h"
 
-#include "core/base/random.h"
 #include "core/cpu/backend.h"
-#include "train/optimizer.h"
-#include "train/pass.h"
-
-#include <float.h>
-#include <math.h>
-
-enum { PACKS = 24, TOKENS = 61, CLIPS = 3, TEXT = 17, DIM = 12 };
-
-static const float tolerance = 1e-5f;
-
-/* What one process computes: shared by all layouts. */
-typedef struct World {
-    KnModel model;
-    KnTokenizer *tokenizer;
-    KnTrainBatch batches[PACKS];
-    KnParameterValues gradients, weights; /* of the whole: sum of all packs; after one update */
-    float stats[2], losses[PACKS];
-    double norm;
-    KnOptimizerConfig optimizer;
-    KnParallelMode mode;
-} World;
-
-typedef struct Trial {
-    World *world;
-    KnParallelConfig parallel;
-    float worst, worst_weight;
-    char worst_name[128];
-} Trial;
-
-/* One rank's part of a step. */
-typedef struct Rank {
-    KnLayout layout;
-    KnOptimizerState state;
-    KnOptimizer *optimizer;
-    KnTrainPass *pass, *last;
-    KnPackParts parts;
-    float stats[2], losses[PACKS]; /* losses: of the packs of its replica, in the layout-invariant mode */
-    double norm;
-} Rank;
-
-static int create_rank(Rank *r, const Trial *trial, KnComm *comm)
-{
-    const World *w = trial->world;
-    *r = (Rank){0};
-    KN_TRY(kn_layout_create(&r->layout, &w->model,
-                            &(KnLayoutOptions){.parallel = &trial->parallel,
-                                               .training = 1,
-                                               .world = comm,
-                                               .whole_matrices = kn_optimizer_whole_matrices(&w->optimizer)}));
-    KN_TRY(kn_optimizer_state_create(&r->state, &r->layout.zero, &w->optimizer));
-    kn_layout_init(&r->layout, &r->state.weights, 7);
-    int64_t packs = PACKS / kn_mesh_replicas(&r->layout.mesh);
-    if (r->layout.invariant)
-        KN_TRY(kn_pack_parts_create(&r->parts, &r->layout, &(KnStreamShape){TOKENS, CLIPS, TEXT}, packs));
-    r->state.norm2 = r->layout.invariant ? &r->parts.norm2 : NULL;
-    KnTrainPassOptions options = {.layout = &r->layout,
-                                  .shape = {TOKENS, CLIPS, TEXT},
-                                  .dtype = KN_F32,
-                                  .backward = 1,
-                                  .weights = &r->state.weights,
-                                  .gradients = &r->state.gradients,
-                                  .stats = r->stats,
-                                  .parts = r->layout.invariant ? &r->parts : NULL};
-    KN_TRY(kn_train_pass_create(&r->pass, &options, kn_cpu_backend()));
-    options.reduce = 1;
-    KN_TRY(kn_train_pass_create(&r->last, &options, kn_cpu_backend()));
-    return kn_optimizer_create(&r->optimizer, &w->optimizer, &r->layout, &r->state, kn_cpu_backend());
-}
-
-static int run_packs(Rank *r, const Trial *trial)
-{
-    int replicas = kn_mesh_replicas(&r->layout.mesh), replica = kn_mesh_replica(&r->layout.mesh);
-    for (int i = replica; i < PACKS; i += replicas) {
-        KnTrainPass *pass = i + replicas < PACKS ? r->pass : r->last;
-        kn_train_pass_bind(pass, &trial->world->batches[i]);
-        if (kn_mesh_group_rank(&r->layout.mesh, KN_GROUP_SEQUENCE) == 0)
-            r->stats[1] += 1;
-        kn_train_pass_set_pack(pass, i / replicas);
-        KN_TRY(kn_train_pass_run(pass));
-        if (r->layout.invariant) {
-            r->losses[i] = r->stats[0];
-            r->stats[0] = 0;
-        }
-    }
-    return KN_OK;
-}
-
-static void destroy_rank(Rank *r)
-{
-    kn_optimizer_destroy(r->optimizer);
-    kn_train_pass_destroy(r->pass);
-    kn_train_pass_destroy(r->last);
-    kn_pack_parts_clear(&r->parts);
-    kn_optimizer_state_clear(&r->state);
-    kn_layout_destroy(&r->layout);
-}
-
-/* --- Comparing ---------------------------------------------------------------------------------------------------- */
-
-/* 0 where the bits are the same; not a number is infinitely far. */
-static float difference(float a, float b)
-{
-    if (memcmp(&a, &b, sizeof a) == 0)
-        return 0;
-    if (!isfinite(a))
-        return INFINITY;
-    return a == b ? FLT_MIN : fabsf(a - b) / fmaxf(fabsf(b), 1e-30f);
-}
-
-/* Of what this rank holds of a parameter, against the whole: the largest difference over the largest value. */
-static float compare(const Rank *r, const KnParameterValues *values, const KnParameterValues *expected, int index)
-{
-    const KnParameter *whole = kn_parameter_find(&r->layout.model->parameters, r->layout.part.list[index].name);
-    const float *all = kn_parameter_data(expected, whole);
-    KnBox box = kn_layout_box(&r->layout, values, index);
-    int64_t width = whole->dims > 1 ? whole->shape[1] : 1, rest = whole->elements / (whole->shape[0] * width);
-    float largest = 1e-30f, worst = 0;
-    for (int64_t i = 0; i < whole->elements; i++)
-        largest = fmaxf(largest, fabsf(all[i]));
-    for (int64_t row = 0; row < box.count[0]; row++)
-        for (int64_t i = 0; i < box.count[1] * rest; i++) {
-            float got = box.data[row * box.count[1] * rest + i];
-            float want = all[((box.start[0] + row) * width + box.start[1]) * rest + i];
-            float bits = difference(got, want);
-            worst = fmaxf(worst, bits > 0 && isfinite(bits) ? fmaxf(fabsf(got - want) / largest, FLT_MIN) : bits);
-        }
-    return worst;
-}
-
-static pthread_mutex_t report_mutex = PTHREAD_MUTEX_INITIALIZER;
-
-static void report(Trial *trial, float value, const char *name)
-{
-    pthread_mutex_lock(&report_mutex);
-    if (value > trial->worst) {
-        trial->worst = value;
-        snprintf(trial->worst_name, sizeof trial->worst_name, "%s", name);
-    }
-    pthread_mutex_unlock(&report_mutex);
-}
-
-/* With ZeRO 1 this rank's range of the buffer is the sum, the rest is used up. */
-static KnParameterValues summed_range(const Rank *r, int64_t *first, int64_t *count, float **blocks)
-{
-    KnParameterValues held = r->state.gradients;
-    for (int b = 0; b < r->layout.part.block_count; b++) {
-        const int64_t *cuts = kn_zero_cuts(&r->layout.zero, b) + r->layout.zero.rank;
-        int cut = r->layout.zero.stage == 1;
-        first[b] = cut ? cuts[0] : held.first[b];
-        count[b] = cut ? cuts[1] - cuts[0] : held.count[b];
-        blocks[b] = held.blocks[b] + (first[b] - held.first[b]);
-    }
-    return (KnParameterValues){held.set, blocks, first, count};
-}
 
 static int run_rank(KnComm *comm, void *argument)
 {
-    Trial *trial = argument;
-    const World *w = trial->world;
-    Rank r;
-    KN_TRY(create_rank(&r, trial, comm));
-    KN_TRY(run_packs(&r, trial));
-    int64_t first[32], count[32];
-    float *blocks[32];
-    KnParameterValues gradients = summed_range(&r, first, count, blocks);
-    for (int i = 0; i < r.layout.part.count; i++)
-        report(trial, compare(&r, &gradients, &w->gradients, i), r.layout.part.list[i].name);
-    if (w->mode == KN_PARALLEL_FAST) {
-        report(trial, difference(r.stats[0], w->stats[0]), "loss");
-        report(trial, difference(r.stats[1], w->stats[1]), "packs");
-    }
-    for (int i = kn_mesh_replica(&r.layout.mesh); i < PACKS; i += kn_mesh_replicas(&r.layout.mesh))
-        report(trial, w->mode == KN_PARALLEL_FAST ? 0 : difference(r.losses[i], w->losses[i]), "loss of a pack");
-    KN_TRY(kn_optimizer_step(r.optimizer, 0, 10, 0, &r.norm));
-    report(trial, difference((float)r.norm, (float)w->norm), "norm");
-    for (int i = 0; i < r.layout.part.count; i++) {
-        float worst = compare(&r, &r.state.weights, &w->weights, i);
-        pthread_mutex_lock(&report_mutex);
-        trial->worst_weight = fmaxf(worst, trial->worst_weight);
-        pthread_mutex_unlock(&report_mutex);
-    }
-    destroy_rank(&r);
-    return KN_OK;
+    return trial_run(comm, argument);
 }
 
-/* --- One process -------------------------------------------------------------------------------------------------- */
-
-static void fill_batch(World *w, int pack)
-{
-    static const char *const captions[] = {"a red circle moves left", "", "a blue square"};
-    static const int64_t grids[CLIPS][3] = {{3, 3, 3}, {2, 3, 4}, {1, 1, 6}};
-    KnFlowConfig flow = {.prediction = KN_PREDICT_VELOCITY};
-    KnTrainBatchOptions options = {.flow = &flow, .shape = {TOKENS, CLIPS, TEXT}, .patch_dim = DIM};
-    KnTrainBatch *batch = &w->batches[pack];
-    assert_int_equal(kn_train_batch_create(batch, &options), KN_OK);
-    uint8_t given[27];
-    for (int i = 0; i < 27; i++)
-        given[i] = i % 5 == 0;
-    for (int i = 0; i < CLIPS; i++) {
-        int which = (i + pack) % CLIPS;
-        int32_t ids[8];
-        int64_t count = 0;
-        assert_int_equal(kn_tokenizer_encode(w->model.tokenizer, captions[which], 5, ids, &count), KN_OK);
-        kn_stream_add(&batch->stream, &(KnStreamClip){.grid = {grids[which][0], grids[which][1], grids[which][2]},
-                                                      .given = given,
-                                                      .sigma = 0.1f + 0.3f * (float)i,
-                                                      .text = ids,
-                                                      .text_tokens = count});
-    }
-    kn_random_normal_fill(kn_random_key(1, KN_RANDOM_TEST, 0, (uint64_t)pack), 0, batch->patches, 57 * DIM);
-    kn_random_normal_fill(kn_random_key(2, KN_RANDOM_TEST, 0, (uint64_t)pack), 0, batch->target, 57 * DIM);
-    for (int i = 0; i < 57; i++)
-        batch->weight[i] = i % 7 ? 0.01f : 0;
-}
-
-static void create_world(World *w, const char *optimizer, KnParallelMode mode)
-{
-    static const char *const captions[] = {"a red circle moves left", "a blue square moves right"};
-    KnTokenizer *tokenizer = NULL;
-    KnModelConfig config = {.hidden = 72,
-                            .layers = 2,
-                            .heads = 12,
-                            .ffn = 56,
-                            .channels = 3,
-                            .patch = {1, 2, 2},
-                            .freq_dim = 16,
-                            .text_dim = 16,
-                            .eps = 1e-6,
-                            .cross_attn_norm = 1};
-    KnTextConfig text = {.kind = KN_TEXT_TRAINED, .layers = 1, .heads = 2, .vocabulary = 64, .max_tokens = 5};
-    *w = (World){.mode = mode,
-                 .optimizer = {.name = (char *)(uintptr_t)optimizer,
-                               .lr = 1e-3,
-                               .beta1 = 0.9,
-                               .beta2 = 0.95,
-                               .eps = 1e-3, /* so that the first update is smooth in the gradient */
-                               .momentum = 0.9,
-                               .newton_schulz_steps = 5,
-                               .clip_norm = 0.5,
-                               .ema = 0.9}};
-    assert_int_equal(kn_tokenizer_train(captions, 2, 64, &tokenizer), KN_OK);
-    assert_int_equal(kn_model_create(&w->model, &config, &text, KN_PREDICT_VELOCITY, tokenizer), KN_OK);
-    for (int i = 0; i < PACKS; i++)
-        fill_batch(w, i);
-    assert_int_equal(kn_parameter_values_create(&w->gradients, &w->model.parameters, "gradients"), KN_OK);
-    assert_int_equal(kn_parameter_values_create(&w->weights, &w->model.parameters, "weights"), KN_OK);
-    Trial alone = {.world = w,
-                   .parallel = {.data = 1, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1, .mode = mode}};
-    KnComm *comm = NULL;
-    Rank r;
-    assert_int_equal(kn_comm_self_open(&comm), KN_OK);
-    assert_int_equal(create_rank(&r, &alone, comm), KN_OK);
-    assert_int_equal(run_packs(&r, &alone), KN_OK);
-    kn_parameter_values_copy(&w->gradients, &r.state.gradients);
-    assert_int_equal(kn_optimizer_step(r.optimizer, 0, 10, 0, &w->norm), KN_OK);
-    kn_parameter_values_copy(&w->weights, &r.state.weights);
-    memcpy(w->stats, r.stats, sizeof w->stats);
-    memcpy(w->losses, r.losses, sizeof w->losses);
-    destroy_rank(&r);
-    comm->table->destroy(comm);
-}
-
-static void destroy_world(World *w)
-{
-    for (int i = 0; i < PACKS; i++)
-        kn_train_batch_destroy(&w->batches[i]);
-    kn_parameter_values_clear(&w->gradients);
-    kn_parameter_values_clear(&w->weights);
-    kn_model_destroy(&w->model);
-}
-
-/* --- The table ---------------------------------------------------------------------------------------------------- */
-
-static void try_layout(World *w, const KnParallelConfig *p, int *failures)
+static void try_layout(const World *w, const KnParallelConfig *p, int *failures)
 {
     int ranks = (int)(p->data * p->shard * p->ulysses * p->ring * p->tensor);
-    float most = w->mode == KN_PARALLEL_LAYOUT_INVARIANT ? 0 : tolerance;
-    Trial trial = {.world = w, .parallel = *p};
+    Trial trial = {.world = w, .backend = kn_cpu_backend(), .parallel = *p};
     int code = thread_ranks_run(ranks, run_rank, &trial);
-    int good = code == KN_OK && trial.worst <= most && trial.worst_weight <= most;
+    int good = code == KN_OK && trial.worst <= world_tolerance(w) && trial.worst_weight <= world_tolerance(w);
     *failures += !good;
-    print_message("%d ranks: data %d shard %d ring %d ulysses %d tensor %d, zero %d%s: %.1e (%s), weights %.1e %s\n",
-                  ranks, (int)p->data, (int)p->shard, (int)p->ring, (int)p->ulysses, (int)p->tensor, (int)p->zero,
-                  p->text == KN_TEXT_ROWS_CUT ? ", text cut" : "", (double)trial.worst, trial.worst_name,
-                  (double)trial.worst_weight,
-                  code < 0 ? kn_error_message()
-                  : good   ? ""
-                           : "TOO FAR");
-}
-
-/* All ordered products of five factors. */
-static int list_layouts(int ranks, KnParallelConfig *list)
-{
-    int count = 0;
-    for (int d = 1; d <= ranks; d++)
-        for (int z = 1; z * d <= ranks; z++)
-            for (int r = 1; r * z * d <= ranks; r++)
-                for (int u = 1; u * r * z * d <= ranks; u++)
-                    if (ranks % (d * z * r * u) == 0)
-                        list[count++] = (KnParallelConfig){.data = d,
-                                                           .shard = z,
-                                                           .ring = r,
-                                                           .ulysses = u,
-                                                           .tensor = ranks / (d * z * r * u),
-                                                           .cfg = 1};
-    return count;
+    trial_print(&trial, code < 0 ? kn_error_message() : good ? "" : "TOO FAR");
 }
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -328,14 +36,14 @@ typedef struct Choice {
     int least;    /* layouts there must be */
 } Choice;
 
-/* Every chosen layout, each with another ZeRO stage. */
+/* Every chosen layout, each with another ZeRO stage. A replica has two packs or more. */
 static void try_all(const Choice *choice)
 {
-    World w;
     int failures = 0, tried = 0;
-    create_world(&w, choice->optimizer, choice->mode);
     for (const int *ranks = choice->ranks; *ranks && *ranks <= MOST_RANKS; ranks++) {
+        World w;
         KnParallelConfig list[64];
+        world_create(&w, &(WorldOptions){choice->optimizer, choice->mode, .packs = 2 * *ranks, .heads = 12});
         int count = list_layouts(*ranks, list);
         for (int k = 0; k < count; k++) {
             if (list[k].tensor < choice->least_tensor || list[k].tensor > choice->most_tensor)
@@ -345,11 +53,11 @@ static void try_all(const Choice *choice)
             list[k].mode = choice->mode;
             try_layout(&w, &list[k], &failures);
         }
+        world_destroy(&w);
     }
     print_message("%d layouts\n", tried);
     assert_true(tried >= choice->least || MOST_RANKS < 8);
     assert_int_equal(failures, 0);
-    destroy_world(&w);
 }
 
 static void every_layout_agrees_with_one_process(void **state)

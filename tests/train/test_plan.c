@@ -95,10 +95,12 @@ static void disturb(KnParameterValues *weights)
 
 static void create_state(Rank *r, int ranks)
 {
-    KnLayoutOptions options = {.parallel = &r->config.parallel,
-                               .training = 1,
-                               .ranks = ranks,
-                               .whole_matrices = kn_optimizer_whole_matrices(&r->config.optimizer)};
+    KnLayoutOptions options = {
+        .parallel = &r->config.parallel,
+        .training = 1,
+        .rank = r->config.model.heads % (r->config.parallel.tensor * r->config.parallel.ulysses) ? ranks - 1 : 0,
+        .ranks = ranks,
+        .whole_matrices = kn_optimizer_whole_matrices(&r->config.optimizer)};
     assert_int_equal(kn_layout_create(&r->layout, &r->model, &options), KN_OK);
     assert_int_equal(kn_optimizer_state_create(&r->state, &r->layout.zero, &r->config.optimizer), KN_OK);
     kn_layout_init(&r->layout, &r->state.weights, 3);
@@ -401,7 +403,8 @@ static void a_timeline_adds_up_by_hand(void **state)
                 &(KnParallelConfig){.data = 2, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1, .zero = 0},
                 0, 2),
             KN_OK);
-        kn_timeline_run(&t, graph, 1, &device, &mesh, 1);
+        kn_timeline_run(&t,
+                        &(KnTimelineRun){.graph = graph, .device = &device, .mesh = &mesh, .prologue = 1, .ranges = 1});
         assert_float_equal(t.by_kind[KN_TIME_MATMUL], 2e-3, 1e-9);
         assert_int_equal(t.exchange_count, 1);
         assert_string_equal(t.exchanges[0].name, "gradients of block");
@@ -411,6 +414,57 @@ static void a_timeline_adds_up_by_hand(void **state)
         kn_device_clear(&device);
     }
     kn_graph_destroy(graph);
+}
+
+/* 1 MB at 1 GB/s takes 1 ms; what only 1 kB at once and 10 microseconds of latency allow, 100 MB/s, ten times as long.
+ */
+static void kernels_are_priced_by_hand(void **state)
+{
+    static const struct {
+        KnKernelWork kernel;
+        double launch, seconds;
+    } cases[] = {{{"add", 1, 1e6, 0}, 0, 1e-3 + 1e-6},    {{"add", 4, 1e6, 0}, 0, 1e-3 + 4e-6},
+                 {{"fast", 1, 1e6, 0}, 0, 1e-4 + 1e-6},   {{"add", 1, 1e6, 1e3}, 0, 1e-2 + 1e-6},
+                 {{"add", 1, 1e6, 1e5}, 0, 1e-3 + 1e-6},  {{"add", 1, 1e3, 0}, 4e-6, 4e-6},
+                 {{"add", 1, 1e6, 0}, 4e-6, 1e-3 + 1e-6}, {{"add", 0, 0, 0}, 4e-6, 0}};
+    KnDevice device = {.overhead = 1e-6, .latency = 1e-5};
+    (void)state;
+    *kn_device_add_rate(&device, "memory", KN_DTYPE_COUNT, 0) =
+        (KnRate){.kind = "memory", .dtype = KN_DTYPE_COUNT, .count = 1, .points = {{1, 1e9}}};
+    *kn_device_add_rate(&device, "fast", KN_DTYPE_COUNT, 0) =
+        (KnRate){.kind = "fast", .dtype = KN_DTYPE_COUNT, .count = 1, .points = {{1, 1e10}}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        device.launch = cases[i].launch;
+        assert_float_equal(kn_device_kernel_seconds(&device, &cases[i].kernel, KN_F32, 0), cases[i].seconds, 1e-9);
+    }
+    kn_device_clear(&device);
+}
+
+/* The finer curve of a product or of the own attention, where there is one. */
+static void products_and_attention_have_finer_curves(void **state)
+{
+    static const struct {
+        KnNodeWork work;
+        int own;
+        double seconds;
+    } cases[] = {{{.kind = "matmul", .time = KN_TIME_MATMUL, .work = 8}, 0, 8},
+                 {{.kind = "matmul", .finer = "matmul_deep", .time = KN_TIME_MATMUL, .work = 8}, 0, 4},
+                 {{.kind = "matmul", .finer = "matmul_input", .time = KN_TIME_MATMUL, .work = 8}, 0, 8},
+                 {{.kind = "attention", .finer = "own_attention", .time = KN_TIME_ATTENTION, .work = 8}, 0, 2},
+                 {{.kind = "attention", .finer = "own_attention", .time = KN_TIME_ATTENTION, .work = 8}, 1, 1}};
+    static const char *const kinds[] = {"matmul", "matmul_deep", "attention", "own_attention"};
+    KnDevice device = {0};
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        KnRate *rate = kn_device_add_rate(&device, kinds[i], KN_DTYPE_COUNT, 0);
+        rate->points[0] = (KnRatePoint){1, (double)(1 << i)};
+        rate->count = 1;
+    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        device.own_attention = cases[i].own;
+        assert_float_equal(kn_device_seconds(&device, &cases[i].work), cases[i].seconds, 1e-9);
+    }
+    kn_device_clear(&device);
 }
 
 static void rates_are_read_between_their_points(void **state)
@@ -449,6 +503,9 @@ static void devices_survive_writing_and_say_what_is_wrong(void **state)
         {"notes: [[a]]\n", "a note must be a line of text"},
         {"peak: {f64: 1}\n", "dtype must be f32 or bf16"},
         {"inside: 3\n", "inside must be {latency"},
+        {"limit: 3\n", "limit must be FLOP a second by dtype and bytes"},
+        {"limit: {disk: 3}\n", "dtype must be f32 or bf16"},
+        {"attention: flash\n", ":1:12: attention must be cudnn or own"},
         {"rates:\n- {kind: matmul}\n", ":2:3: a rate must be {kind: NAME, points"},
         {"rates:\n- {kind: matmul, points: []}\n", ":2:26: points must be from 1 to 24 pairs"},
         {"rates:\n- {kind: matmul, points: [[2, 1e-300]]}\n", "of rates of at least 1"},
@@ -557,6 +614,8 @@ int main(void)
         cmocka_unit_test(an_impossible_budget_is_refused_with_what_it_would_take),
         cmocka_unit_test(passes_that_share_an_arena_take_turns),
         cmocka_unit_test(a_timeline_adds_up_by_hand),
+        cmocka_unit_test(kernels_are_priced_by_hand),
+        cmocka_unit_test(products_and_attention_have_finer_curves),
         cmocka_unit_test(rates_are_read_between_their_points),
         cmocka_unit_test(devices_survive_writing_and_say_what_is_wrong),
         cmocka_unit_test(a_device_may_be_like_another),

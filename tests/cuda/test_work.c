@@ -1,0 +1,147 @@
+/* What the CUDA backend says of its kernels for plans, by the plugin and without opening a GPU: bytes added up by hand,
+ * and no node of a training step moves much more than it must. */
+#include "base/support.h"
+
+#include "core/graph/devices.h"
+#include "core/ops/ops.h"
+#include "dist/kernel_times.h"
+#include "train/pass_graph.h"
+
+#include <unistd.h>
+
+static KnBackend *cuda;
+
+static KnTensor *input(KnGraph *graph, KnDtype dtype, int64_t rows, int64_t columns)
+{
+    return kn_leaf(graph, KN_ROLE_INPUT, dtype, 2, (int64_t[]){rows, columns}, "");
+}
+
+/* 1,024 tokens make 32 slabs of 32. */
+static void kernels_of_a_node_are_added_up_by_hand(void **state)
+{
+    KnKernelWork k[KN_MOST_KERNELS];
+    (void)state;
+    KnGraph *graph = kn_graph_create();
+    KnTensor *x = input(graph, KN_BF16, 1024, 64), *few = input(graph, KN_BF16, 30, 64);
+    double x_bytes = 1024 * 64 * 2, row_bytes = 64 * 4;
+
+    assert_int_equal(cuda->kernels(kn_add(graph, x, x)->producer, k), 1);
+    assert_string_equal(k[0].name, "add");
+    assert_true(k[0].launches == 1 && k[0].bytes == 3 * x_bytes && k[0].at_once == 0);
+
+    assert_int_equal(cuda->kernels(kn_sum_rows(graph, x)->producer, k), 2);
+    assert_string_equal(k[0].name, "row_sum");
+    assert_true(k[0].bytes == x_bytes + 32 * row_bytes);
+    assert_true(k[0].at_once == 32 * (64 / 8) * 16 * 4); /* slabs x threads x bytes x tokens at once */
+    assert_string_equal(k[1].name, "add_slabs");
+    assert_true(k[1].bytes == 33 * row_bytes && k[1].at_once == 3 * 8 * 4 * row_bytes);
+
+    assert_int_equal(cuda->kernels(kn_sum_rows(graph, few)->producer, k), 1);
+    assert_true(k[0].bytes == 30 * 64 * 2 + row_bytes);
+
+    assert_int_equal(cuda->kernels(kn_concatenate(graph, x, few, 0)->producer, k), 1);
+    assert_true(k[0].launches == 2 && k[0].bytes == 2 * (1024 + 30) * 64 * 2);
+
+    assert_int_equal(cuda->kernels(kn_matmul(graph, x, 1, x, 0, NULL, KN_F32)->producer, k), 0);
+    kn_graph_destroy(graph);
+}
+
+typedef struct Training {
+    KnModel model;
+    KnLayout layout;
+    KnPassGraph pass;
+} Training;
+
+static void build_training(Training *t, KnBackend *backend)
+{
+    static const KnModelConfig model = {.hidden = 128,
+                                        .layers = 2,
+                                        .heads = 2,
+                                        .ffn = 512,
+                                        .channels = 16,
+                                        .patch = {1, 2, 2},
+                                        .freq_dim = 256,
+                                        .text_dim = 64,
+                                        .eps = 1e-6,
+                                        .cross_attn_norm = 1};
+    static const KnParallelConfig alone = {.data = 1, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1};
+    KnTextConfig text = {.kind = KN_TEXT_NONE, .heads = 1, .max_tokens = 32};
+    assert_int_equal(kn_model_create(&t->model, &model, &text, KN_PREDICT_VELOCITY, NULL), KN_OK);
+    KnLayoutOptions layout = {.parallel = &alone, .training = 1, .ranks = 1};
+    assert_int_equal(kn_layout_create(&t->layout, &t->model, &layout), KN_OK);
+    KnTrainPassOptions pass = {.layout = &t->layout,
+                               .shape = {2048, 1, 32},
+                               .dtype = KN_BF16,
+                               .backward = 1,
+                               .self_pairs = 2048.0 * 2048,
+                               .cross_pairs = 2048.0 * 32};
+    assert_int_equal(kn_pass_graph_create(&t->pass, &pass, backend), KN_OK);
+}
+
+static void clear_training(Training *t)
+{
+    kn_pass_graph_destroy(&t->pass);
+    kn_layout_destroy(&t->layout);
+    kn_model_destroy(&t->model);
+}
+
+/* Gradients of norms and modulation read two operands twice, for three that are moved once, and sum slabs: 5 / 3 and a
+ * little. */
+static void no_node_moves_much_more_than_its_operands(void **state)
+{
+    static const double most = 1.9;
+    Training t;
+    int seen = 0;
+    (void)state;
+    build_training(&t, cuda);
+    const KnGraph *graph = t.pass.built.graph;
+    for (int i = 0; i < graph->node_count; i++) {
+        KnKernelWork kernels[KN_MOST_KERNELS];
+        KnNodeWork work = kn_node_work(graph->nodes[i]);
+        double moved = 0;
+        assert_true(cuda->supports(cuda, graph->nodes[i]));
+        int count = cuda->kernels(graph->nodes[i], kernels);
+        for (int j = 0; j < count; j++)
+            moved += kernels[j].bytes;
+        if (count == 0 || work.bytes < 1e5)
+            continue;
+        if (moved < 0.98 * work.bytes || moved > most * work.bytes)
+            fail_msg("%s moves %.0f bytes, its operands are %.0f", graph->nodes[i]->op->name, moved, work.bytes);
+        seen++;
+    }
+    assert_true(seen > 60);
+    clear_training(&t);
+}
+
+/* Biases of bfloat16 products are rounded by the backend's own form of the graph. */
+static void the_graph_is_the_backends(void **state)
+{
+    Training t;
+    int biases = 0;
+    (void)state;
+    build_training(&t, cuda);
+    for (int i = 0; i < t.pass.built.graph->node_count; i++) {
+        const KnNode *node = t.pass.built.graph->nodes[i];
+        if (node->op->id == KN_OP_MATMUL && node->inputs[2] && node->outputs[0]->dtype == KN_BF16)
+            biases += node->inputs[2]->dtype == KN_BF16;
+    }
+    assert_true(biases >= 20); /* ten a block */
+    clear_training(&t);
+}
+
+int main(void)
+{
+    static const char path[] = "../kinora-cuda-emulated.so"; /* from the folder of tests, where they run */
+    if (access(path, R_OK) != 0)
+        return 77;
+    if (kn_cuda_backend_plan(path, &cuda) < 0) {
+        printf("%s\n", kn_error_message());
+        return 1;
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(kernels_of_a_node_are_added_up_by_hand),
+        cmocka_unit_test(no_node_moves_much_more_than_its_operands),
+        cmocka_unit_test(the_graph_is_the_backends),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
