@@ -304,6 +304,14 @@ void kn_model_close(KnModelFile *file)
     *file = (KnModelFile){0};
 }
 
+int kn_model_file_config(const KnModelFile *file, KnConfig *config)
+{
+    char *name = kn_format("the configuration in %s", file->path);
+    int code = kn_config_parse(config, file->config_yaml, name);
+    free(name);
+    return code;
+}
+
 /* --- Exporting ---------------------------------------------------------------------------------------------------- */
 
 /* Writes the parameters of the text encoder or those of the transformer. */

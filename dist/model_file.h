@@ -35,6 +35,9 @@ int kn_model_open_shared(KnModelFile *file, KnComm *comm, const char *path, cons
                          KnLayout *layout);
 void kn_model_close(KnModelFile *file);
 
+/* Reads the run's configuration, which must be there, into one that kn_config_init has made. */
+int kn_model_file_config(const KnModelFile *file, KnConfig *config);
+
 /* The architecture as the JSON text of a diffusers config.json, with an object "kinora" for what diffusers does not
  * know (text encoder, prediction). free() it. */
 char *kn_model_to_json(const KnModel *model);

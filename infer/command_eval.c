@@ -7,9 +7,9 @@
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/base/random.h"
-#include "core/cpu/backend.h"
 #include "data/world.h"
 #include "dist/comm.h"
+#include "infer/device.h"
 #include "infer/evaluation.h"
 #include "infer/generate.h"
 #include "infer/request_args.h"
@@ -21,7 +21,7 @@
 #include <string.h>
 
 typedef struct Options {
-    const char *model, *world, *sheet, *mesh;
+    const char *model, *world, *sheet, *mesh, *device;
     int64_t count;
     int held_out, trained, json;
     KnRequest request;
@@ -72,6 +72,7 @@ static const KnArg rows[] = {
      .meaning =
          "how the ranks of one mpirun share the work, as in `kinora generate --help`; all clips among all ranks\n"
          "by default"},
+    KN_DEVICE_ARG(offsetof(Options, device)),
     {.name = "sheet",
      .kind = KN_ARG_STRING,
      .offset = offsetof(Options, sheet),
@@ -144,7 +145,7 @@ static int prepare(Run *run, KnComm *comm)
         KN_TRY(kn_contact_sheet_check(o->sheet));
     KN_TRY(kn_world_find(o->world, &run->world));
     KN_TRY(kn_workers_create(&run->workers, o->mesh, 1, comm));
-    KN_TRY(kn_workers_open_model(&run->workers, o->model, &run->file));
+    KN_TRY(kn_workers_open_model(&run->workers, o->model, o->device, &run->file));
     KN_TRY(kn_generate_defaults(&run->file, &base, run->arena));
     kn_request_overlay(&base, &o->request);
     KN_TRY(kn_world_check_geometry(run->world, (int)base.frames, (int)base.size.height, (int)base.size.width));
@@ -248,7 +249,7 @@ static int evaluate(Run *run, KnComm *comm)
     const Options *o = run->options;
     KnEvaluation evaluation = {0};
     KN_TRY(prepare(run, comm));
-    KnGenerateJob job = {.backend = kn_cpu_backend(),
+    KnGenerateJob job = {.backend = run->workers.backend,
                          .model = &run->file.model,
                          .weights = &run->file.weights,
                          .layout = kn_workers_layout(&run->workers),
@@ -273,12 +274,6 @@ static int evaluate(Run *run, KnComm *comm)
     return KN_OK;
 }
 
-static void release_ranks(Run *run)
-{
-    kn_model_close(&run->file);
-    kn_workers_destroy(&run->workers);
-}
-
 int kn_command_eval(int argc, char **argv)
 {
     Options options = {0};
@@ -293,10 +288,10 @@ int kn_command_eval(int argc, char **argv)
         run.arena = kn_arena_create();
         code = evaluate(&run, comm);
         if (code == KN_OK)
-            release_ranks(&run);
+            kn_workers_destroy(&run.workers, &run.file);
         code = kn_comm_close(comm, code);
         kn_contact_sheet_destroy(run.sheet);
-        release_ranks(&run);
+        kn_workers_destroy(&run.workers, &run.file);
         kn_arena_destroy(run.arena);
     }
     kn_args_clear(&spec, &options, NULL);

@@ -6,17 +6,18 @@
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/base/safetensors.h"
-#include "core/cpu/backend.h"
+#include "core/graph/devices.h"
 #include "core/ops/ops.h"
 #include "dist/comm.h"
 #include "dist/gradients.h"
 #include "dist/model_file.h"
+#include "infer/device.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 typedef struct Options {
-    const char *model, *inputs, *out, *dtype;
+    const char *model, *inputs, *out, *dtype, *device;
     int gradients;
 } Options;
 
@@ -50,11 +51,12 @@ static const KnArg rows[] = {
      .metavariable = "f32|bf16",
      .fallback = "f32",
      .meaning = "what the pass computes in"},
+    KN_DEVICE_ARG(offsetof(Options, device)),
 };
 
 static const KnArgSpec spec = {
     .command = "forward",
-    .usage = "--model DIR --inputs FILE --out FILE [--gradients] [--dtype f32|bf16]",
+    .usage = "--model DIR --inputs FILE --out FILE [--gradients] [--dtype f32|bf16] [--device auto|cpu|cuda]",
     .description = "Runs the transformer once on given tensors, for numerical comparison with other implementations.",
     .examples = "kinora forward --model runs/first --inputs case.safetensors --out result.safetensors --gradients",
     .args = rows,
@@ -72,6 +74,7 @@ typedef struct Pass {
     KnTensor *target_leaf, *weight_leaf, *loss, *prediction;
     KnTensor **wanted, **gradients;
     int wanted_count;
+    KnBackend *backend;
     KnExecutor *executor;
 } Pass;
 
@@ -191,7 +194,7 @@ static int build(Pass *p)
 {
     const KnModelConfig *config = &p->file.model.config;
     const KnParameterSet *set = &p->file.model.parameters;
-    KnBackend *backend = kn_cpu_backend();
+    KnBackend *backend = p->backend;
     kn_model_build(&p->file.model,
                    &(KnModelGraphOptions){.shape = p->stream.shape,
                                           .dtype = strcmp(p->options->dtype, "bf16") ? KN_F32 : KN_BF16,
@@ -232,52 +235,68 @@ static int build(Pass *p)
 
 /* --- Results ------------------------------------------------------------------------------------------------------ */
 
-static KnSafetensor video_tensor(Pass *p, const char *name, const void *patches, float **video)
+/* Tensors to be written; their values live in the arena. */
+typedef struct Results {
+    Pass *pass;
+    KnArena *arena;
+    KnSafetensor *tensors;
+    int count;
+} Results;
+
+/* Adds a result with room for its values, which are then read from the executor. */
+static int add_result(Results *r, const char *name, const KnTensor *value, int dims, const int64_t *shape, float **read)
 {
-    KnSafetensor tensor = {.name = name, .type = KN_SAFETENSORS_F32, .dims = 4};
-    *video = kn_alloc((size_t)(p->tokens * p->dim) * sizeof(float));
-    cut(p, *video, (float *)(uintptr_t)patches, 0);
-    memcpy(tensor.shape, p->size, sizeof p->size);
-    tensor.data = *video;
-    return tensor;
+    KnSafetensor *tensor = &r->tensors[r->count++];
+    *read = kn_arena_alloc(r->arena, kn_tensor_bytes(value));
+    *tensor = (KnSafetensor){.name = name, .type = KN_SAFETENSORS_F32, .dims = dims, .data = *read};
+    if (dims)
+        memcpy(tensor->shape, shape, (size_t)dims * sizeof *shape);
+    return kn_executor_read(r->pass->executor, value, *read);
 }
 
-static void add_gradients(Pass *p, KnSafetensor *tensors, int *count, KnArena *arena)
+static int add_video(Results *r, const char *name, const KnTensor *value)
 {
+    const Pass *p = r->pass;
+    float *patches, *video = kn_arena_alloc(r->arena, kn_tensor_bytes(value));
+    KN_TRY(add_result(r, name, value, 4, p->size, &patches));
+    cut(p, video, patches, 0);
+    r->tensors[r->count - 1].data = video;
+    return KN_OK;
+}
+
+static int add_gradients(Results *r)
+{
+    const Pass *p = r->pass;
+    float *values;
     for (int i = 0; i + 1 < p->wanted_count; i++) {
         const KnParameter *parameter = kn_parameter_find(&p->file.model.parameters, p->wanted[i]->name);
-        KnSafetensor *tensor = &tensors[(*count)++];
-        if (!p->gradients[i]) { /* the loss does not depend on it */
-            --*count;
-            continue;
-        }
-        *tensor = (KnSafetensor){.name = kn_arena_format(arena, "grad.%s", parameter->name),
-                                 .type = KN_SAFETENSORS_F32,
-                                 .dims = parameter->dims,
-                                 .data = kn_executor_data(p->executor, p->gradients[i])};
-        memcpy(tensor->shape, parameter->shape, (size_t)parameter->dims * sizeof *tensor->shape);
+        if (p->gradients[i]) /* else the loss does not depend on it */
+            KN_TRY(add_result(r, kn_arena_format(r->arena, "grad.%s", parameter->name), p->gradients[i],
+                              parameter->dims, parameter->shape, &values));
     }
+    return KN_OK;
+}
+
+static int read_results(Results *r)
+{
+    const Pass *p = r->pass;
+    float *loss;
+    KN_TRY(add_video(r, "sample", p->prediction));
+    if (!p->loss)
+        return KN_OK;
+    KN_TRY(add_result(r, "loss", p->loss, 0, NULL, &loss));
+    KN_TRY(add_video(r, "grad.hidden_states", p->gradients[p->wanted_count - 1]));
+    return add_gradients(r);
 }
 
 static int write_results(Pass *p)
 {
-    KnArena *arena = kn_arena_create();
-    KnSafetensor *tensors = kn_alloc((size_t)(p->wanted_count + 3) * sizeof *tensors);
-    float *videos[2] = {0};
-    int count = 0;
-    tensors[count++] = video_tensor(p, "sample", kn_executor_data(p->executor, p->prediction), &videos[0]);
-    if (p->loss) {
-        tensors[count++] =
-            (KnSafetensor){.name = "loss", .type = KN_SAFETENSORS_F32, .data = kn_executor_data(p->executor, p->loss)};
-        tensors[count++] = video_tensor(p, "grad.hidden_states",
-                                        kn_executor_data(p->executor, p->gradients[p->wanted_count - 1]), &videos[1]);
-        add_gradients(p, tensors, &count, arena);
-    }
-    int code = kn_safetensors_write(p->options->out, tensors, count, NULL, 0);
-    free(videos[0]);
-    free(videos[1]);
-    free(tensors);
-    kn_arena_destroy(arena);
+    Results results = {.pass = p, .arena = kn_arena_create()};
+    results.tensors = kn_arena_alloc(results.arena, (size_t)(p->wanted_count + 3) * sizeof *results.tensors);
+    int code = read_results(&results);
+    if (code == KN_OK)
+        code = kn_safetensors_write(p->options->out, results.tensors, results.count, NULL, 0);
+    kn_arena_destroy(results.arena);
     return code;
 }
 
@@ -287,6 +306,8 @@ static int forward(Pass *p, KnComm *comm)
     KN_TRY(kn_safetensors_open(&p->inputs, p->options->inputs));
     KN_TRY(find_sizes(p));
     KN_TRY(read_inputs(p));
+    KN_TRY(kn_device_open(p->options->device, &p->file, comm, &p->backend));
+    KN_TRY(kn_parameter_values_place(&p->file.weights, p->backend, "the weights"));
     KN_TRY(build(p));
     KN_TRY(kn_executor_run(p->executor));
     return write_results(p);
@@ -305,7 +326,10 @@ static void release(Pass *p)
     free(p->rope);
     free(p->wanted);
     free(p->gradients);
+    if (p->backend)
+        kn_parameter_values_withdraw(&p->file.weights, p->backend);
     kn_model_close(&p->file);
+    kn_backend_close(p->backend);
 }
 
 int kn_command_forward(int argc, char **argv)

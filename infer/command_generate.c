@@ -6,9 +6,8 @@
 #include "core/base/error.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
-#include "core/cpu/backend.h"
-#include "core/cpu/isa.h"
 #include "dist/comm.h"
+#include "infer/device.h"
 #include "infer/generate.h"
 #include "infer/generate_many.h"
 #include "infer/output.h"
@@ -22,7 +21,7 @@
 #include <string.h>
 
 typedef struct Options {
-    const char *model, *prompts, *template, *variables, *from, *sheet, *mesh;
+    const char *model, *prompts, *template, *variables, *from, *sheet, *mesh, *device;
     KnRequest request; /* what the command line sets */
     int json;
 } Options;
@@ -141,6 +140,7 @@ static const KnArg rows[] = {
      .meaning = "how the ranks of one mpirun share a video, as in ulysses=2,cfg=2: ulysses and ring its tokens, cfg\n"
                 "guidance's two forwards, tensor each matrix, shard the clips of a pass and the weights (zero=3 cuts\n"
                 "the weights with ulysses and ring too); ranks beyond the product make other videos"},
+    KN_DEVICE_ARG(offsetof(Options, device)),
     {.name = "sheet",
      .kind = KN_ARG_STRING,
      .offset = offsetof(Options, sheet),
@@ -167,7 +167,7 @@ static const KnArgSpec spec = {
         "otherwise are made again, one that cannot be made does not end the rest; report.jsonl in --out says what\n"
         "became of each. The bytes of a video do not depend on how many make them.\n\n"
         "With --mesh, ranks make each video together: one long one on all of them, or many on groups of them.\n"
-        "Another mesh may change a pixel by one.",
+        "Another mesh may change a pixel by one, and so may another device in f32; bf16 rounds more.",
     .examples =
         "kinora generate --model runs/first --prompt \"a red circle moves left on a gray background\" --out a.mp4\n"
         "kinora generate --model runs/first --prompt \"...\" --size 64x32 --frames 16 --upscale 8 --out a.gif\n"
@@ -175,6 +175,8 @@ static const KnArgSpec spec = {
         "mpirun --bind-to none -n 2 kinora generate --model runs/first --prompts prompts.jsonl --out videos\n"
         "mpirun --bind-to none -n 4 kinora generate --model runs/first --mesh ulysses=2,cfg=2 --prompt \"...\" --out "
         "a.mp4\n"
+        "mpirun --bind-to none -n 8 kinora generate --model runs/first --device cuda --prompts prompts.jsonl --out "
+        "videos\n"
         "kinora generate --model runs/first --template \"a {color} car in {city}\" --variables cars.csv --out cars\n"
         "kinora generate --from a.json --seed 4 --out b.mp4",
     .args = rows,
@@ -220,7 +222,7 @@ static int check_options(const Options *o)
 static int open_model(Run *run, const KnOutputOrigin *origin)
 {
     const char *path = run->options->model ? run->options->model : origin->model;
-    int code = kn_workers_open_model(&run->workers, path, &run->file);
+    int code = kn_workers_open_model(&run->workers, path, run->options->device, &run->file);
     if (code < 0)
         return run->options->model ? code : kn_fail_prefix(code, "%s names its model", run->options->from);
     if (!origin->model || !strcmp(origin->model_hash, run->file.hash))
@@ -237,12 +239,12 @@ static int open_model(Run *run, const KnOutputOrigin *origin)
 
 static void warn_of_change(const Run *run, const KnOutputOrigin *origin)
 {
-    const char *here = kn_cpu_isa_name(kn_cpu_isa());
+    const char *here = kn_output_maker(run->workers.backend);
     if (strcmp(origin->program, "kinora " KINORA_VERSION))
         kn_warn("%s was written by %s, this is kinora " KINORA_VERSION ": the video may differ in its last bits",
                 run->options->from, origin->program);
     if (strcmp(origin->instructions, here))
-        kn_warn("%s was made with %s instructions, this machine uses %s: the video may differ in its last bits",
+        kn_warn("%s was made with %s, what computes here is %s: the video may differ in its last bits",
                 run->options->from, origin->instructions, here);
 }
 
@@ -316,12 +318,12 @@ static int take_clip(void *context, int index, int place, const uint8_t *pixels)
         return KN_OK;
     if (run->sheet)
         kn_contact_sheet_set(run->sheet, index, request, pixels, request->prompt, 0);
-    return kn_output_write(request, &run->file, pixels);
+    return kn_output_write(request, &run->file, run->workers.backend, pixels);
 }
 
 static int make_one(Run *run)
 {
-    KnGenerateJob job = {.backend = kn_cpu_backend(),
+    KnGenerateJob job = {.backend = run->workers.backend,
                          .model = &run->file.model,
                          .weights = &run->file.weights,
                          .layout = kn_workers_layout(&run->workers),
@@ -423,11 +425,11 @@ static int generate(Run *run, KnComm *comm)
     double start = kn_seconds_now();
     KN_TRY(form_groups(run, comm));
     kn_request_init(&described);
-    if (o->from) {
+    if (o->from)
         KN_TRY(kn_output_read(o->from, &described, &origin, run->arena));
-        warn_of_change(run, &origin);
-    }
     KN_TRY(open_model(run, &origin));
+    if (o->from)
+        warn_of_change(run, &origin);
     KN_TRY(lay_out_requests(run, &described));
     KN_TRY(choose_sheet(run));
     KN_TRY(is_many(o) ? make_many(run) : make_one(run));
@@ -440,18 +442,12 @@ static int generate(Run *run, KnComm *comm)
     return KN_OK;
 }
 
-static void release_ranks(Run *run)
-{
-    kn_model_close(&run->file);
-    kn_workers_destroy(&run->workers);
-}
-
 /* That some requests failed is no reason to break the other ranks off: all end, and the first says so. */
 static int generate_and_close(Run *run, KnComm *comm)
 {
     int rank = comm->rank, code = generate(run, comm);
     if (code == KN_OK)
-        release_ranks(run);
+        kn_workers_destroy(&run->workers, &run->file);
     KN_TRY(kn_comm_close(comm, code));
     if (run->result.failed == 0 || rank > 0)
         return KN_OK;
@@ -465,7 +461,7 @@ static void release(Run *run)
     free(run->result.statuses);
     free(run->result.report);
     free(run->requests);
-    release_ranks(run);
+    kn_workers_destroy(&run->workers, &run->file);
     kn_arena_destroy(run->arena);
 }
 

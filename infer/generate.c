@@ -19,12 +19,10 @@ int kn_generate_defaults(const KnModelFile *file, KnRequest *request, KnArena *a
         return KN_OK;
     }
     kn_config_init(&config);
-    char *name = kn_format("the configuration in %s", file->path);
-    int code = kn_config_parse(&config, file->config_yaml, name);
+    int code = kn_model_file_config(file, &config);
     if (code == KN_OK)
         kn_request_defaults(request, &config, arena);
     kn_config_clear(&config);
-    free(name);
     return code;
 }
 

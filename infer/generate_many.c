@@ -7,7 +7,6 @@
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/base/progress.h"
-#include "core/cpu/backend.h"
 #include "infer/claims.h"
 #include "infer/output.h"
 #include "infer/sheet.h"
@@ -86,7 +85,7 @@ static int take_clip(void *context, int index, int place, const uint8_t *pixels)
     const Worker *w = context;
     int ranks = w->workers->comm ? w->workers->comm->ranks : 1;
     return place % ranks == kn_workers_rank(w->workers)
-               ? kn_output_write(&w->options->requests[index], w->options->file, pixels)
+               ? kn_output_write(&w->options->requests[index], w->options->file, w->workers->backend, pixels)
                : KN_OK;
 }
 
@@ -253,7 +252,7 @@ int kn_generate_many(const KnManyOptions *options, const KnWorkers *workers, KnM
 {
     Worker w = {.options = options,
                 .workers = workers,
-                .job = {.backend = kn_cpu_backend(),
+                .job = {.backend = workers->backend,
                         .model = &options->file->model,
                         .weights = &options->file->weights,
                         .layout = kn_workers_layout(workers),

@@ -165,7 +165,12 @@ int kn_output_hash(const char *out, int64_t frames, char hash[KN_SHA256_HEX_BYTE
     return code;
 }
 
-static int write_json(const KnRequest *request, const KnModelFile *file)
+const char *kn_output_maker(const KnBackend *backend)
+{
+    return backend->device ? backend->device : kn_cpu_isa_name(kn_cpu_isa());
+}
+
+static int write_json(const KnRequest *request, const KnModelFile *file, const KnBackend *backend)
 {
     char hash[KN_SHA256_HEX_BYTES];
     KN_TRY(kn_output_hash(request->out, request->frames, hash));
@@ -175,7 +180,7 @@ static int write_json(const KnRequest *request, const KnModelFile *file)
     kept.out = name;
     json_object_set_new(object, "format", json_string(format_name));
     json_object_set_new(object, "program", json_string("kinora " KINORA_VERSION));
-    json_object_set_new(object, "instructions", json_string(kn_cpu_isa_name(kn_cpu_isa())));
+    json_object_set_new(object, "instructions", json_string(kn_output_maker(backend)));
     json_object_set_new(object, "model", model ? model : json_null());
     json_object_set_new(object, "model_hash", json_string(file->hash));
     if (file->step >= 0)
@@ -195,13 +200,13 @@ static int write_json(const KnRequest *request, const KnModelFile *file)
     return code;
 }
 
-int kn_output_write(const KnRequest *request, const KnModelFile *file, const uint8_t *pixels)
+int kn_output_write(const KnRequest *request, const KnModelFile *file, const KnBackend *backend, const uint8_t *pixels)
 {
     char *comment = kn_format("kinora " KINORA_VERSION ", model %.12s, seed %lld: %s", file->hash,
                               (long long)request->seed, request->prompt);
     int code = kn_output_video(request, pixels, comment);
     free(comment);
-    return code < 0 ? code : write_json(request, file);
+    return code < 0 ? code : write_json(request, file, backend);
 }
 
 /* ---- reading back ---- */

@@ -14,8 +14,11 @@ int kn_output_check(const KnRequest *request);
  * there the frames are replaced. */
 int kn_output_video(const KnRequest *request, const uint8_t *pixels, const char *comment);
 
-/* Both of them, for a model that was opened from a file. */
-int kn_output_write(const KnRequest *request, const KnModelFile *file, const uint8_t *pixels);
+/* Both of them, for a model that was opened from a file, and computed on this. */
+int kn_output_write(const KnRequest *request, const KnModelFile *file, const KnBackend *backend, const uint8_t *pixels);
+
+/* What its bits depend on: the kind of the device, or the instruction set. */
+const char *kn_output_maker(const KnBackend *backend);
 
 /* "dir/name.json" for "dir/name.mp4", "dir/frames.json" for "dir/frames/"; free() it. */
 char *kn_output_json_path(const char *out);

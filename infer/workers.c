@@ -3,6 +3,9 @@
 
 #include "core/base/error.h"
 #include "core/cpu/backend.h"
+#include "core/graph/devices.h"
+#include "dist/comm.h"
+#include "infer/device.h"
 
 static int read_mesh(KnParallelConfig *parallel, const char *text)
 {
@@ -47,7 +50,7 @@ int kn_workers_create(KnWorkers *workers, const char *mesh, int one_group, KnCom
     return code < 0 && mesh ? kn_fail_prefix(code, "--mesh %s", mesh) : code;
 }
 
-int kn_workers_open_model(KnWorkers *workers, const char *path, KnModelFile *file)
+static int open_model(KnWorkers *workers, const char *path, KnModelFile *file)
 {
     if (!workers->comm)
         return kn_model_open(file, workers->world, path);
@@ -55,11 +58,24 @@ int kn_workers_open_model(KnWorkers *workers, const char *path, KnModelFile *fil
     return kn_model_open_shared(file, workers->world, path, &options, &workers->layout);
 }
 
-void kn_workers_destroy(KnWorkers *workers)
+int kn_workers_open_model(KnWorkers *workers, const char *path, const char *device, KnModelFile *file)
 {
+    KnComm *world = workers->world;
+    KN_TRY(open_model(workers, path, file));
+    KN_TRY(kn_device_open(device, file, world, &workers->backend));
+    KN_TRY(kn_layout_use_device(&workers->layout, workers->backend));
+    return kn_comm_error_agree(world, kn_parameter_values_place(&file->weights, workers->backend, "the weights"));
+}
+
+void kn_workers_destroy(KnWorkers *workers, KnModelFile *file)
+{
+    if (workers->backend)
+        kn_parameter_values_withdraw(&file->weights, workers->backend);
+    kn_model_close(file);
     kn_layout_destroy(&workers->layout);
     if (workers->comm && workers->comm != workers->world)
         workers->comm->table->destroy(workers->comm);
+    kn_backend_close(workers->backend);
     *workers = (KnWorkers){0};
 }
 

@@ -15,6 +15,7 @@ typedef struct KnWorkers {
     int groups, group;
     KnParallelConfig parallel; /* of a group */
     KnLayout layout;
+    KnBackend *backend; /* what this rank computes on; NULL before a model is open */
 } KnWorkers;
 
 /* Gives the ranks of a host their share of its processors.
@@ -23,11 +24,12 @@ typedef struct KnWorkers {
 int kn_workers_create(KnWorkers *workers, const char *mesh, int one_group, KnComm *world);
 
 /* Opens the model with this rank's part of the weights: all of them, but the tensor part with tensor, and a range of
- * them where zero is 3, as it is by default with shard. */
-int kn_workers_open_model(KnWorkers *workers, const char *path, KnModelFile *file);
+ * them where zero is 3, as it is by default with shard; then what computes (`device` as in infer/device.h), where the
+ * weights have twins. Collective over all workers. */
+int kn_workers_open_model(KnWorkers *workers, const char *path, const char *device, KnModelFile *file);
 
-/* After kn_model_close, and before the communicator is closed. */
-void kn_workers_destroy(KnWorkers *workers);
+/* Closes the model too. Before the communicator is closed; a second time does nothing. */
+void kn_workers_destroy(KnWorkers *workers, KnModelFile *file);
 
 /* What kn_sampler_create wants: NULL for one rank alone. */
 const KnLayout *kn_workers_layout(const KnWorkers *workers);

@@ -2,9 +2,11 @@
 #include "core/base/plugin.h"
 
 #include "core/base/error.h"
+#include "core/base/file.h"
 #include "core/base/memory.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -18,14 +20,30 @@ static char *beside_program(const char *name)
     return kn_format("%.*s%s", slash ? (int)(slash + 1 - program) : 0, program, name);
 }
 
+/* By its absolute path: the linker would look elsewhere for a name without a slash. */
+static int open_library(const char *path, void **library)
+{
+    char *absolute = kn_path_absolute(path);
+    *library = dlopen(absolute, RTLD_NOW | RTLD_LOCAL);
+    free(absolute);
+    if (*library)
+        return KN_OK;
+    const char *reason = dlerror();
+    return kn_fail(KN_EPEER, "cannot open the plugin for GPUs: %s%s", reason,
+                   strstr(reason, "undefined symbol: kn_") ? ", which this kinora does not have: build both together"
+                                                           : "");
+}
+
 static int find(const char *path, const char *function, void *address)
 {
-    if (access(path, R_OK) != 0)
+    void *library;
+    if (access(path, R_OK) != 0 && errno == ENOENT)
         return kn_fail(KN_EPEER, "%s is missing: kinora was built without CUDA and NCCL, which GPUs need", path);
-    void *plugin = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    void *symbol = plugin ? dlsym(plugin, function) : NULL;
+    KN_TRY(open_library(path, &library));
+    void *symbol = dlsym(library, function);
     if (!symbol)
-        return kn_fail(KN_EPEER, "cannot open the plugin for GPUs: %s", dlerror());
+        return kn_fail(KN_EPEER, "%s is no plugin of this kinora, since it has no %s: build both together", path,
+                       function);
     memcpy(address, &symbol, sizeof symbol);
     return KN_OK;
 }
@@ -36,4 +54,9 @@ int kn_plugin_find(const char *path, const char *name, const char *function, voi
     int code = find(path ? path : own, function, address);
     free(own);
     return code;
+}
+
+int kn_library_is_there(const char *name)
+{
+    return dlopen(name, RTLD_LAZY | RTLD_LOCAL) != NULL;
 }

@@ -6,4 +6,7 @@
  * open, since libraries below it may have threads. KN_EPEER with a sentence where it is missing or does not fit. */
 int kn_plugin_find(const char *path, const char *name, const char *function, void *address);
 
+/* Whether there is a library of this name ("libcuda.so.1") where the linker looks; it then stays open. */
+int kn_library_is_there(const char *name);
+
 #endif

@@ -5,19 +5,33 @@
 #include "core/base/error.h"
 #include "core/base/memory.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { MIB = 1 << 20, WRITE_BYTES = 4 * MIB }; /* the pieces of a write */
 
 int kn_cuda_open(int device, KnBackend **backend);
 KnBackend *kn_cuda_planning_backend(void);
+const char *kn_cuda_interface(void);
 
 int kn_cuda_check(cudaError_t result, const char *what)
 {
     if (result == cudaSuccess)
         return KN_OK;
     return kn_fail(KN_EPEER, "%s failed in CUDA: %s", what, cudaGetErrorString(result));
+}
+
+/* The same for the device's own work, which may have failed of itself: says which device it was. */
+static int check_work(const KnCuda *cuda, cudaError_t result, const char *what)
+{
+    char host[256] = "";
+    if (result == cudaSuccess)
+        return KN_OK;
+    gethostname(host, sizeof host - 1);
+    return kn_fail(KN_EPEER, "%s failed in CUDA: %s, on GPU %d of host %s (%s, %s)", what, cudaGetErrorString(result),
+                   cuda->device, host, cuda->base.device, cuda->id);
 }
 
 static int supports(KnBackend *backend, const KnNode *node)
@@ -37,10 +51,12 @@ static size_t workspace_bytes(KnBackend *backend, const KnNode *node)
 static int run(KnBackend *backend, const KnCall *call)
 {
     const KnCudaOp *op = kn_cuda_ops[call->node->op->id];
+    KnCuda *cuda = (KnCuda *)backend;
     if (!op)
         return kn_fail(KN_EINPUT, "the CUDA backend has no kernel for the op %s", call->node->op->name);
-    cudaError_t result = op->run((KnCuda *)backend, call);
-    return (int)result == KN_CUDA_SENTENCE ? KN_EPEER : kn_cuda_check(result, call->node->op->name);
+    cuda->fault = &cuda->faults[call->node->op->id];
+    cudaError_t result = op->run(cuda, call);
+    return (int)result == KN_CUDA_SENTENCE ? KN_EPEER : check_work(cuda, result, call->node->op->name);
 }
 
 static void lower(KnBackend *backend, KnGraph *graph)
@@ -102,29 +118,41 @@ static int write_memory(KnBackend *backend, void *device, const void *host, size
 
 /* ---- faults ---- */
 
+enum { FAULT_BYTES = KN_OP_COUNT * sizeof(KnCudaFault) };
+
+static int fail_for(const KnCudaFault *fault, const char *op)
+{
+    if (fault->kind == KN_CUDA_WILD_INDEX)
+        return kn_fail(KN_EINPUT, "%s: index %d at position %lld does not name one of %lld rows", op, fault->value,
+                       (long long)fault->position, (long long)fault->limit);
+    if (fault->kind == KN_CUDA_MIXED_SPANS)
+        return kn_fail(KN_EINPUT, "%s: span %lld shares tokens with one before it, or lies before it", op,
+                       (long long)fault->position);
+    return kn_fail(KN_EINPUT, "%s: span %lld has a negative number or leaves the queries or keys", op,
+                   (long long)fault->position);
+}
+
 static int report_fault(KnCuda *cuda)
 {
-    const KnCudaFault fault = *cuda->seen;
-    if (fault.kind == KN_CUDA_NO_FAULT)
-        return KN_OK;
-    cudaMemsetAsync(cuda->fault, 0, sizeof fault, cuda->stream);
-    if (fault.kind == KN_CUDA_WILD_INDEX)
-        return kn_fail(KN_EINPUT, "index %d at position %lld is outside of 0..%lld", fault.value,
-                       (long long)fault.position, (long long)fault.limit - 1);
-    if (fault.kind == KN_CUDA_MIXED_SPANS)
-        return kn_fail(KN_EINPUT, "span %lld shares tokens with one before it, or lies before it",
-                       (long long)fault.position);
-    return kn_fail(KN_EINPUT, "span %lld goes beyond the tokens that there are", (long long)fault.position);
+    for (int op = 0; op < KN_OP_COUNT; op++) {
+        const KnCudaFault fault = cuda->seen[op];
+        if (fault.kind == KN_CUDA_NO_FAULT)
+            continue;
+        cudaMemsetAsync(cuda->faults, 0, FAULT_BYTES, cuda->stream);
+        return fail_for(&fault, kn_op((KnOpId)op)->name);
+    }
+    return KN_OK;
 }
 
 static int read_memory(KnBackend *backend, void *host, const void *device, size_t bytes)
 {
     KnCuda *cuda = (KnCuda *)backend;
-    KN_TRY(kn_cuda_check(
-        cudaMemcpyAsync(cuda->seen, cuda->fault, sizeof *cuda->seen, cudaMemcpyDeviceToHost, cuda->stream),
-        "a copy from the GPU"));
-    KN_TRY(kn_cuda_check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDefault, cuda->stream), "a copy from the GPU"));
-    KN_TRY(kn_cuda_check(cudaStreamSynchronize(cuda->stream), "the GPU's work"));
+    KN_TRY(check_work(cuda,
+                      cudaMemcpyAsync(cuda->seen, cuda->faults, FAULT_BYTES, cudaMemcpyDeviceToHost, cuda->stream),
+                      "a copy from the GPU"));
+    KN_TRY(
+        check_work(cuda, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDefault, cuda->stream), "a copy from the GPU"));
+    KN_TRY(check_work(cuda, cudaStreamSynchronize(cuda->stream), "the GPU's work"));
     return report_fault(cuda);
 }
 
@@ -148,12 +176,13 @@ static const KnDeviceMemory memory_table = {.write = write_memory,
 static void close_backend(KnBackend *backend)
 {
     KnCuda *cuda = (KnCuda *)backend;
-    cudaStreamSynchronize(cuda->stream);
+    if (cuda->stream)
+        cudaStreamSynchronize(cuda->stream);
     kn_cuda_staging_destroy(backend, cuda->writes);
     kn_cuda_queue_close(cuda);
     kn_cuda_matmul_close(cuda);
     kn_cuda_library_close(cuda);
-    cudaFree(cuda->fault);
+    cudaFree(cuda->faults);
     cudaFreeHost(cuda->seen);
     if (cuda->copies)
         cudaStreamDestroy(cuda->copies);
@@ -169,34 +198,59 @@ static int make_streams(KnCuda *cuda)
     return kn_cuda_check(cudaStreamCreateWithFlags(&cuda->copies, cudaStreamNonBlocking), "making a stream");
 }
 
-static int make_fault(KnCuda *cuda)
+static int make_faults(KnCuda *cuda)
 {
-    void *fault = NULL, *seen = NULL;
-    KN_TRY(allocate(&cuda->base, &fault, sizeof *cuda->fault, "its faults"));
-    cuda->fault = fault;
-    KN_TRY(kn_cuda_allocate_pinned(&cuda->base, &seen, sizeof *cuda->seen, "its faults"));
+    void *faults = NULL, *seen = NULL;
+    KN_TRY(allocate(&cuda->base, &faults, FAULT_BYTES, "its faults"));
+    cuda->faults = faults;
+    KN_TRY(kn_cuda_allocate_pinned(&cuda->base, &seen, FAULT_BYTES, "its faults"));
     cuda->seen = seen;
-    return zero_memory(&cuda->base, fault, sizeof *cuda->fault);
+    return zero_memory(&cuda->base, faults, FAULT_BYTES);
 }
 
-static int find_abilities(KnCuda *cuda)
-{
-    int major = 0, minor = 0;
-    KN_TRY(kn_cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, cuda->device),
-                         "asking what the GPU can do"));
-    KN_TRY(kn_cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, cuda->device),
-                         "asking what the GPU can do"));
-    cuda->has_fp8 = 10 * major + minor >= 89;
-    return KN_OK;
-}
-
-static int find_gpu(int device)
+/* A process sees all GPUs of its host, or its own alone, where a scheduler arranges it so. */
+static int find_gpu(KnCuda *cuda, int place)
 {
     int count = 0;
     KN_TRY(kn_cuda_check(cudaGetDeviceCount(&count), "looking for GPUs"));
-    if (device < 0 || device >= count)
-        return kn_fail(KN_EPEER, "there is no GPU %d: this process sees %d", device, count);
-    return kn_cuda_check(cudaSetDevice(device), "choosing the GPU");
+    KN_ASSERT(place >= 0 && count > 0);
+    cuda->device = place % count;
+    return kn_cuda_check(cudaSetDevice(cuda->device), "choosing the GPU");
+}
+
+/* Its name and, as nvidia-smi shows it, its number. */
+static int describe_gpu(KnCuda *cuda)
+{
+    enum { LEAST = 8 }; /* compute capability that kernels are compiled for */
+    struct cudaDeviceProp *gpu = &cuda->properties;
+    char uuid[2 * sizeof gpu->uuid.bytes + 1];
+    KN_TRY(kn_cuda_check(cudaGetDeviceProperties(gpu, cuda->device), "asking what the GPU is"));
+    if (gpu->major < LEAST)
+        return kn_fail(KN_EPEER, "GPU %d, a %s, has compute capability %d.%d: kinora's kernels need %d.0 or more",
+                       cuda->device, gpu->name, gpu->major, gpu->minor, LEAST);
+    cuda->has_fp8 = 10 * gpu->major + gpu->minor >= 89;
+    for (size_t i = 0; i < sizeof gpu->uuid.bytes; i++)
+        snprintf(uuid + 2 * i, 3, "%02x", (unsigned char)gpu->uuid.bytes[i]);
+    snprintf(cuda->id, sizeof cuda->id, "GPU-%.8s-%.4s-%.4s-%.4s-%.12s", uuid, uuid + 8, uuid + 12, uuid + 16,
+             uuid + 20);
+    cuda->base.device = gpu->name;
+    cuda->base.device_id = cuda->id;
+    return KN_OK;
+}
+
+static int open_gpu(KnCuda *cuda, int place)
+{
+    KN_TRY(find_gpu(cuda, place));
+    KN_TRY(describe_gpu(cuda));
+    KN_TRY(make_streams(cuda));
+    KN_TRY(make_faults(cuda));
+    KN_TRY(kn_cuda_staging_create(&cuda->base, &cuda->writes, WRITE_BYTES));
+    return kn_cuda_matmul_open(cuda);
+}
+
+const char *kn_cuda_interface(void)
+{
+    return KINORA_INTERFACE;
 }
 
 int kn_cuda_open(int device, KnBackend **backend)
@@ -211,19 +265,9 @@ int kn_cuda_open(int device, KnBackend **backend)
                                     .allocate = allocate,
                                     .release = release,
                                     .close = close_backend};
-    KN_TRY(find_gpu(device));
     KnCuda *made = kn_alloc(sizeof *made);
     made->base = table;
-    made->device = device;
-    int code = make_streams(made);
-    if (code == KN_OK)
-        code = make_fault(made);
-    if (code == KN_OK)
-        code = kn_cuda_staging_create(&made->base, &made->writes, WRITE_BYTES);
-    if (code == KN_OK)
-        code = find_abilities(made);
-    if (code == KN_OK)
-        code = kn_cuda_matmul_open(made);
+    int code = open_gpu(made, device);
     if (code < 0) {
         close_backend(&made->base);
         return code;

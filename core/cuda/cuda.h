@@ -28,9 +28,12 @@ typedef struct KnCuda {
     KnBackend base;
     int device;
     int has_fp8; /* products of 8-bit floats: compute capability 8.9 */
+    char id[48];
+    struct cudaDeviceProp properties;
     cudaStream_t stream, copies;
-    KnCudaFault *fault, *seen; /* on the device; the host's copy of it, pinned */
-    KnStaging *writes;         /* of what is written piece by piece */
+    KnCudaFault *faults, *seen; /* on the device, by op id; the host's copy of them, pinned */
+    KnCudaFault *fault;         /* of the op that runs */
+    KnStaging *writes;          /* of what is written piece by piece */
     struct KnCudaMoments *moments;
     struct KnCudaMatmuls *matmuls;
     struct KnCudaLibrary *library; /* attention's; NULL: not asked for */

@@ -77,6 +77,8 @@ enum { KN_MOST_KERNELS = 4 };
 /* A backend is a table of functions; `ops` kernels are found by op id. */
 struct KnBackend {
     const char *name;
+    const char *device;           /* its kind, "NVIDIA H100 80GB HBM3"; NULL without a device */
+    const char *device_id;        /* that of no other device, "GPU-5c1a..."; NULL without a device */
     const KnDeviceMemory *memory; /* NULL: computes in the host's memory */
     const KnQueue *queue;         /* NULL: work is done when `run` returns */
     KnTwins *twins;               /* of core/graph/twin.c */

@@ -13,6 +13,7 @@
  *     KINORA_EMULATED_MEMORY=BYTES    of each device (default 16 GiB)
  *     KINORA_EMULATED_DEVICES=N       how many there are (default 8)
  *     KINORA_EMULATED_CAPABILITY=NN   their compute capability (default 90, which is 9.0)
+ *     KINORA_EMULATED_FIRST=N         which of the host's they begin with, for a process that does not see all (0)
  *     KINORA_EMULATED_CUDA=NAME:N     the Nth call of that function fails; launches are calls of cudaLaunchKernel
  *     KINORA_EMULATED_FORGET=N        the Nth wait of a stream for an event is forgotten: a bug to be seen */
 #ifndef KN_TESTS_EMULATED_CUDART_H

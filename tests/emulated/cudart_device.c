@@ -156,6 +156,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int devic
                                           .sharedMemPerBlock = SHARED_BYTES,
                                           .sharedMemPerBlockOptin = SHARED_BYTES_OPTIN,
                                           .pciBusID = device + 1};
+    properties->uuid.bytes[0] = (char)(emulated_setting("KINORA_EMULATED_FIRST", 0) + device);
     cudaMemGetInfo(&unused, &properties->totalGlobalMem);
     return check_device(device);
 }

@@ -2,6 +2,7 @@
  * goes last. Each KnClaims stands for a process, since locks belong to an open file. */
 #include "base/support.h"
 #include "core/base/log.h"
+#include "core/cpu/backend.h"
 #include "dist/comm.h"
 #include "infer/claims.h"
 #include "infer/output.h"
@@ -64,7 +65,7 @@ static void settle(KnClaims *claims, const char *digits, KnReportStatus status)
 static void write_video(Job *job, int index)
 {
     static uint8_t pixels[FRAMES * FRAME_BYTES];
-    assert_ok(kn_output_write(&job->requests[index], &model, pixels));
+    assert_ok(kn_output_write(&job->requests[index], &model, kn_cpu_backend(), pixels));
 }
 
 static void workers_share_what_is_left(void **state)
