@@ -1,7 +1,10 @@
 /* cuBLASLt is column-major: a row-major C [m, n] is its C' [n, m], and C' = op(B)' op(A)'. So B comes first, and a
  * matrix that is stored as it is multiplied is not transposed there either.
  *
- * Descriptors and what the heuristic chose are kept for each shape, dtype and alignment. */
+ * Descriptors and what the heuristic chose are kept for each shape, dtype, epilogue and alignment. The choice is the
+ * heuristic's first that can run, which the same library gives on the same kind of GPU in every run. Timing candidates
+ * would choose by chance where two are close, and another algorithm adds in another order: the same configuration
+ * would give other bits. */
 #include "core/cuda/matmul.h"
 
 #include "core/base/error.h"
@@ -11,13 +14,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WORKSPACE_BYTES = 32 << 20, MOST_ALIGNMENT = 16 };
+enum { WORKSPACE_BYTES = 32 << 20, MOST_ALIGNMENT = 16, CANDIDATES = 8 };
 
 /* What a choice depends on. No gaps: it is compared as bytes. */
 typedef struct Key {
     int64_t m, n, k, count;
-    int32_t transpose_a, transpose_b, bf16, c_bf16, bias, beta;
-    uint32_t align_a, align_b, align_c, align_d;
+    int32_t transpose_a, transpose_b, bf16, c_bf16, beta, epilogue;
+    uint32_t align_a, align_b, align_c, align_d, align_bias, align_before;
 } Key;
 
 typedef struct Choice {
@@ -48,6 +51,15 @@ static uint32_t alignment(const void *address)
     return (uint32_t)(bits & -bits);
 }
 
+static cublasLtEpilogue_t epilogue_of(const KnCudaProduct *p)
+{
+    if (p->gelu && p->before)
+        return p->bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+    if (p->gelu)
+        return p->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
+    return p->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+}
+
 static Key key_of(const KnCudaProduct *p)
 {
     return (Key){.m = p->m,
@@ -58,12 +70,14 @@ static Key key_of(const KnCudaProduct *p)
                  .transpose_b = p->transpose_b != 0,
                  .bf16 = p->bf16,
                  .c_bf16 = p->c_bf16,
-                 .bias = p->bias != NULL,
                  .beta = p->beta != 0,
+                 .epilogue = (int32_t)epilogue_of(p),
                  .align_a = alignment(p->a),
                  .align_b = alignment(p->b),
                  .align_c = alignment(p->c),
-                 .align_d = alignment(p->beta != 0 ? p->d : p->c)};
+                 .align_d = alignment(p->beta != 0 ? p->d : p->c),
+                 .align_bias = alignment(p->bias),
+                 .align_before = alignment(p->before)};
 }
 
 /* ---- making a choice ---- */
@@ -84,20 +98,52 @@ static cublasStatus_t make_layout(cublasLtMatrixLayout_t *layout, int bf16, int6
     return status;
 }
 
-static cublasStatus_t describe(Choice *choice)
+typedef struct Setting {
+    cublasLtMatmulDescAttributes_t attribute;
+    const void *value;
+    size_t bytes;
+} Setting;
+
+static cublasStatus_t set_all(cublasLtMatmulDesc_t product, const Setting *settings, size_t count)
+{
+    cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+    for (size_t i = 0; i < count && status == CUBLAS_STATUS_SUCCESS; i++)
+        status = cublasLtMatmulDescSetAttribute(product, settings[i].attribute, settings[i].value, settings[i].bytes);
+    return status;
+}
+
+/* What a product has beside its operands changes from call to call; the heuristic is shown the first call's. */
+static cublasStatus_t point(Choice *choice, const KnCudaProduct *p)
+{
+    Setting settings[2];
+    size_t count = 0;
+    if (p->bias)
+        settings[count++] = (Setting){CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias, sizeof p->bias};
+    if (p->before)
+        settings[count++] = (Setting){CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &p->before, sizeof p->before};
+    return set_all(choice->product, settings, count);
+}
+
+static cublasStatus_t describe_epilogue(Choice *choice, const KnCudaProduct *p)
+{
+    const Setting settings[] = {{CUBLASLT_MATMUL_DESC_EPILOGUE, &choice->key.epilogue, sizeof choice->key.epilogue},
+                                {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &choice->key.n, sizeof choice->key.n}};
+    cublasStatus_t status = set_all(choice->product, settings, p->before ? 2 : 1);
+    return status == CUBLAS_STATUS_SUCCESS ? point(choice, p) : status;
+}
+
+static cublasStatus_t describe(Choice *choice, const KnCudaProduct *p)
 {
     const Key *k = &choice->key;
     cublasOperation_t first = k->transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasOperation_t second = k->transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
-    cublasLtEpilogue_t epilogue = k->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    const Setting settings[] = {{CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first},
+                                {CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second}};
     cublasStatus_t status = cublasLtMatmulDescCreate(&choice->product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     if (status == CUBLAS_STATUS_SUCCESS)
-        status = cublasLtMatmulDescSetAttribute(choice->product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first);
+        status = set_all(choice->product, settings, 2);
     if (status == CUBLAS_STATUS_SUCCESS)
-        status = cublasLtMatmulDescSetAttribute(choice->product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second);
-    if (status == CUBLAS_STATUS_SUCCESS)
-        status =
-            cublasLtMatmulDescSetAttribute(choice->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+        status = describe_epilogue(choice, p);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = make_layout(&choice->a, k->bf16, k->transpose_b ? k->n : k->k, k->transpose_b ? k->k : k->n, k->count);
     if (status == CUBLAS_STATUS_SUCCESS)
@@ -117,8 +163,13 @@ static cublasStatus_t set_preference(cublasLtMatmulPreference_t preference, cons
                       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, k->align_d},
                       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, k->align_c}};
     size_t workspace = WORKSPACE_BYTES;
+    /* parts of a sum are not rounded to bfloat16 before they are added */
+    uint32_t sums = k->c_bf16 ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_MASK;
     cublasStatus_t status = cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                                  &workspace, sizeof workspace);
+    if (status == CUBLAS_STATUS_SUCCESS)
+        status = cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &sums,
+                                                      sizeof sums);
     for (size_t i = 0; i < sizeof alignments / sizeof *alignments && status == CUBLAS_STATUS_SUCCESS; i++)
         status = cublasLtMatmulPreferenceSetAttribute(preference, alignments[i].attribute, &alignments[i].bytes,
                                                       sizeof alignments[i].bytes);
@@ -127,15 +178,19 @@ static cublasStatus_t set_preference(cublasLtMatmulPreference_t preference, cons
 
 static cublasStatus_t ask(cublasLtHandle_t handle, Choice *choice, cublasLtMatmulPreference_t preference)
 {
-    cublasLtMatmulHeuristicResult_t result;
-    int found = 0;
+    cublasLtMatmulHeuristicResult_t results[CANDIDATES];
+    int found = 0, i = 0;
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, choice->product, choice->a, choice->b, choice->c,
-                                                           choice->c, preference, 1, &result, &found);
-    if (status != CUBLAS_STATUS_SUCCESS || found == 0)
-        return status == CUBLAS_STATUS_SUCCESS ? CUBLAS_STATUS_NOT_SUPPORTED : status;
-    choice->algorithm = result.algo;
-    choice->workspace_bytes = result.workspaceSize;
-    return result.state;
+                                                           choice->c, preference, CANDIDATES, results, &found);
+    if (status != CUBLAS_STATUS_SUCCESS)
+        return status;
+    while (i < found && results[i].state != CUBLAS_STATUS_SUCCESS)
+        i++;
+    if (i == found)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    choice->algorithm = results[i].algo;
+    choice->workspace_bytes = results[i].workspaceSize;
+    return CUBLAS_STATUS_SUCCESS;
 }
 
 static cublasStatus_t choose(cublasLtHandle_t handle, Choice *choice)
@@ -164,21 +219,21 @@ static void choice_destroy(Choice *choice)
     free(choice);
 }
 
-static int find_choice(struct KnCudaMatmuls *matmuls, const Key *key, Choice **found)
+static int find_choice(struct KnCudaMatmuls *matmuls, const KnCudaProduct *product, Choice **found)
 {
+    const Key key = key_of(product);
     for (*found = matmuls->choices; *found; *found = (*found)->next)
-        if (memcmp(&(*found)->key, key, sizeof *key) == 0)
-            return KN_OK;
+        if (memcmp(&(*found)->key, &key, sizeof key) == 0)
+            return check(point(*found, product), "the product's epilogue");
     Choice *made = kn_alloc(sizeof *made);
-    made->key = *key;
-    cublasStatus_t status = describe(made);
+    made->key = key;
+    cublasStatus_t status = describe(made, product);
     if (status == CUBLAS_STATUS_SUCCESS)
         status = choose(matmuls->handle, made);
     if (status != CUBLAS_STATUS_SUCCESS) {
         choice_destroy(made);
-        return kn_fail(KN_EPEER, "cuBLASLt has no way to multiply %lld x %lld x %lld in %s: %s", (long long)key->m,
-                       (long long)key->n, (long long)key->k, key->bf16 ? "bf16" : "f32",
-                       cublasLtGetStatusString(status));
+        return kn_fail(KN_EPEER, "cuBLASLt has no way to multiply %lld x %lld x %lld in %s: %s", (long long)key.m,
+                       (long long)key.n, (long long)key.k, key.bf16 ? "bf16" : "f32", cublasLtGetStatusString(status));
     }
     made->next = matmuls->choices;
     *found = matmuls->choices = made;
@@ -187,13 +242,15 @@ static int find_choice(struct KnCudaMatmuls *matmuls, const Key *key, Choice **f
 
 /* ---- multiplying ---- */
 
-/* k is 0: sums of nothing, which cuBLASLt does not know. What is left is the bias in every row. */
+/* k is 0: sums of nothing, which cuBLASLt does not know. What is left is the bias in every row, or what was there. */
 static int multiply_nothing(KnCuda *cuda, const KnCudaProduct *p)
 {
     int64_t row = p->n * (p->c_bf16 ? 2 : 4);
+    if (p->beta == 1 && p->d == p->c && !p->bias)
+        return KN_OK;
     KnCudaPieces rows = {
         .to = p->c, .from = p->bias, .pieces = p->count * p->m, .bytes = row, .inner = 1, .to_outer = row};
-    KN_ASSERT(p->beta == 0);
+    KN_ASSERT(p->beta == 0 && !p->gelu);
     return kn_cuda_check(kn_cuda_copy_pieces(&rows, cuda->stream), "a matrix product");
 }
 
@@ -201,16 +258,11 @@ int kn_cuda_product(KnCuda *cuda, const KnCudaProduct *p)
 {
     struct KnCudaMatmuls *matmuls = cuda->matmuls;
     Choice *choice;
-    Key key = key_of(p);
     if (p->m == 0 || p->n == 0 || p->count == 0)
         return KN_OK;
     if (p->k == 0)
         return multiply_nothing(cuda, p);
-    KN_TRY(find_choice(matmuls, &key, &choice));
-    if (p->bias)
-        KN_TRY(check(cublasLtMatmulDescSetAttribute(choice->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias,
-                                                    sizeof p->bias),
-                     "the product's bias"));
+    KN_TRY(find_choice(matmuls, p, &choice));
     return check(cublasLtMatmul(matmuls->handle, choice->product, &p->alpha, p->b, choice->a, p->a, choice->b, &p->beta,
                                 p->beta != 0 ? p->d : p->c, choice->c, p->c, choice->c, &choice->algorithm,
                                 matmuls->workspace, choice->workspace_bytes, cuda->stream),
@@ -220,18 +272,24 @@ int kn_cuda_product(KnCuda *cuda, const KnCudaProduct *p)
 static cudaError_t run_matmul(KnCuda *cuda, const KnCall *call)
 {
     const KnMatmulAttributes *p = (const KnMatmulAttributes *)call->node->attributes;
+    const KnNode *node = call->node;
+    int adds = node->output_count == 0;
     KnCudaProduct product = {.m = p->m,
                              .n = p->n,
                              .k = p->k,
                              .transpose_a = p->transpose_a,
                              .transpose_b = p->transpose_b,
-                             .bf16 = kn_cuda_is_bf16(call->node->inputs[0]),
-                             .c_bf16 = kn_cuda_is_bf16(call->node->outputs[0]),
+                             .bf16 = kn_cuda_is_bf16(node->inputs[0]),
+                             .c_bf16 = !adds && kn_cuda_is_bf16(node->outputs[0]),
                              .a = call->inputs[0],
                              .b = call->inputs[1],
-                             .c = call->outputs[0],
+                             .c = adds ? call->inputs[3] : call->outputs[0],
+                             .d = call->inputs[3],
                              .bias = call->inputs[2],
+                             .gelu = p->gelu,
+                             .before = node->output_count > 1 ? call->outputs[1] : NULL,
                              .alpha = 1,
+                             .beta = (float)adds,
                              .count = 1};
     return kn_cuda_product(cuda, &product) < 0 ? (cudaError_t)KN_CUDA_SENTENCE : cudaSuccess;
 }

@@ -90,10 +90,13 @@ void kn_no_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *grad_ou
 typedef struct KnMatmulAttributes {
     int transpose_a, transpose_b; /* operand is stored [K, M] / [N, K] */
     int packed_b;                 /* b is the output of pack_matrix; transpose_b then says how it was before */
+    int gelu;                     /* output 0 is the GELU (tanh) of the product, output 1, if any, what entered it */
     int64_t m, n, k;
 } KnMatmulAttributes;
 
-/* C[M,N] of `dtype` = op(A)[M,K] op(B)[K,N] + bias[N]; A and B of one dtype, bias f32 or NULL. */
+/* C[M,N] of `dtype` = op(A)[M,K] op(B)[K,N] + bias[N]; A and B of one dtype, bias f32 or NULL.
+ * Backends' lowering passes alone make `gelu`, biases in the result's dtype, and products that are added to input 3
+ * (f32 state, or a view) and have no output. */
 KnTensor *kn_matmul(KnGraph *graph, KnTensor *a, int transpose_a, KnTensor *b, int transpose_b, KnTensor *bias,
                     KnDtype dtype);
 /* y[L,out] = x[L,in] weight[out,in]^T + bias; weight is cast to x's dtype. bias may be NULL. Result in x's dtype. */

@@ -1,7 +1,9 @@
 /* cuBLASLt without a GPU: the four functions that need one. Descriptors stay those of the real library, which so checks
- * every attribute; products are computed in double from what the descriptors say.
+ * every attribute; products are computed in double from what the descriptors say. GELU is the form with tanh, as
+ * cuBLASLt's is.
  *
- * A bias of another type than the result's is refused. */
+ * A bias of another type than the result's is refused, and what GELU's input is written to without a pointer, with rows
+ * closer than they are long or a leading dimension that is no multiple of 8. */
 #include "cudart.h"
 
 #include <cublasLt.h>
@@ -23,6 +25,8 @@ typedef struct Product {
     uint32_t epilogue;
     int32_t bias_type;
     const void *bias;
+    void *before; /* what enters the GELU is written here */
+    int64_t before_leading;
     const void *a_values, *b_values, *c_values;
     void *d_values;
     float alpha, beta;
@@ -54,17 +58,39 @@ static int read_layout(cublasLtMatrixLayout_t from, Layout *layout)
 
 static void read_product(cublasLtMatmulDesc_t from, Product *product)
 {
-    size_t written;
-    cublasLtMatmulDescGetAttribute(from, CUBLASLT_MATMUL_DESC_TRANSA, &product->transpose_a,
-                                   sizeof product->transpose_a, &written);
-    cublasLtMatmulDescGetAttribute(from, CUBLASLT_MATMUL_DESC_TRANSB, &product->transpose_b,
-                                   sizeof product->transpose_b, &written);
-    cublasLtMatmulDescGetAttribute(from, CUBLASLT_MATMUL_DESC_EPILOGUE, &product->epilogue, sizeof product->epilogue,
-                                   &written);
-    cublasLtMatmulDescGetAttribute(from, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &product->bias, sizeof product->bias,
-                                   &written);
-    cublasLtMatmulDescGetAttribute(from, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &product->bias_type,
-                                   sizeof product->bias_type, &written);
+    const struct {
+        cublasLtMatmulDescAttributes_t attribute;
+        void *to;
+        size_t bytes;
+    } fields[] = {
+        {CUBLASLT_MATMUL_DESC_TRANSA, &product->transpose_a, sizeof product->transpose_a},
+        {CUBLASLT_MATMUL_DESC_TRANSB, &product->transpose_b, sizeof product->transpose_b},
+        {CUBLASLT_MATMUL_DESC_EPILOGUE, &product->epilogue, sizeof product->epilogue},
+        {CUBLASLT_MATMUL_DESC_BIAS_POINTER, &product->bias, sizeof product->bias},
+        {CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &product->bias_type, sizeof product->bias_type},
+        {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &product->before, sizeof product->before},
+        {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &product->before_leading, sizeof product->before_leading},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        size_t written;
+        cublasLtMatmulDescGetAttribute(from, fields[i].attribute, fields[i].to, fields[i].bytes, &written);
+    }
+}
+
+static int adds_bias(const Product *p)
+{
+    return p->epilogue == CUBLASLT_EPILOGUE_BIAS || p->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS ||
+           p->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
+}
+
+static int keeps_before(const Product *p)
+{
+    return p->epilogue == CUBLASLT_EPILOGUE_GELU_AUX || p->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
+}
+
+static int applies_gelu(const Product *p)
+{
+    return p->epilogue == CUBLASLT_EPILOGUE_GELU || p->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS || keeps_before(p);
 }
 
 static uint64_t rows_of(const Layout *layout, int transpose)
@@ -80,7 +106,9 @@ static uint64_t columns_of(const Layout *layout, int transpose)
 static int fits(const Product *p)
 {
     int ta = p->transpose_a != CUBLAS_OP_N, tb = p->transpose_b != CUBLAS_OP_N;
-    if (p->epilogue != CUBLASLT_EPILOGUE_DEFAULT && p->epilogue != CUBLASLT_EPILOGUE_BIAS)
+    if (p->epilogue != CUBLASLT_EPILOGUE_DEFAULT && !adds_bias(p) && !applies_gelu(p))
+        return 0;
+    if (keeps_before(p) && (p->before_leading < (int64_t)p->d.rows || p->d.batch != 1))
         return 0;
     return columns_of(&p->a, ta) == rows_of(&p->b, tb) && rows_of(&p->a, ta) == p->d.rows &&
            columns_of(&p->b, tb) == p->d.columns && p->c.rows == p->d.rows && p->c.columns == p->d.columns &&
@@ -97,8 +125,9 @@ static cublasStatus_t describe(Product *product, cublasLtMatmulDesc_t desc, cubl
         !read_layout(d, &product->d) || !fits(product))
         return CUBLAS_STATUS_INVALID_VALUE;
     int other_bias = product->bias_type >= 0 && (uint32_t)product->bias_type != product->d.type;
-    return product->epilogue == CUBLASLT_EPILOGUE_BIAS && other_bias ? CUBLAS_STATUS_NOT_SUPPORTED
-                                                                     : CUBLAS_STATUS_SUCCESS;
+    if ((adds_bias(product) && other_bias) || (keeps_before(product) && product->before_leading % 8))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    return CUBLAS_STATUS_SUCCESS;
 }
 
 /* ---- computing ---- */
@@ -142,19 +171,31 @@ static float bias_at(const Product *p, uint64_t row)
     return value_at(p->bias, &bias, 0, row, 0);
 }
 
+static double gelu(double x)
+{
+    return 0.5 * x * (1 + tanh(0.79788456080286536 * (x + 0.044715 * x * x * x)));
+}
+
+static void run_element(const Product *p, int64_t batch, uint64_t row, uint64_t column)
+{
+    Layout before = {.type = p->d.type, .leading = p->before_leading};
+    double value = (double)p->alpha * element(p, batch, row, column);
+    if (p->beta != 0)
+        value += (double)p->beta * (double)value_at(p->c_values, &p->c, batch, row, column);
+    if (adds_bias(p))
+        value += (double)bias_at(p, row);
+    if (keeps_before(p))
+        put_value(p->before, &before, 0, row, column, (float)value);
+    put_value(p->d_values, &p->d, batch, row, column, (float)(applies_gelu(p) ? gelu(value) : value));
+}
+
 static int run_product(void *argument)
 {
-    Product *p = argument;
+    const Product *p = argument;
     for (int64_t batch = 0; batch < p->d.batch; batch++)
         for (uint64_t column = 0; column < p->d.columns; column++)
-            for (uint64_t row = 0; row < p->d.rows; row++) {
-                double value = (double)p->alpha * element(p, batch, row, column);
-                if (p->beta != 0)
-                    value += (double)p->beta * (double)value_at(p->c_values, &p->c, batch, row, column);
-                if (p->epilogue == CUBLASLT_EPILOGUE_BIAS)
-                    value += (double)bias_at(p, row);
-                put_value(p->d_values, &p->d, batch, row, column, (float)value);
-            }
+            for (uint64_t row = 0; row < p->d.rows; row++)
+                run_element(p, batch, row, column);
     return 1;
 }
 
@@ -196,6 +237,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     Product *product = malloc(sizeof *product);
     cublasStatus_t status = describe(product, desc, a_layout, b_layout, c_layout, d_layout);
     (void)handle, (void)algorithm, (void)workspace, (void)workspace_bytes;
+    if (status == CUBLAS_STATUS_SUCCESS && keeps_before(product) && !product->before)
+        status = CUBLAS_STATUS_NOT_SUPPORTED;
     if (status != CUBLAS_STATUS_SUCCESS) {
         free(product);
         return status;

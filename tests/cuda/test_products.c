@@ -1,0 +1,387 @@
+/* What the CUDA backend makes of products and of what follows them: biases, GELU and sums in cuBLASLt's epilogues. The
+ * plugin is linked to libraries that need no GPU (tests/emulated); with a GPU at hand, `test_products --gpu` runs the
+ * same on it, by kinora-cuda.so, and says which form of GELU cuBLASLt has. */
+#include "core/base/bf16.h"
+#include "core/base/error.h"
+#include "core/base/memory.h"
+#include "core/graph/devices.h"
+#include "core/graph/twin.h"
+#include "core/ops/ops.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+enum { SKIPPED = 77, MOST_LEAVES = 8 };
+
+static KnBackend *cuda;
+static int on_gpu;
+
+/* A graph whose leaves hold float64 values that their dtypes represent exactly. */
+typedef struct Trial {
+    KnGraph *graph;
+    KnExecutor *executor;
+    int count;
+    KnTensor *leaves[MOST_LEAVES];
+    double *values[MOST_LEAVES];
+    void *memory[MOST_LEAVES];
+} Trial;
+
+static Trial trial_begin(void)
+{
+    return (Trial){.graph = kn_graph_create()};
+}
+
+static double value_of(const KnTensor *tensor, const void *memory, int64_t i)
+{
+    return tensor->dtype == KN_F32 ? (double)((const float *)memory)[i]
+                                   : (double)kn_bf16_to_float(((const uint16_t *)memory)[i]);
+}
+
+/* Multiples of an eighth within +-spread, which both dtypes hold. */
+static KnTensor *leaf(Trial *t, KnRole role, KnDtype dtype, int64_t rows, int64_t columns, int spread)
+{
+    char name[16];
+    snprintf(name, sizeof name, "leaf%d", t->count);
+    KnTensor *made = kn_leaf(t->graph, role, dtype, 2, (int64_t[]){rows, columns}, name);
+    int64_t count = rows * columns;
+    uint32_t random = 77u + (uint32_t)t->count;
+    double *values = kn_alloc((size_t)(count + 1) * sizeof *values);
+    void *memory = kn_alloc((size_t)(count + 1) * sizeof(float));
+    for (int64_t i = 0; i < count; i++) {
+        random = random * 1664525u + 1013904223u;
+        values[i] = ((int)((random >> 8) % (uint32_t)(16 * spread + 1)) - 8 * spread) / 8.0;
+        if (dtype == KN_F32)
+            ((float *)memory)[i] = (float)values[i];
+        else
+            ((uint16_t *)memory)[i] = kn_bf16_from_float((float)values[i]);
+    }
+    t->values[t->count] = values;
+    t->memory[t->count] = memory;
+    t->leaves[t->count++] = made;
+    return made;
+}
+
+static void run(Trial *t, KnTensor *const *keep, int keep_count)
+{
+    cuda->lower(cuda, t->graph);
+    kn_graph_finish(t->graph, keep, keep_count);
+    assert_int_equal(kn_executor_create(&t->executor, t->graph, cuda, keep, keep_count), KN_OK);
+    for (int i = 0; i < t->count; i++) {
+        size_t bytes = kn_tensor_bytes(t->leaves[i]);
+        if (t->leaves[i]->role != KN_ROLE_INPUT) {
+            assert_int_equal(kn_twin_create(cuda, t->memory[i], bytes, "a leaf"), KN_OK);
+            assert_int_equal(kn_twin_push(cuda, t->memory[i], bytes), KN_OK);
+        }
+        kn_executor_bind(t->executor, t->leaves[i], t->memory[i]);
+    }
+    if (kn_executor_run(t->executor) < 0)
+        fail_msg("%s", kn_error_message());
+}
+
+static double *read_values(const Trial *t, const KnTensor *tensor)
+{
+    int64_t count = kn_tensor_elements(tensor);
+    void *bytes = kn_alloc(kn_tensor_bytes(tensor) + 1);
+    double *values = kn_alloc((size_t)(count + 1) * sizeof *values);
+    if (kn_executor_read(t->executor, tensor, bytes) < 0)
+        fail_msg("%s", kn_error_message());
+    for (int64_t i = 0; i < count; i++)
+        values[i] = value_of(tensor, bytes, i);
+    free(bytes);
+    return values;
+}
+
+static int count_nodes(const Trial *t, KnOpId id)
+{
+    int count = 0;
+    for (int i = 0; i < t->graph->node_count; i++)
+        count += t->graph->nodes[i]->op->id == (int)id;
+    return count;
+}
+
+static void trial_end(Trial *t)
+{
+    kn_executor_destroy(t->executor);
+    for (int i = 0; i < t->count; i++) {
+        kn_twin_destroy(cuda, t->memory[i]);
+        free(t->memory[i]);
+        free(t->values[i]);
+    }
+    kn_graph_destroy(t->graph);
+}
+
+/* ---- references ---- */
+
+/* a [m, k] b [n, k]^T + bias */
+static double *linear(const double *a, const double *b, const double *bias, int64_t m, int64_t n, int64_t k)
+{
+    double *c = kn_alloc((size_t)(m * n + 1) * sizeof *c);
+    for (int64_t i = 0; i < m * n; i++) {
+        c[i] = bias ? bias[i % n] : 0;
+        for (int64_t j = 0; j < k; j++)
+            c[i] += a[i / n * k + j] * b[i % n * k + j];
+    }
+    return c;
+}
+
+static double gelu_tanh(double x)
+{
+    return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
+}
+
+static double gelu_exact(double x)
+{
+    return 0.5 * x * erfc(-x / sqrt(2));
+}
+
+/* A half unit in the last place of bfloat16; on hardware also what its tanh is off. */
+static void assert_gelu(double got, double x)
+{
+    double most = 0.0041 * fabs(gelu_tanh(x)) + (on_gpu ? 1e-3 * (1 + fabs(x)) : 1e-5);
+    if (!(fabs(got - gelu_tanh(x)) <= most))
+        fail_msg("GELU(%g) is %g, should be %g", x, got, gelu_tanh(x));
+}
+
+/* ---- GELU ---- */
+
+enum { ROWS = 24, IN = 16, OUT = 40 };
+
+typedef struct Layer {
+    Trial t;
+    KnTensor *before, *after;
+    double *truth;
+} Layer;
+
+static Layer make_layer(KnDtype dtype, int64_t in)
+{
+    Layer l = {.t = trial_begin()};
+    KnTensor *x = leaf(&l.t, KN_ROLE_INPUT, dtype, ROWS, in, 1);
+    KnTensor *weight = leaf(&l.t, KN_ROLE_PARAMETER, KN_F32, OUT, in, 1);
+    KnTensor *bias = leaf(&l.t, KN_ROLE_PARAMETER, KN_F32, 1, OUT, 2);
+    l.before = kn_linear(l.t.graph, x, weight, bias);
+    l.after = kn_activation(l.t.graph, l.before, KN_GELU_TANH);
+    l.truth = linear(l.t.values[0], l.t.values[1], l.t.values[2], ROWS, OUT, in);
+    return l;
+}
+
+static void end_layer(Layer *l)
+{
+    free(l->truth);
+    trial_end(&l->t);
+}
+
+static void gelu_is_part_of_the_product(void **state)
+{
+    (void)state;
+    Layer l = make_layer(KN_BF16, IN);
+    double errors[2] = {0};
+    int count = 0;
+    run(&l.t, &l.after, 1);
+    assert_int_equal(count_nodes(&l.t, KN_OP_ACTIVATION), 0);
+    double *got = read_values(&l.t, l.after);
+    for (int i = 0; i < ROWS * OUT; i++) {
+        assert_gelu(got[i], l.truth[i]);
+        if (l.truth[i] > -2) /* where the forms differ by less than bfloat16 shows */
+            continue;
+        errors[0] += fabs(got[i] - gelu_tanh(l.truth[i]));
+        errors[1] += fabs(got[i] - gelu_exact(l.truth[i]));
+        count++;
+    }
+    printf("GELU below -2: mean error %.3g against the form with tanh, %.3g against the one with erf\n",
+           errors[0] / count, errors[1] / count);
+    assert_true(count > 20);
+    assert_true(errors[0] < errors[1]);
+    free(got);
+    end_layer(&l);
+}
+
+/* Of two readers the one is the GELU: both values come from one product. */
+static void what_enters_the_gelu_is_kept_for_other_readers(void **state)
+{
+    (void)state;
+    Layer l = make_layer(KN_BF16, IN);
+    KnTensor *other = kn_scale(l.t.graph, l.before, 2);
+    run(&l.t, (KnTensor *[]){l.after, other}, 2);
+    assert_int_equal(count_nodes(&l.t, KN_OP_ACTIVATION), 0);
+    assert_int_equal(count_nodes(&l.t, KN_OP_MATMUL), 1);
+    double *after = read_values(&l.t, l.after), *twice = read_values(&l.t, other);
+    for (int i = 0; i < ROWS * OUT; i++) {
+        assert_gelu(after[i], l.truth[i]);
+        assert_true(fabs(twice[i] - 2 * l.truth[i]) <= 0.0041 * fabs(2 * l.truth[i]) + 1e-5);
+    }
+    free(after);
+    free(twice);
+    end_layer(&l);
+}
+
+static void gelu_stays_apart_in_float32_and_of_odd_sizes(void **state)
+{
+    (void)state;
+    for (int odd = 0; odd < 2; odd++) {
+        Layer l = make_layer(odd ? KN_BF16 : KN_F32, odd ? IN + 1 : IN);
+        run(&l.t, &l.after, 1);
+        assert_int_equal(count_nodes(&l.t, KN_OP_ACTIVATION), 1);
+        double *got = read_values(&l.t, l.after);
+        for (int i = 0; i < ROWS * OUT; i++)
+            assert_true(fabs(got[i] - gelu_tanh(l.truth[i])) <=
+                        (odd ? 0.02 * (fabs(l.truth[i]) + 0.01) : 1e-5 * (fabs(l.truth[i]) + 1)));
+        free(got);
+        end_layer(&l);
+    }
+}
+
+/* ---- sums ---- */
+
+/* sum [OUT, IN] += gradient [ROWS, OUT]^T x [ROWS, IN], in float64. */
+static double *added(const Trial *t, int sum, int gradient, int x)
+{
+    double *out = kn_alloc((size_t)OUT * IN * sizeof *out);
+    for (int i = 0; i < OUT * IN; i++) {
+        out[i] = sum < 0 ? 0 : t->values[sum][i];
+        for (int r = 0; r < ROWS; r++)
+            out[i] += t->values[gradient][r * OUT + i / IN] * t->values[x][r * IN + i % IN];
+    }
+    return out;
+}
+
+/* The values are such that float32 holds every sum. */
+static void assert_sums(const Trial *t, const KnTensor *tensor, int sum, int gradient, int x)
+{
+    double *got = read_values(t, tensor), *truth = added(t, sum, gradient, x);
+    for (int i = 0; i < OUT * IN; i++)
+        if (got[i] != truth[i])
+            fail_msg("sum %d is %g, should be %g", i, got[i], truth[i]);
+    free(got);
+    free(truth);
+}
+
+static void a_gradient_is_added_by_its_product(void **state)
+{
+    (void)state;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        Trial t = trial_begin();
+        KnTensor *gradient = leaf(&t, KN_ROLE_INPUT, bf16 ? KN_BF16 : KN_F32, ROWS, OUT, 2);
+        KnTensor *x = leaf(&t, KN_ROLE_INPUT, bf16 ? KN_BF16 : KN_F32, ROWS, IN, 2);
+        KnTensor *sum = leaf(&t, KN_ROLE_STATE, KN_F32, OUT, IN, 9);
+        KnTensor *product = kn_matmul(t.graph, gradient, 1, x, 0, NULL, KN_F32);
+        kn_accumulate(t.graph, sum, product);
+        run(&t, NULL, 0);
+        assert_int_equal(t.graph->node_count, 1);
+        assert_sums(&t, sum, 2, 0, 1);
+        trial_end(&t);
+    }
+}
+
+/* Gradients of which the ranks keep ranges: the sum is a view of a buffer that begins as zeros. */
+static void a_gradient_is_added_to_part_of_a_buffer(void **state)
+{
+    (void)state;
+    Trial t = trial_begin();
+    int64_t elements = 8 + OUT * IN;
+    KnTensor *gradient = leaf(&t, KN_ROLE_INPUT, KN_BF16, ROWS, OUT, 2),
+             *x = leaf(&t, KN_ROLE_INPUT, KN_BF16, ROWS, IN, 2);
+    KnTensor *product = kn_matmul(t.graph, gradient, 1, x, 0, NULL, KN_F32);
+    KnTensor *buffer = kn_zeros(t.graph, KN_F32, 1, &elements);
+    KnTensor *part = kn_view(t.graph, buffer, 8, 2, (int64_t[]){OUT, IN});
+    kn_accumulate(t.graph, part, product);
+    KnTensor *result = kn_scale(t.graph, part, 1);
+    run(&t, &result, 1);
+    assert_int_equal(count_nodes(&t, KN_OP_ACCUMULATE), 0);
+    assert_sums(&t, result, -1, 0, 1);
+    trial_end(&t);
+}
+
+static void a_product_of_no_rows_adds_nothing(void **state)
+{
+    (void)state;
+    Trial t = trial_begin();
+    KnTensor *gradient = leaf(&t, KN_ROLE_INPUT, KN_BF16, 0, OUT, 2), *x = leaf(&t, KN_ROLE_INPUT, KN_BF16, 0, IN, 2);
+    KnTensor *sum = leaf(&t, KN_ROLE_STATE, KN_F32, OUT, IN, 9);
+    kn_accumulate(t.graph, sum, kn_matmul(t.graph, gradient, 1, x, 0, NULL, KN_F32));
+    run(&t, NULL, 0);
+    double *got = read_values(&t, sum);
+    for (int i = 0; i < OUT * IN; i++)
+        assert_true(got[i] == t.values[2][i]);
+    free(got);
+    trial_end(&t);
+}
+
+/* Another reader wants the product itself. */
+static void a_product_with_other_readers_is_added_by_itself(void **state)
+{
+    (void)state;
+    Trial t = trial_begin();
+    KnTensor *gradient = leaf(&t, KN_ROLE_INPUT, KN_BF16, ROWS, OUT, 2),
+             *x = leaf(&t, KN_ROLE_INPUT, KN_BF16, ROWS, IN, 2);
+    KnTensor *sum = leaf(&t, KN_ROLE_STATE, KN_F32, OUT, IN, 9);
+    KnTensor *product = kn_matmul(t.graph, gradient, 1, x, 0, NULL, KN_F32);
+    kn_accumulate(t.graph, sum, product);
+    KnTensor *other = kn_scale(t.graph, product, 1);
+    run(&t, &other, 1);
+    assert_int_equal(count_nodes(&t, KN_OP_ACCUMULATE), 1);
+    assert_sums(&t, sum, 2, 0, 1);
+    assert_sums(&t, other, -1, 0, 1);
+    trial_end(&t);
+}
+
+/* The product must see its operand as it was before. */
+static void a_product_does_not_move_past_a_change_of_its_operand(void **state)
+{
+    (void)state;
+    Trial t = trial_begin();
+    KnTensor *gradient = leaf(&t, KN_ROLE_STATE, KN_F32, ROWS, OUT, 2),
+             *x = leaf(&t, KN_ROLE_INPUT, KN_F32, ROWS, IN, 2);
+    KnTensor *sum = leaf(&t, KN_ROLE_STATE, KN_F32, OUT, IN, 9), *more = leaf(&t, KN_ROLE_INPUT, KN_F32, ROWS, OUT, 2);
+    KnTensor *product = kn_matmul(t.graph, gradient, 1, x, 0, NULL, KN_F32);
+    kn_accumulate(t.graph, gradient, more);
+    kn_accumulate(t.graph, sum, product);
+    run(&t, NULL, 0);
+    assert_sums(&t, sum, 2, 0, 1);
+    trial_end(&t);
+}
+
+/* ---- all of them ---- */
+
+static char *plugin_path(const char *name)
+{
+    char program[4096];
+    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
+    program[length > 0 ? length : 0] = '\0';
+    *strrchr(program, '/') = '\0';
+    return kn_format("%s/../%s", program, name);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gelu_is_part_of_the_product),
+        cmocka_unit_test(what_enters_the_gelu_is_kept_for_other_readers),
+        cmocka_unit_test(gelu_stays_apart_in_float32_and_of_odd_sizes),
+        cmocka_unit_test(a_gradient_is_added_by_its_product),
+        cmocka_unit_test(a_gradient_is_added_to_part_of_a_buffer),
+        cmocka_unit_test(a_product_of_no_rows_adds_nothing),
+        cmocka_unit_test(a_product_with_other_readers_is_added_by_itself),
+        cmocka_unit_test(a_product_does_not_move_past_a_change_of_its_operand),
+    };
+    on_gpu = argc > 1 && strcmp(argv[1], "--gpu") == 0;
+    char *path = plugin_path(on_gpu ? "kinora-cuda.so" : "kinora-cuda-emulated.so");
+    if (access(path, R_OK) != 0) {
+        printf("%s: built without CUDA: skipped\n", path);
+        return SKIPPED;
+    }
+    if (kn_cuda_backend_open(path, 0, &cuda) < 0) {
+        printf("%s\n", kn_error_message());
+        return 1;
+    }
+    int failures = cmocka_run_group_tests(tests, NULL, NULL);
+    kn_backend_close(cuda);
+    free(path);
+    return failures != 0;
+}
