@@ -73,13 +73,24 @@ double kn_device_rate(const KnDevice *device, const char *kind, KnDtype dtype, i
 
 /* --- Nodes -------------------------------------------------------------------------------------------------------- */
 
+/* What a product's curve depends on beside its shape: NULL is nothing. */
+static const char *finer_product(const KnNode *node)
+{
+    static const char *const finer[2][2] = {{NULL, "matmul_deep"}, {"matmul_input", "matmul_input_deep"}};
+    const KnMatmulAttributes *p = (const KnMatmulAttributes *)node->attributes;
+    if (p->gelu)
+        return node->output_count > 1 ? "matmul_gelu_kept" : "matmul_gelu";
+    if (p->transpose_a)
+        return node->input_count > 3 ? "matmul_accumulated" : NULL;
+    return finer[!p->transpose_b && !p->packed_b][p->k > 4 * p->n];
+}
+
 static KnNodeWork product_work(const KnNode *node, const KnCost *cost)
 {
     const KnMatmulAttributes *p = (const KnMatmulAttributes *)node->attributes;
-    static const char *const finer[2][2] = {{NULL, "matmul_deep"}, {"matmul_input", "matmul_input_deep"}};
     int64_t width = p->n < p->k ? p->n : p->k;
     return (KnNodeWork){.kind = p->transpose_a ? "matmul_transposed" : "matmul",
-                        .finer = p->transpose_a ? NULL : finer[!p->transpose_b && !p->packed_b][p->k > 4 * p->n],
+                        .finer = finer_product(node),
                         .time = KN_TIME_MATMUL,
                         .dtype = node->inputs[0]->dtype,
                         .width = width < p->m ? width : p->m,
