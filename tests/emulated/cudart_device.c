@@ -147,9 +147,11 @@ cudaError_t cudaSetDevice(int device)
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int device)
 {
     KN_FAIL_IF_PLANNED();
+    const int capability = (int)emulated_setting("KINORA_EMULATED_CAPABILITY", 90);
     size_t unused;
     *properties = (struct cudaDeviceProp){.name = "emulated device",
-                                          .major = 9,
+                                          .major = capability / 10,
+                                          .minor = capability % 10,
                                           .multiProcessorCount = MULTIPROCESSORS,
                                           .warpSize = 32,
                                           .maxThreadsPerBlock = 1024,
