@@ -10,14 +10,14 @@ source "$(dirname "$0")/run.sh"
 export KINORA_CUDA_PLUGIN=$build/kinora-cuda-emulated.so
 prepare 16
 setting=(--set train.steps=1000 --set train.validate_every=0 --set data.tokens=128 --set data.validation_clips=0
-    --set run.watchdog_seconds=3 --set run.device=cuda --set train.log_every=1)
+    --set run.device=cuda --set train.log_every=1)
 
 train_on_ranks() { # NAME [option ...]
     local name=$1
     shift
-    exec "${on_ranks[@]}" 2 "$kinora" train small.yaml --set run.dir="$name" "${setting[@]}" "$@" >"$name.log" 2>&1
+    exec "${on_ranks[@]}" 2 "$kinora" train small.yaml --set run.dir="$work/$name" "${setting[@]}" "$@" >"$name.log" 2>&1
 }
-processes_of() { pgrep -f -- "run.dir=$1 " || true; }
+processes_of() { pgrep -f -- "run.dir=$work/$1 " || true; } # RUN
 is_over() { [ -z "$(processes_of "$1")" ]; }
 rank_of() { # NAME RANK: its process
     local process
@@ -33,11 +33,11 @@ clean_up() {
     done
 }
 
-(train_on_ranks stopped --set parallel.ulysses=2) &
+(train_on_ranks stopped --set parallel.ulysses=2 --set run.watchdog_seconds=8) &
 stopped=$!
 (train_on_ranks killed --set parallel.shard=2 --set parallel.zero=3) &
 killed=$!
-(KINORA_EMULATED_NCCL=refuse:40 train_on_ranks refused) &
+(KINORA_EMULATED_NCCL=refuse:10 train_on_ranks refused) &
 refused=$!
 for name in stopped killed; do
     wait_for 60 trains $name || fail "$name does not begin to train"
@@ -45,7 +45,7 @@ done
 kill -STOP "$(rank_of stopped 1)"
 kill -KILL "$(rank_of killed 1)"
 for name in stopped killed refused; do
-    wait_for 40 is_over $name || fail "$name goes on, or has left a process: $(processes_of $name)"
+    wait_for 90 is_over $name || fail "$name goes on: $(tail -n 3 $name.log), or has left a process: $(processes_of $name)"
     ! wait "${!name}" || fail "$name ended with success"
 done
 expect 1 "for rank 1 on host .*which does not answer: its process is stopped or gone" stopped.log
