@@ -143,10 +143,11 @@ for ((n = 1; n <= 40; n++)); do
 done
 [ "$n" -gt 6 ] && [ "$n" -lt 40 ] || fail "$n allocations"
 expect 1 "the step's intermediate values" full.txt
-KINORA_EMULATED_CUDA=cudaMalloc:4 refuse "rank 0: GPU 0 has no room for the weights" ranks 2 generate --mesh cfg=2 "${small[@]}"
+weights=$(grep -n "room for the weights" full.txt | head -n 1 | cut -d : -f 1)
+KINORA_EMULATED_CUDA=cudaMalloc:$weights refuse "rank 0: GPU 0 has no room for the weights" ranks 2 generate --mesh cfg=2 "${small[@]}"
 # Of many videos those are made that fit.
 printf '%s\n' '{"prompt": "a"}' '{"prompt": "b", "width": 256, "height": 256}' >sizes.jsonl
-KINORA_EMULATED_MEMORY=40000000 expect_exit 1 generate --prompts sizes.jsonl --out sizes
+KINORA_EMULATED_MEMORY=48000000 expect_exit 1 generate --prompts sizes.jsonl --out sizes
 expect 1 '"name":"0001.mp4",.*"status":"made"' sizes/report.jsonl
 expect 1 '"name":"0002.mp4",.*"status":"failed","reason":"GPU 0 has no room for' sizes/report.jsonl
 KINORA_EMULATED_CUDA=cudaGetDeviceProperties:1 refuse "asking what the GPU is failed in CUDA: unknown error" generate "${small[@]}"
