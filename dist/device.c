@@ -79,7 +79,7 @@ static const char *finer_product(const KnNode *node)
     static const char *const finer[2][2] = {{NULL, "matmul_deep"}, {"matmul_input", "matmul_input_deep"}};
     const KnMatmulAttributes *p = (const KnMatmulAttributes *)node->attributes;
     if (p->gelu)
-        return node->output_count > 1 ? "matmul_gelu_kept" : "matmul_gelu";
+        return "matmul_gelu";
     if (p->transpose_a)
         return node->input_count > 3 ? "matmul_accumulated" : NULL;
     return finer[!p->transpose_b && !p->packed_b][p->k > 4 * p->n];

@@ -7,9 +7,9 @@
  * by the links, or by curves named after the exchange where these were measured.
  *
  * A device may have finer curves of products: `matmul_input` for gradients of inputs, `matmul_accumulated` for
- * those of weights that are added to a sum, `matmul_gelu` and `matmul_gelu_kept` (with its input as another result),
- * `matmul_deep` and `matmul_input_deep` for sums more than four times as long as rows are wide; and where a backend
- * says by which kernels a node runs, curves named after these. */
+ * those of weights that are added to a sum, `matmul_gelu`, `matmul_deep` and `matmul_input_deep` for sums more than
+ * four times as long as rows are wide; and where a backend says by which kernels a node runs, curves named after these.
+ */
 #ifndef KN_DIST_DEVICE_H
 #define KN_DIST_DEVICE_H
 

@@ -58,12 +58,11 @@ void kn_kernel_times_clear(KnKernelTimes *times)
 
 static void say_product(char *out, size_t size, const KnNode *node)
 {
-    static const char *const passes[] = {"",       ", input gradient", ", weight gradient", ", added to a sum",
-                                         ", GELU", ", GELU, kept"};
+    static const char *const passes[] = {"", ", input gradient", ", weight gradient", ", added to a sum", ", GELU"};
     const KnMatmulAttributes *p = (const KnMatmulAttributes *)node->attributes;
     int pass = p->transpose_a ? 2 + (node->input_count > 3) : !p->transpose_b && !p->packed_b;
     if (p->gelu)
-        pass = 4 + (node->output_count > 1);
+        pass = 4;
     snprintf(out, size, "%lld x %lld x %lld %s%s", (long long)p->m, (long long)p->n, (long long)p->k,
              kn_dtype_name(node->inputs[0]->dtype), passes[pass]);
 }

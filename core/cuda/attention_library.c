@@ -18,8 +18,9 @@
 
 enum { DEFAULT_MIB = 2304, ALIGNMENT = 256, LAUNCHES_BESIDE = 3, LAUNCHES_OF_CALL = 3 };
 
-/* FLOP/s and seconds, as docs/gpu.md has them for an H200; that of cuDNN's backward with repeatable bits is a guess. */
-static const double own_rate = 280e12, forward_rate = 560e12, backward_rate = 400e12, launch_seconds = 4e-6;
+/* FLOP/s and seconds, as measured on an H200 (docs/gpu.md): forward, backward; of cuDNN for heads of 64 and of 128. */
+static const double own_rates[2] = {300e12, 230e12}, library_rates[2][2] = {{400e12, 215e12}, {560e12, 410e12}};
+static const double launch_seconds = 4e-6;
 
 struct KnCudaLibrary {
     KnCudnn *cudnn; /* NULL: not to be had, or not asked for yet */
@@ -128,9 +129,11 @@ static int pays(const KnNode *node, const Layout *l)
 {
     double flops = 4 * attributes_of(node)->pairs * (double)kn_tensor_columns(node->inputs[0]);
     double launches = LAUNCHES_BESIDE + LAUNCHES_OF_CALL * (double)(l->span_calls * l->head_calls);
-    if (l->shape.backward)
+    int backward = l->shape.backward != 0;
+    if (backward)
         flops *= 2.5;
-    return flops / (l->shape.backward ? backward_rate : forward_rate) + launches * launch_seconds < flops / own_rate;
+    double library = flops / library_rates[l->shape.size == 128][backward] + launches * launch_seconds;
+    return library < flops / own_rates[backward];
 }
 
 /* The generations for which cuDNN says that bits repeat, and on which that was seen to be fast. */

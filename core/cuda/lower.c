@@ -2,8 +2,8 @@
  *
  * - Biases of products whose results are bfloat16 are rounded to it, once per change of the parameters, since cuBLASLt
  *   adds only such biases for free.
- * - A GELU of such a product, whose input is another output where somebody else reads it. In float32 it stays a pass of
- *   its own: cuBLASLt's tanh is approximate.
+ * - A GELU of such a product, where nobody else reads what enters it: keeping that costs more than a pass of its own.
+ *   In float32 it stays one: cuBLASLt's tanh is approximate.
  * - Adding a float32 product to a sum.
  *
  * What stays a pass of its own, since it is faster so: gradients of biases and of GELU (docs/gpu.md). */
@@ -20,7 +20,7 @@ typedef struct Lowering {
     struct KnCudaFp8 *fp8;
     KnNodeList old;
     int *readers;        /* per tensor: how many operands it is, or lends its memory to */
-    KnNode **activation; /* per tensor: the last GELU of it */
+    KnNode **activation; /* per tensor: a GELU of it */
     KnNode **product;    /* per node: of an addition, the product that it becomes part of */
     char *gone;          /* per node: it is part of another, or comes later */
 } Lowering;
@@ -105,19 +105,16 @@ static int can_apply_gelu(const Lowering *l, const KnNode *product)
 {
     const KnMatmulAttributes *p = product_of(product);
     const KnTensor *result = product->outputs[0];
-    return l->activation[result->id] && result->dtype == KN_BF16 && product->inputs[0]->dtype == KN_BF16 &&
-           p->n % 8 == 0 && p->k % 8 == 0 && p->k > 0;
+    return l->activation[result->id] && l->readers[result->id] == 1 && result->dtype == KN_BF16 &&
+           product->inputs[0]->dtype == KN_BF16 && p->n % 8 == 0 && p->k % 8 == 0 && p->k > 0;
 }
 
 static void apply_gelu(Lowering *l, KnNode *product)
 {
-    KnTensor *before = product->outputs[0];
-    KnNode *activation = l->activation[before->id];
+    KnNode *activation = l->activation[product->outputs[0]->id];
     ((KnMatmulAttributes *)product->attributes)->gelu = 1;
     product->outputs[0] = activation->outputs[0];
     product->outputs[0]->producer = product;
-    product->outputs[1] = before;
-    product->output_count = l->readers[before->id] > 1 ? 2 : 1;
     l->gone[activation->id] = 1;
 }
 

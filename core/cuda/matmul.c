@@ -20,7 +20,7 @@ enum { WORKSPACE_BYTES = 32 << 20, MOST_ALIGNMENT = 16, CANDIDATES = 8 };
 typedef struct Key {
     int64_t m, n, k, count;
     int32_t transpose_a, transpose_b, a_type, b_type, c_type, beta, epilogue, fp8;
-    uint32_t align_a, align_b, align_c, align_d, align_bias, align_before;
+    uint32_t align_a, align_b, align_c, align_d, align_bias, unused;
 } Key;
 
 typedef struct Choice {
@@ -53,8 +53,6 @@ static uint32_t alignment(const void *address)
 
 static cublasLtEpilogue_t epilogue_of(const KnCudaProduct *p)
 {
-    if (p->gelu && p->before)
-        return p->bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
     if (p->gelu)
         return p->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
     return p->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
@@ -85,8 +83,7 @@ static Key key_of(const KnCudaProduct *p)
                  .align_b = alignment(p->b),
                  .align_c = alignment(p->c),
                  .align_d = alignment(p->beta != 0 ? p->d : p->c),
-                 .align_bias = alignment(p->bias),
-                 .align_before = alignment(p->before)};
+                 .align_bias = alignment(p->bias)};
 }
 
 /* ---- making a choice ---- */
@@ -124,7 +121,7 @@ static cublasStatus_t set_all(cublasLtMatmulDesc_t product, const Setting *setti
 /* What a product has beside its operands changes from call to call; the heuristic is shown the first call's. */
 static cublasStatus_t point(Choice *choice, const KnCudaProduct *p)
 {
-    Setting settings[4];
+    Setting settings[3];
     size_t count = 0;
     if (p->fp8) {
         settings[count++] = (Setting){CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &p->inverse_b, sizeof p->inverse_b};
@@ -132,16 +129,13 @@ static cublasStatus_t point(Choice *choice, const KnCudaProduct *p)
     }
     if (p->bias)
         settings[count++] = (Setting){CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p->bias, sizeof p->bias};
-    if (p->before)
-        settings[count++] = (Setting){CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &p->before, sizeof p->before};
     return set_all(choice->product, settings, count);
 }
 
 static cublasStatus_t describe_epilogue(Choice *choice, const KnCudaProduct *p)
 {
-    const Setting settings[] = {{CUBLASLT_MATMUL_DESC_EPILOGUE, &choice->key.epilogue, sizeof choice->key.epilogue},
-                                {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &choice->key.n, sizeof choice->key.n}};
-    cublasStatus_t status = set_all(choice->product, settings, p->before ? 2 : 1);
+    const Setting epilogue = {CUBLASLT_MATMUL_DESC_EPILOGUE, &choice->key.epilogue, sizeof choice->key.epilogue};
+    cublasStatus_t status = set_all(choice->product, &epilogue, 1);
     return status == CUBLAS_STATUS_SUCCESS ? point(choice, p) : status;
 }
 
@@ -310,7 +304,6 @@ static cudaError_t run_matmul(KnCuda *cuda, const KnCall *call)
                              .d = call->inputs[3],
                              .bias = call->inputs[2],
                              .gelu = p->gelu,
-                             .before = node->output_count > 1 ? call->outputs[1] : NULL,
                              .alpha = 1,
                              .beta = (float)adds,
                              .count = 1};

@@ -15,7 +15,6 @@ typedef struct KnCudaProduct {
     const void *d;    /* [m, n], with beta; may be c */
     const void *bias; /* [n], of c's type, or NULL */
     int gelu;         /* c is the GELU (tanh) of all that */
-    void *before;     /* [m, n] of c's type: what enters the GELU, or NULL; 16-byte aligned, n a multiple of 8 */
     float alpha, beta;
     int64_t count; /* products of equal shape, their operands one after another; a bias is for one only */
 } KnCudaProduct;

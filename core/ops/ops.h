@@ -93,7 +93,7 @@ typedef struct KnMatmulAttributes {
     int transpose_a, transpose_b; /* operand is stored [K, M] / [N, K] */
     int packed_b;                 /* b is the output of pack_matrix; transpose_b then says how it was before */
     int fp8;                      /* KnFp8Format of a; b is e4m3: u8 [M,K] and [N,K] of kn_quantize */
-    int gelu;                     /* output 0 is the GELU (tanh) of the product, output 1, if any, what entered it */
+    int gelu;                     /* the output is the GELU (tanh) of the product */
     int64_t m, n, k;
 } KnMatmulAttributes;
 

@@ -133,7 +133,7 @@ static void spans_that_break_the_promise_are_named(void **state)
     } wrong[] = {
         {{9, 10, 10, 10}, "span 1 shares tokens with one before it"},
         {{10, 10, 9, 10}, "span 1 shares tokens with one before it"},
-        {{10, 11, 10, 10}, "span 1 goes beyond the tokens"},
+        {{10, 11, 10, 10}, "span 1 has a negative number or leaves the queries or keys"},
     };
     set("1", NULL, NULL);
     for (int i = 0; i < 3; i++) {

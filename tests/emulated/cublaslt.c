@@ -30,8 +30,6 @@ typedef struct Product {
     int32_t bias_type;
     const void *bias;
     const float *scales[2]; /* of a and b, or NULL */
-    void *before;           /* what enters the GELU is written here */
-    int64_t before_leading;
     const void *a_values, *b_values, *c_values;
     void *d_values;
     float alpha, beta;
@@ -80,8 +78,6 @@ static void read_product(cublasLtMatmulDesc_t from, Product *product)
         {CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &product->bias_type, sizeof product->bias_type},
         {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &product->scales[0], sizeof product->scales[0]},
         {CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &product->scales[1], sizeof product->scales[1]},
-        {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &product->before, sizeof product->before},
-        {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &product->before_leading, sizeof product->before_leading},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         size_t written;
@@ -91,18 +87,12 @@ static void read_product(cublasLtMatmulDesc_t from, Product *product)
 
 static int adds_bias(const Product *p)
 {
-    return p->epilogue == CUBLASLT_EPILOGUE_BIAS || p->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS ||
-           p->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
-}
-
-static int keeps_before(const Product *p)
-{
-    return p->epilogue == CUBLASLT_EPILOGUE_GELU_AUX || p->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
+    return p->epilogue == CUBLASLT_EPILOGUE_BIAS || p->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
 }
 
 static int applies_gelu(const Product *p)
 {
-    return p->epilogue == CUBLASLT_EPILOGUE_GELU || p->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS || keeps_before(p);
+    return p->epilogue == CUBLASLT_EPILOGUE_GELU || p->epilogue == CUBLASLT_EPILOGUE_GELU_BIAS;
 }
 
 static uint64_t rows_of(const Layout *layout, int transpose)
@@ -129,8 +119,6 @@ static int fits(const Product *p)
     int ta = p->transpose_a != CUBLAS_OP_N, tb = p->transpose_b != CUBLAS_OP_N;
     if (p->epilogue != CUBLASLT_EPILOGUE_DEFAULT && !adds_bias(p) && !applies_gelu(p))
         return 0;
-    if (keeps_before(p) && (p->before_leading < (int64_t)p->d.rows || p->d.batch != 1))
-        return 0;
     return columns_of(&p->a, ta) == rows_of(&p->b, tb) && rows_of(&p->a, ta) == p->d.rows &&
            columns_of(&p->b, tb) == p->d.columns && p->c.rows == p->d.rows && p->c.columns == p->d.columns &&
            (p->a.type == p->b.type || is_fp8(&p->a)) && p->c.type == p->d.type && p->a.batch == p->d.batch &&
@@ -148,7 +136,7 @@ static cublasStatus_t describe(Product *product, cublasLtMatmulDesc_t desc, cubl
     int other_bias = product->bias_type >= 0 && (uint32_t)product->bias_type != product->d.type;
     if (!fits_fp8(product))
         return CUBLAS_STATUS_NOT_SUPPORTED;
-    if ((adds_bias(product) && other_bias) || (keeps_before(product) && product->before_leading % 8))
+    if (adds_bias(product) && other_bias)
         return CUBLAS_STATUS_NOT_SUPPORTED;
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -226,7 +214,6 @@ static double gelu(double x)
 
 static void run_element(const Product *p, int64_t batch, uint64_t row, uint64_t column, double sum)
 {
-    Layout before = {.type = p->d.type, .leading = p->before_leading};
     double value = (double)p->alpha * sum;
     for (int i = 0; i < 2; i++)
         value *= p->scales[i] ? (double)*p->scales[i] : 1;
@@ -234,8 +221,6 @@ static void run_element(const Product *p, int64_t batch, uint64_t row, uint64_t 
         value += (double)p->beta * (double)value_at(p->c_values, &p->c, batch, row, column);
     if (adds_bias(p))
         value += (double)bias_at(p, row);
-    if (keeps_before(p))
-        put_value(p->before, &before, 0, row, column, (float)value);
     put_value(p->d_values, &p->d, batch, row, column, (float)(applies_gelu(p) ? gelu(value) : value));
 }
 
@@ -294,8 +279,6 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     cublasStatus_t status = describe(product, desc, a_layout, b_layout, c_layout, d_layout);
     (void)handle, (void)algorithm, (void)workspace, (void)workspace_bytes;
     if (status == CUBLAS_STATUS_SUCCESS && is_fp8(&product->a) && (((uintptr_t)a | (uintptr_t)b | (uintptr_t)d) & 15))
-        status = CUBLAS_STATUS_NOT_SUPPORTED;
-    if (status == CUBLAS_STATUS_SUCCESS && keeps_before(product) && !product->before)
         status = CUBLAS_STATUS_NOT_SUPPORTED;
     if (status != CUBLAS_STATUS_SUCCESS) {
         free(product);
