@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # `kinora plan` against `kinora train`, on one rank and on two: the memory it names is what training takes. Its search
 # answers for thousands of ranks, its device files are what `kinora bench calibrate` writes, and its refusals say why.
+# Labels: slow
 source "$(dirname "$0")/run.sh"
 plan=$root/configs/plan-14b.yaml
 prepare 24

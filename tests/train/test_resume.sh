@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Resuming continues bit for bit: after an orderly end, after SIGTERM, after kill -9, and with damaged checkpoints.
+# Labels: slow
 source "$(dirname "$0")/run.sh"
 prepare 64
 
