@@ -20,9 +20,9 @@ cd "$work"
 failed=()
 
 # ---- libraries: the packed ones, those of the system, of a toolkit, of Python's packages; for our programs alone ----
-libraries=$root/lib
+libraries=$root/lib cached=$(ldconfig -p)
 for library in libcudart.so.13 libcublasLt.so.13 libcudnn.so.9 libnccl.so.2; do
-    ldconfig -p | grep -q "$library " && continue
+    grep -q "$library " <<<"$cached" && continue
     for folder in "${CUDA_HOME:-/usr/local/cuda}"/lib64 \
         $("$python" -c 'import site; print(*[f + "/nvidia/*/lib" for f in site.getsitepackages()])' 2>/dev/null); do
         [ -e "$folder/$library" ] && libraries+=:$folder && break
@@ -73,7 +73,7 @@ diffusers_parity() {
             [ $dtype = f32 ] || bounds=(--report "$fixture/case.json" --factor 1.5)
             echo "$name $dtype"
             ours "$kinora" forward --device cuda --model "$fixture" --inputs "$fixture/case.safetensors" --gradients \
-                --dtype $dtype --out out.safetensors
+                --dtype $dtype --out out.safetensors || { status=1; continue; }
             ours "$build/tests/tool_compare" out.safetensors "$fixture/case.safetensors" "${bounds[@]}" >compare.log ||
                 { grep -v "^ok " compare.log; status=1; }
             tail -n 1 compare.log
@@ -121,13 +121,13 @@ step() { # MODE TOKENS [option ...]
 }
 
 steps() {
-    step train 4096
-    step train 8192
-    step train 32760 --steps 3 || step train 32760 --recompute --steps 3
-    step train 8192 --dtype fp8
-    step sample 4096
-    step sample 8192
-    step sample 32760
+    local status=0 case
+    for case in "train 4096" "train 8192" "train 8192 --dtype fp8" "sample 4096" "sample 8192" "sample 32760"; do
+        # shellcheck disable=SC2086 # several words
+        step $case || status=1
+    done
+    step train 32760 --steps 3 || step train 32760 --recompute --steps 3 || status=1
+    return $status
 }
 
 kernels() { KINORA_PROFILE=1 step "$@" --steps 2 || KINORA_PROFILE=1 step "$@" --recompute --steps 2; }
@@ -146,6 +146,7 @@ section "Runs: recorded against single nodes" on_gpu test_replay
 [ ! -x "$build/tests/test_cudnn_gpu" ] || section "Attention: cuDNN against our own" ours "$build/tests/test_cudnn_gpu"
 section "Parity with diffusers" diffusers_parity
 section "Training: CPU against device" training_parity
+section "Sampling: CPU against device" on_gpu test_sampler_device
 section "Steps of Wan 1.3B" steps
 section "Kernels of a training step, 8,192 tokens" kernels train 8192
 section "Kernels of a training step, 32,760 tokens" kernels train 32760

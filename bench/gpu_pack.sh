@@ -11,7 +11,7 @@ trap 'rm -rf "$stage"' EXIT
 bundle=$stage/kinora-gpu
 mkdir -p "$bundle"/{tests,lib/last,bench}
 
-programs=(kinora kinora-cuda.so tests/{test_ops_emulated,test_products,test_replay,tool_compare})
+programs=(kinora kinora-cuda.so tests/{test_ops_emulated,test_products,test_replay,test_sampler_device,tool_compare})
 [ ! -x "$build/tests/test_cudnn_gpu" ] || programs+=(tests/test_cudnn_gpu)
 for program in "${programs[@]}"; do
     strip -o "$bundle/$program" "$build/$program"

@@ -99,16 +99,26 @@ static KnNodeWork product_work(const KnNode *node, const KnCost *cost)
                         .size = cost->matmul_flops};
 }
 
+/* The curve of attention that a library has no part in: parts of a ring, float32, heads of other widths. */
+static const char *own_attention(const KnNode *node, int64_t width)
+{
+    const KnAttentionAttributes *p = (const KnAttentionAttributes *)node->attributes;
+    int library = !p->partial && node->inputs[0]->dtype == KN_BF16 && (width == 64 || width == 128);
+    if (library)
+        return NULL;
+    return node->op->id == KN_OP_ATTENTION_BACKWARD ? "own_attention_backward" : "own_attention";
+}
+
 static KnNodeWork attention_work(const KnNode *node, const KnCost *cost)
 {
     const KnAttentionAttributes *p = (const KnAttentionAttributes *)node->attributes;
     int64_t heads = p->heads, queries = kn_tensor_rows(node->inputs[0]);
-    int backward = node->op->id == KN_OP_ATTENTION_BACKWARD;
+    int64_t width = heads ? kn_tensor_columns(node->inputs[0]) / heads : 0;
     return (KnNodeWork){.kind = node->op->name,
-                        .finer = backward ? "own_attention_backward" : "own_attention",
+                        .finer = own_attention(node, width),
                         .time = KN_TIME_ATTENTION,
                         .dtype = node->inputs[0]->dtype,
-                        .width = heads ? kn_tensor_columns(node->inputs[0]) / heads : 0,
+                        .width = width,
                         .work = cost->attention_flops,
                         .bytes = cost->bytes,
                         .size = queries ? p->pairs / (double)queries : 0};
@@ -147,8 +157,10 @@ static double rate_of(const KnDevice *device, const KnNodeWork *w)
 {
     static const char *const classes[] = {
         [KN_TIME_MATMUL] = "matmul", [KN_TIME_ATTENTION] = "attention", [KN_TIME_MEMORY] = "memory"};
-    int finer = w->finer && (w->time != KN_TIME_ATTENTION || device->own_attention);
-    const char *const kinds[] = {finer ? w->finer : w->kind, w->kind, classes[w->time]};
+    char own[64];
+    snprintf(own, sizeof own, "own_%s", w->kind);
+    const char *first = device->own_attention && w->time == KN_TIME_ATTENTION ? own : w->finer;
+    const char *const kinds[] = {first ? first : w->kind, w->kind, classes[w->time]};
     double rate = 0;
     for (int i = 0; i < 3 && rate == 0; i++)
         rate = kn_device_rate(device, kinds[i], w->dtype, w->width, w->size);

@@ -79,7 +79,7 @@ typedef enum KnTimeKind {
 
 /* What a node is to a device: the kind, width and work that its time is looked up by. */
 typedef struct KnNodeWork {
-    const char *kind, *finer; /* finer: the curve that counts before, or NULL; of attention, where it is the own one */
+    const char *kind, *finer; /* finer: the curve that counts before, or NULL */
     KnTimeKind time;          /* also the class, whose rate counts where there is none of the kind */
     KnDtype dtype;
     int64_t width;

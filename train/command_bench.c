@@ -214,9 +214,9 @@ static int one_step(Bench *b, int64_t step)
     KN_TRY(kn_train_pass_run(b->pass));
     if (!b->training)
         return kn_twin_pull(b->backend, b->stats, sizeof b->stats); /* waits for the device */
+    KN_TRY(kn_optimizer_step(b->optimizer, step, 1 << 20, step, &norm));
     if (b->fp8.used)
         KN_TRY(kn_fp8_state_step(&b->fp8, b->comm, b->backend));
-    KN_TRY(kn_optimizer_step(b->optimizer, step, 1 << 20, step, &norm));
     kn_train_pass_parameters_changed(b->pass);
     return KN_OK;
 }

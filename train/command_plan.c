@@ -148,8 +148,9 @@ static KnBackend *find_backend(KnDevice *device)
     if (strcmp(device->backend, "cpu") == 0)
         return NULL;
     if (kn_cuda_backend_plan(kn_cuda_plugin_path(), &cuda) == KN_OK)
-        note(device, kn_format("the graph is that of the CUDA backend, with its workspaces and the passes of its "
-                               "kernels over memory; products and attention by their curves"));
+        note(device, kn_format("the graph is that of the CUDA backend, with its workspaces (but cuDNN's, up to "
+                               "KINORA_CUDNN_MIB) and the passes of its kernels over memory; products and attention "
+                               "by their curves, those of 8 bits by that of bf16"));
     else
         note(device, kn_format("the graph is that of no backend, without workspaces, and each node moves its operands "
                                "once: %s",

@@ -22,13 +22,14 @@ int kn_fp8_check(KnBackend *backend, const char *what)
     if (backend->supports(backend, &node))
         return KN_OK;
     return kn_fail(KN_EINPUT,
-                   "%s needs GPUs of compute capability 8.9 or more (Ada, Hopper, Blackwell), but this run computes "
+                   "%s needs GPUs of compute capability 9.0 or more (Hopper, Blackwell), but this run computes "
                    "on %s: take bf16",
                    what, backend->memory ? "an older one" : "the CPU");
 }
 
 void kn_fp8_state_create(KnFp8State *state, int64_t sites)
 {
+    KN_ASSERT(sites > 0);
     if (state->sites == sites)
         return;
     free(state->largest);
@@ -43,6 +44,12 @@ void kn_fp8_state_destroy(KnFp8State *state)
     free(state->largest);
     free(state->table);
     *state = (KnFp8State){0};
+}
+
+void kn_fp8_state_forget(KnFp8State *state)
+{
+    if (state->sites)
+        memset(state->largest, 0, KN_FP8_WINDOW * row_bytes(state));
 }
 
 int kn_fp8_state_place(KnFp8State *state, KnBackend *backend)
@@ -77,7 +84,7 @@ int kn_fp8_state_push(KnFp8State *state, KnBackend *backend)
 /* Of all ranks. */
 static int find_largest(KnFp8State *state, KnComm *comm, float *largest)
 {
-    float *all = kn_alloc((size_t)comm->ranks * row_bytes(state) + 1);
+    float *all = kn_alloc((size_t)comm->ranks * row_bytes(state));
     int code = comm->table->all_gather(comm, state->table + state->sites, all, row_bytes(state),
                                        "the largest values of the step");
     for (int64_t i = 0; i < comm->ranks * state->sites && code == KN_OK; i++) {
@@ -90,7 +97,7 @@ static int find_largest(KnFp8State *state, KnComm *comm, float *largest)
 
 int kn_fp8_state_step(KnFp8State *state, KnComm *comm, KnBackend *backend)
 {
-    float *largest = kn_alloc(row_bytes(state) + 1);
+    float *largest = kn_alloc(row_bytes(state));
     int code = kn_twin_pull(backend, state->table, 2 * row_bytes(state));
     if (code == KN_OK)
         code = find_largest(state, comm, largest);

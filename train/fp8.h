@@ -25,6 +25,7 @@ int kn_fp8_check(KnBackend *backend, const char *what);
 /* Makes room for so many sites; what has been loaded of as many stays. */
 void kn_fp8_state_create(KnFp8State *state, int64_t sites);
 void kn_fp8_state_destroy(KnFp8State *state);
+void kn_fp8_state_forget(KnFp8State *state); /* the magnitudes, as before the first step */
 
 int kn_fp8_state_place(KnFp8State *state, KnBackend *backend); /* on the device, if there is one */
 void kn_fp8_state_withdraw(KnFp8State *state, KnBackend *backend);

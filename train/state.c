@@ -185,8 +185,6 @@ static TensorList list_tensors(const KnTrainState *state)
         list_values(&list, &state->layout, &o->average, KN_CHECKPOINT_AVERAGE);
     list_values(&list, &state->layout, &o->moment1, "moment1.");
     list_values(&list, &state->layout, &o->moment2, "moment2.");
-    if (state->fp8.sites)
-        list_fp8(&list, &state->fp8);
     return list;
 }
 
@@ -243,18 +241,23 @@ static char *counters_to_json(const KnTrainState *state)
                      state->trend.mean, state->trend.variance);
 }
 
-/* A run in another precision has saved none. */
-static void expect_fp8(KnTrainState *state, const KnCheckpoint *checkpoint)
+/* Whether there are magnitudes to load: a run in another precision has saved none, and they begin anew. */
+static int expect_fp8(KnTrainState *state, const KnCheckpoint *checkpoint)
 {
     const KnCheckpointTensor *found = kn_checkpoint_find(checkpoint, KN_CHECKPOINT_FP8);
-    if (state->fp8.used && found && found->dims == 2)
+    if (!state->fp8.used)
+        return 0;
+    kn_fp8_state_forget(&state->fp8);
+    if (found && found->dims == 2)
         kn_fp8_state_create(&state->fp8, found->shape[1]);
+    return found && found->dims == 2;
 }
 
 static int load_state(KnTrainState *state, const KnCheckpoint *checkpoint)
 {
-    expect_fp8(state, checkpoint);
     TensorList list = list_tensors(state);
+    if (expect_fp8(state, checkpoint))
+        list_fp8(&list, &state->fp8);
     int code = kn_checkpoint_load(checkpoint, list.tensors, list.count);
     free_list(&list);
     KN_TRY(code);

@@ -11,7 +11,6 @@
 #include "core/cpu/backend.h"
 #include "core/graph/devices.h"
 #include "core/graph/twin.h"
-#include "core/ops/ops.h"
 #include "dist/backend.h"
 #include "dist/comm.h"
 #include "train/faults.h"
@@ -220,6 +219,7 @@ static int set_up(Trainer *t)
     KN_TRY(kn_backend_open(c->run_device, t->comm, &t->backend));
     if (c->train.precision == KN_PRECISION_FP8)
         KN_TRY(kn_fp8_check(t->backend, "train.precision fp8"));
+    KN_TRY(measure_peak(t)); /* while there is room for its matrices */
     KN_TRY(kn_train_state_create(&t->state, c, t->comm, t->options->resume));
     KN_TRY(place_state(t));
     const KnShardFormat *format = kn_dataset_format(t->state.dataset);
@@ -231,7 +231,6 @@ static int set_up(Trainer *t)
     KN_TRY(create_passes(t));
     KnLoaderOptions loader = loader_options(t, 0);
     KN_TRY(kn_loader_open(&t->loader, &loader));
-    KN_TRY(measure_peak(t));
     report_plan(t);
     kn_rank_times_create(&t->times, t->comm);
     if (t->comm->rank == 0)
@@ -380,9 +379,9 @@ static int run_step(Trainer *t, KnStepMetrics *m, KnFault *fault)
     KN_TRY(run_packs(t, m));
     if (t->stop)
         return KN_OK;
+    KN_TRY(update(t, m, fault));
     if (t->state.fp8.used)
         KN_TRY(kn_fp8_state_step(&t->state.fp8, t->comm, t->backend));
-    KN_TRY(update(t, m, fault));
     t->state.step++;
     t->state.data_step++;
     t->state.updates += !m->skipped;

@@ -138,7 +138,7 @@ const KnConfigRow kn_config_rows[] = {
     {"train.keep_every", KN_CONFIG_INT, AT(train.keep_every), "0",
      "checkpoints of multiples of so many steps stay for ever; 0 = none", .high = 1e12, .no_result = 1},
     {"train.precision", KN_CONFIG_CHOICE, AT(train.precision), "bf16",
-     "of activations and weight copies; fp8: bf16, with products of 8-bit floats in the blocks, on GPUs from Ada on",
+     "of activations and weight copies; fp8: bf16, with products of 8-bit floats in the blocks, on GPUs from Hopper on",
      .choices = "f32|bf16|fp8"},
     {"train.threads", KN_CONFIG_INT, AT(train.threads), "0",
      "threads of a rank; 0 = all cores, shared among the host's ranks", .high = 65536, .no_result = 1},

@@ -139,8 +139,7 @@ static int pays(const KnNode *node, const Layout *l)
 /* The generations for which cuDNN says that bits repeat, and on which that was seen to be fast. */
 static int knows_device(const KnCuda *cuda, int backward)
 {
-    int major = 0;
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, cuda->device);
+    int major = cuda->properties.major;
     return major == 9 || (major == 10 && !backward);
 }
 
@@ -184,6 +183,8 @@ static void choose(KnCuda *cuda, KnNode *node)
 
 void kn_cuda_choose_attention(KnCuda *cuda, KnGraph *graph)
 {
+    if (!cuda->stream) /* for planning, which is the same on every machine */
+        return;
     for (int i = 0; i < graph->node_count && strcmp(setting(), "0") != 0; i++) {
         KnNode *node = graph->nodes[i];
         if (node->op->id == KN_OP_ATTENTION || node->op->id == KN_OP_ATTENTION_BACKWARD)

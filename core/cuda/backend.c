@@ -228,7 +228,7 @@ static int describe_gpu(KnCuda *cuda)
     if (gpu->major < LEAST)
         return kn_fail(KN_EPEER, "GPU %d, a %s, has compute capability %d.%d: kinora's kernels need %d.0 or more",
                        cuda->device, gpu->name, gpu->major, gpu->minor, LEAST);
-    cuda->has_fp8 = 10 * gpu->major + gpu->minor >= 89;
+    cuda->has_fp8 = gpu->major >= 9;
     for (size_t i = 0; i < sizeof gpu->uuid.bytes; i++)
         snprintf(uuid + 2 * i, 3, "%02x", (unsigned char)gpu->uuid.bytes[i]);
     snprintf(cuda->id, sizeof cuda->id, "GPU-%.8s-%.4s-%.4s-%.4s-%.12s", uuid, uuid + 8, uuid + 12, uuid + 16,

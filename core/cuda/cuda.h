@@ -13,7 +13,8 @@
  *     *.cu, kernels.h    the kernels; they take primitives only
  *
  * Everything is queued on one stream, but copies from the host, which go up on another one. Nothing waits for the
- * device but a read by the host. What goes wrong on the device, such as an index that names no row, is left in `fault`
+ * device but a read by the host, freeing memory, staging of what would overwrite bytes still on their way, and timing.
+ * What goes wrong on the device, such as an index that names no row, is left in `fault`
  * and reported by the next read. */
 #ifndef KN_CUDA_CUDA_H
 #define KN_CUDA_CUDA_H
@@ -27,7 +28,7 @@
 typedef struct KnCuda {
     KnBackend base;
     int device;
-    int has_fp8; /* products of 8-bit floats: compute capability 8.9 */
+    int has_fp8; /* products of 8-bit floats: compute capability 9 (8.9 has them, but runs the kernels of 8.0) */
     char id[48];
     struct cudaDeviceProp properties;
     cudaStream_t stream, copies;

@@ -75,14 +75,20 @@ __global__ void __launch_bounds__(KN_THREADS, 4) largest_kernel(KnCudaQuantize q
     keep_largest(most, q.largest);
 }
 
+/* What is infinite becomes no number: the conversion alone would make it finite, and nobody would see it. */
+__device__ __forceinline__ float scaled(float x, float scale)
+{
+    return fmaf(x, 0.0f, x * scale);
+}
+
 /* Bytes of one row of the tile to the columns of its other side. */
 template <bool E5M2> __device__ __forceinline__ void round_each(const float (&values)[EACH], float scale, uint4 &bytes)
 {
     unsigned *words = reinterpret_cast<unsigned *>(&bytes);
 #pragma unroll
     for (int k = 0; k < EACH; k += 4)
-        words[k / 4] = round_pair<E5M2>(values[k] * scale, values[k + 1] * scale) |
-                       round_pair<E5M2>(values[k + 2] * scale, values[k + 3] * scale) << 16;
+        words[k / 4] = round_pair<E5M2>(scaled(values[k], scale), scaled(values[k + 1], scale)) |
+                       round_pair<E5M2>(scaled(values[k + 2], scale), scaled(values[k + 3], scale)) << 16;
 }
 
 template <bool E5M2, bool WIDE, class T>

@@ -192,6 +192,7 @@ static int send_inputs(KnExecutor *executor)
 
 void kn_executor_set_comms(KnExecutor *executor, KnComm *const *comms)
 {
+    executor->bindings += executor->comms != comms; /* what was recorded holds for the former alone */
     executor->comms = comms;
 }
 

@@ -6,8 +6,7 @@
  * not), not both e5m2, with results of bfloat16 or float32, addresses, the sum's length and the result's rows multiples
  * of 16. Scales of other operands are refused.
  *
- * A bias of another type than the result's is refused, and what GELU's input is written to without a pointer, with rows
- * closer than they are long or a leading dimension that is no multiple of 8. */
+ * A bias of another type than the result's is refused. */
 #include "cudart.h"
 
 #include <cublasLt.h>

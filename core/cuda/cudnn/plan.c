@@ -127,6 +127,8 @@ int kn_cudnn_plan(KnCudnn *cudnn, const KnCudnnShape *shape, KnCudnnPlan **plan)
     cudnn->plans = made;
     int code = make(made);
     made->refused = code < 0;
+    if (code < 0)
+        kn_cudnn_graph_clear(&made->graph);
     *plan = code < 0 ? NULL : made;
     return code;
 }
