@@ -270,6 +270,8 @@ static int save_or_reserve(const KnTrainState *state, const KnConfig *config, Kn
                            KnCheckpointReport *report)
 {
     TensorList list = list_tensors(state);
+    if (state->fp8.sites)
+        list_fp8(&list, &state->fp8);
     size_t bytes = 0;
     const void *tokenizer = state->model.tokenizer ? kn_tokenizer_model(state->model.tokenizer, &bytes) : NULL;
     if (tokenizer) {

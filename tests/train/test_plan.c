@@ -450,8 +450,9 @@ static void products_and_attention_have_finer_curves(void **state)
     } cases[] = {{{.kind = "matmul", .time = KN_TIME_MATMUL, .work = 8}, 0, 8},
                  {{.kind = "matmul", .finer = "matmul_deep", .time = KN_TIME_MATMUL, .work = 8}, 0, 4},
                  {{.kind = "matmul", .finer = "matmul_input", .time = KN_TIME_MATMUL, .work = 8}, 0, 8},
-                 {{.kind = "attention", .finer = "own_attention", .time = KN_TIME_ATTENTION, .work = 8}, 0, 2},
-                 {{.kind = "attention", .finer = "own_attention", .time = KN_TIME_ATTENTION, .work = 8}, 1, 1}};
+                 {{.kind = "attention", .time = KN_TIME_ATTENTION, .work = 8}, 0, 2},
+                 {{.kind = "attention", .time = KN_TIME_ATTENTION, .work = 8}, 1, 1},
+                 {{.kind = "attention", .finer = "own_attention", .time = KN_TIME_ATTENTION, .work = 8}, 0, 1}};
     static const char *const kinds[] = {"matmul", "matmul_deep", "attention", "own_attention"};
     KnDevice device = {0};
     (void)state;
