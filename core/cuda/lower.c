@@ -2,8 +2,9 @@
  *
  * - Biases of products whose results are bfloat16 are rounded to it, once per change of the parameters, since cuBLASLt
  *   adds only such biases for free.
- * - A GELU of such a product, where nobody else reads what enters it: keeping that costs more than a pass of its own.
- *   In float32 it stays one: cuBLASLt's tanh is approximate.
+ * - A GELU of such a product, in graphs without a backward: one that keeps what enters it takes longer than a pass of
+ *   its own, and a block that is computed again must have the bits of its first time. In float32 it stays a pass:
+ *   cuBLASLt's tanh is approximate.
  * - Adding a float32 product to a sum.
  *
  * What stays a pass of its own, since it is faster so: gradients of biases and of GELU (docs/gpu.md). */
@@ -19,6 +20,7 @@ typedef struct Lowering {
     KnGraph *graph;
     struct KnCudaFp8 *fp8;
     KnNodeList old;
+    int trains;          /* there is a backward, which may compute a block again, to the bit */
     int *readers;        /* per tensor: how many operands it is, or lends its memory to */
     KnNode **activation; /* per tensor: a GELU of it */
     KnNode **product;    /* per node: of an addition, the product that it becomes part of */
@@ -40,6 +42,7 @@ static void find_readers(Lowering *l)
     for (int i = 0; i < l->old.count; i++) {
         KnNode *node = l->old.nodes[i];
         node->id = i;
+        l->trains |= node->backward;
         for (int k = 0; k < node->input_count; k++) {
             if (!node->inputs[k])
                 continue;
@@ -105,7 +108,7 @@ static int can_apply_gelu(const Lowering *l, const KnNode *product)
 {
     const KnMatmulAttributes *p = product_of(product);
     const KnTensor *result = product->outputs[0];
-    return l->activation[result->id] && l->readers[result->id] == 1 && result->dtype == KN_BF16 &&
+    return !l->trains && l->activation[result->id] && l->readers[result->id] == 1 && result->dtype == KN_BF16 &&
            product->inputs[0]->dtype == KN_BF16 && p->n % 8 == 0 && p->k % 8 == 0 && p->k > 0;
 }
 
