@@ -3,6 +3,7 @@
  * lengths and places (tests/emulated/cudnn.cu). Which nodes are chosen; and that results are those of the CPU for spans
  * that fill the stream, leave gaps, are empty, or are taken in several calls. */
 #include "packed/packed.h"
+#include "plugin_path.h"
 
 #include "core/base/error.h"
 #include "core/base/memory.h"
@@ -182,15 +183,6 @@ static void large_spans_are_chosen_and_others_are_not(void **state)
             fail_msg("%s: %zu and %zu bytes", rows[i].c.name, run.by_library[0], run.by_library[1]);
         packed_destroy(&run);
     }
-}
-
-static char *plugin_path(const char *name)
-{
-    char program[4096];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    program[length > 0 ? length : 0] = '\0';
-    *strrchr(program, '/') = '\0';
-    return kn_format("%s/../%s", program, name);
 }
 
 static int open_backend(void **state)

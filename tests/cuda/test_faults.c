@@ -2,6 +2,7 @@
  * CPU has, names the op, and the backend goes on with the next run. The plugin is linked to libraries that need no GPU
  * (kinora-cuda-emulated.so). */
 #include "base/support.h"
+#include "plugin_path.h"
 
 #include "core/cpu/backend.h"
 #include "core/graph/devices.h"
@@ -86,15 +87,6 @@ static void a_wild_index_is_told_as_on_the_cpu(void **state)
         assert_fails(run_case(c, cuda, c->wild), KN_EINPUT, c->sentence);
         assert_ok(run_case(c, cuda, 0));
     }
-}
-
-static char *plugin_path(const char *name)
-{
-    char program[4096];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    program[length > 0 ? length : 0] = '\0';
-    *strrchr(program, '/') = '\0';
-    return kn_format("%s/../%s", program, name);
 }
 
 int main(void)

@@ -3,6 +3,7 @@
  * GPU at hand, `test_ops_emulated --gpu` runs the same table there, by kinora-cuda.so; `--small` leaves out the large
  * rows, for a plugin that is slow because ThreadSanitizer watches it; so does the sanitizer build. */
 #include "ops/ops_test.h"
+#include "plugin_path.h"
 
 #include "core/base/error.h"
 #include "core/base/memory.h"
@@ -36,15 +37,6 @@ static void check_row(void **state)
         skip();
     }
     op_check(row, cuda);
-}
-
-static char *plugin_path(const char *name)
-{
-    char program[4096];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    program[length > 0 ? length : 0] = '\0';
-    *strrchr(program, '/') = '\0';
-    return kn_format("%s/../%s", program, name);
 }
 
 int main(int argc, char **argv)

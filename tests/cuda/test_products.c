@@ -1,6 +1,8 @@
 /* What the CUDA backend makes of products and of what follows them: biases, GELU and sums in cuBLASLt's epilogues. The
  * plugin is linked to libraries that need no GPU (tests/emulated); with a GPU at hand, `test_products --gpu` runs the
  * same on it, by kinora-cuda.so, and says which form of GELU cuBLASLt has. */
+#include "plugin_path.h"
+
 #include "core/base/bf16.h"
 #include "core/base/error.h"
 #include "core/base/memory.h"
@@ -489,15 +491,6 @@ static void other_products_stay_as_they_are(void **state)
 }
 
 /* ---- all of them ---- */
-
-static char *plugin_path(const char *name)
-{
-    char program[4096];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    program[length > 0 ? length : 0] = '\0';
-    *strrchr(program, '/') = '\0';
-    return kn_format("%s/../%s", program, name);
-}
 
 int main(int argc, char **argv)
 {

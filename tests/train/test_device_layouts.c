@@ -6,17 +6,9 @@
  * unevenly. By `mpirun -n 4` of this program. */
 #include "dist/mpirun.h"
 #include "layouts/step.h"
+#include "plugin_path.h"
 
 #include "core/graph/devices.h"
-
-static char *plugin_path(void)
-{
-    char path[4096];
-    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
-    path[length > 0 ? length : 0] = '\0';
-    *strrchr(path, '/') = '\0';
-    return kn_format("%s/../kinora-cuda-emulated.so", path);
-}
 
 /* The largest difference over all ranks, on each of them. */
 static int gather_worst(KnComm *comm, Trial *trial)
@@ -75,7 +67,7 @@ static int scenario_layouts(KnComm *comm)
     Worlds worlds;
     KnBackend *backend;
     KnComm *alone, *pair;
-    char *plugin = plugin_path();
+    char *plugin = plugin_path("kinora-cuda-emulated.so");
     setenv("KINORA_CUDA_PLUGIN", plugin, 1);
     world_create(&worlds.two, &(WorldOptions){"adamw", KN_PARALLEL_FAST, .packs = 2, .heads = 6});
     world_create(&worlds.four, &(WorldOptions){"adamw", KN_PARALLEL_FAST, .packs = 4, .heads = 6});
@@ -114,7 +106,7 @@ static int run_all(void)
 
 int main(int argc, char **argv)
 {
-    char *plugin = plugin_path();
+    char *plugin = plugin_path("kinora-cuda-emulated.so");
     int built = access(plugin, R_OK) == 0;
     free(plugin);
     if (!built) {
