@@ -99,11 +99,11 @@ static KnNodeWork product_work(const KnNode *node, const KnCost *cost)
                         .size = cost->matmul_flops};
 }
 
-/* The curve of attention that a library has no part in: parts of a ring, float32, heads of other widths. */
+/* The curve of attention that a library has no part in: float32, heads of other widths, spans in any order. */
 static const char *own_attention(const KnNode *node, int64_t width)
 {
     const KnAttentionAttributes *p = (const KnAttentionAttributes *)node->attributes;
-    int library = !p->partial && node->inputs[0]->dtype == KN_BF16 && (width == 64 || width == 128);
+    int library = p->packed && node->inputs[0]->dtype == KN_BF16 && (width == 64 || width == 128);
     if (library)
         return NULL;
     return node->op->id == KN_OP_ATTENTION_BACKWARD ? "own_attention_backward" : "own_attention";

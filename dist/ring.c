@@ -47,9 +47,12 @@ static KnTensor *spans_at(const Ring *r, int step)
                           rows_of(r, owner));
 }
 
-static void expect_pairs(const Ring *r, KnTensor *result)
+/* What the whole promised holds for a part of it. */
+static void promise(const Ring *r, KnTensor *result)
 {
     kn_attention_expect_pairs(result, r->attributes->pairs / r->ring->ranks);
+    if (r->attributes->packed)
+        kn_attention_promise_packed(result);
 }
 
 static void expand_forward(Ring *r, KnTensor *results[2])
@@ -63,7 +66,7 @@ static void expand_forward(Ring *r, KnTensor *results[2])
         }
         KnTensor *part =
             kn_attention_partial(r->graph, r->q, k, v, spans_at(r, step), r->attributes->heads, r->attributes->scale);
-        expect_pairs(r, part);
+        promise(r, part);
         KnTensor *part_lse = part->producer->outputs[1];
         out = out ? kn_attention_merge(r->graph, out, lse, part, part_lse) : part;
         lse = out->producer->outputs[1];
@@ -85,7 +88,7 @@ static void expand_backward(Ring *r, const KnNode *node, KnTensor *results[3])
         }
         kn_attention_backward(r->graph, r->q, k, v, spans_at(r, step), node->inputs[4], node->inputs[5],
                               node->inputs[6], r->attributes->heads, r->attributes->scale, 1, part);
-        expect_pairs(r, part[0]);
+        promise(r, part[0]);
         dq = dq ? kn_add(r->graph, dq, part[0]) : part[0];
         dk = dk ? kn_add(r->graph, dk, part[1]) : part[1];
         dv = dv ? kn_add(r->graph, dv, part[2]) : part[2];
@@ -135,7 +138,7 @@ static void gather_forward(Ring *r, KnTensor *results[2])
     KnTensor *k = gathered(r, r->k, width, "ring k"), *v = gathered(r, r->v, width, "ring v");
     results[0] = kn_attention(r->graph, r->q, k, v, window(r, 1, 0), r->attributes->heads, r->attributes->scale);
     results[1] = results[0]->producer->outputs[1];
-    expect_pairs(r, results[0]);
+    promise(r, results[0]);
 }
 
 /* Own queries against all keys give dq; all queries against own keys give dk and dv. */
@@ -149,8 +152,8 @@ static void gather_backward(Ring *r, const KnNode *node, KnTensor *results[3])
     KnTensor *q = gathered(r, r->q, width, "ring q"), *outs = gathered(r, out, width, "ring out");
     kn_attention_backward(r->graph, q, r->k, r->v, window(r, 0, 1), outs, gathered_lse(r, lse),
                           gathered(r, grad, width, "ring grad"), r->attributes->heads, r->attributes->scale, 1, all);
-    expect_pairs(r, mine[0]);
-    expect_pairs(r, all[0]);
+    promise(r, mine[0]);
+    promise(r, all[0]);
     results[0] = mine[0];
     results[1] = all[1];
     results[2] = all[2];

@@ -62,6 +62,14 @@ static const PackedCase cases[] = {
      .size = 128,
      .span_count = 2,
      .spans = {{0, 33, 0, 20}, {33, 27, 20, 20}}},
+    {.name = "a part of a ring: a span without keys here, one without queries",
+     .queries = 90,
+     .keys = 75,
+     .heads = 2,
+     .size = 64,
+     .span_count = 3,
+     .spans = {{0, 20, 0, 0}, {20, 70, 0, 40}, {0, 0, 40, 35}},
+     .partial = 1},
 };
 enum { CASES = sizeof cases / sizeof *cases };
 

@@ -34,6 +34,31 @@ static KnTensor *leaf_of(KnGraph *graph, const PackedCase *c, int leaf)
     return kn_leaf(graph, KN_ROLE_STATE, dtype, 2, shape, names[leaf]);
 }
 
+static KnTensor *attend(KnGraph *graph, const PackedCase *c, KnTensor *const *leaves)
+{
+    KnTensor *(*op)(KnGraph *, KnTensor *, KnTensor *, KnTensor *, KnTensor *, int64_t, float) =
+        c->partial ? kn_attention_partial : kn_attention;
+    KnTensor *out = op(graph, leaves[0], leaves[1], leaves[2], leaves[SPANS], c->heads, 1 / sqrtf((float)c->size));
+    if (!c->unpromised)
+        kn_attention_promise_packed(out);
+    return out;
+}
+
+static void differentiate(KnGraph *graph, const PackedCase *c, KnTensor *const *leaves, const KnNode *node,
+                          KnTensor **gradients)
+{
+    KnTensor *all[LEAVES] = {NULL};
+    if (c->partial) {
+        KnTensor *out = kn_cast(graph, node->outputs[0], leaves[0]->dtype);
+        kn_attention_backward(graph, leaves[0], leaves[1], leaves[2], leaves[SPANS], out, node->outputs[1], leaves[3],
+                              c->heads, 1 / sqrtf((float)c->size), 1, all);
+        kn_attention_promise_packed(all[0]);
+    } else {
+        node->op->gradient(graph, node, (KnTensor *[]){leaves[3], NULL}, (int[]){1, 1, 1, 0}, all);
+    }
+    memcpy(gradients, all, 3 * sizeof *gradients);
+}
+
 static int build(PackedRun *run, int which)
 {
     const PackedCase *c = run->c;
@@ -41,18 +66,10 @@ static int build(PackedRun *run, int which)
     KnGraph *graph = run->graphs[which] = kn_graph_create();
     for (int i = 0; i < LEAVES; i++)
         leaves[i] = leaf_of(graph, c, i);
-    KnTensor *out =
-        kn_attention(graph, leaves[0], leaves[1], leaves[2], leaves[SPANS], c->heads, 1 / sqrtf((float)c->size));
-    KnNode *node = out->producer;
-    kept[PACKED_OUT] = out;
-    kept[PACKED_LSE] = node->outputs[1];
-    if (!c->unpromised)
-        kn_attention_promise_packed(out);
-    if (which == PACKED_BOTH) {
-        KnTensor *gradients[LEAVES] = {NULL};
-        node->op->gradient(graph, node, (KnTensor *[]){leaves[3], NULL}, (int[]){1, 1, 1, 0}, gradients);
-        memcpy(kept + PACKED_DQ, gradients, 3 * sizeof *gradients);
-    }
+    kept[PACKED_OUT] = attend(graph, c, leaves);
+    kept[PACKED_LSE] = kept[PACKED_OUT]->producer->outputs[1];
+    if (which == PACKED_BOTH)
+        differentiate(graph, c, leaves, kept[PACKED_OUT]->producer, kept + PACKED_DQ);
     int count = which == PACKED_BOTH ? PACKED_RESULTS : PACKED_DQ;
     if (run->backend->lower)
         run->backend->lower(run->backend, graph);
