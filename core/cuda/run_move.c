@@ -86,18 +86,28 @@ static cudaError_t run_swap_axes(KnCuda *cuda, const KnCall *call)
     return kn_cuda_copy_pieces(&pieces, cuda->stream);
 }
 
-/* Between rows and groups of their columns that lie one after another. */
+/* Between rows and groups of their columns that lie one after another; groups of one width together. */
 static cudaError_t run_groups(KnCuda *cuda, const KnCall *call, int together)
 {
     const KnGroupAttributes *p = (const KnGroupAttributes *)call->node->attributes;
     int64_t element = element_bytes(call->node->inputs[0]), row = p->cuts[p->groups] * element;
     cudaError_t result = cudaSuccess;
-    for (int i = 0; i < p->groups && result == cudaSuccess; i++) {
+    for (int i = 0, count; i < p->groups && result == cudaSuccess; i += count) {
+        count = kn_cuda_alike_groups(p, i);
         int64_t start = p->cuts[i] * element, size = (p->cuts[i + 1] - p->cuts[i]) * element;
+        int64_t in_group = start * p->rows;
         char *to = call->outputs[0];
         const char *from = call->inputs[0];
-        result = together ? copy_rows(cuda, to + start * p->rows, size, from + start, row, p->rows, size)
-                          : copy_rows(cuda, to + start, row, from + start * p->rows, size, p->rows, size);
+        KnCudaPieces pieces = {.to = to + (together ? in_group : start),
+                               .from = from + (together ? start : in_group),
+                               .pieces = count * p->rows,
+                               .bytes = size,
+                               .inner = p->rows,
+                               .to_outer = together ? p->rows * size : size,
+                               .to_inner = together ? size : row,
+                               .from_outer = together ? size : p->rows * size,
+                               .from_inner = together ? row : size};
+        result = kn_cuda_copy_pieces(&pieces, cuda->stream);
     }
     return result;
 }

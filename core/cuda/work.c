@@ -94,9 +94,22 @@ static int pad(const KnNode *node, KnKernelWork *list)
     return several(node, list, 3);
 }
 
+int kn_cuda_alike_groups(const KnGroupAttributes *p, int first)
+{
+    int64_t width = p->cuts[first + 1] - p->cuts[first];
+    int count = 1;
+    while (first + count < p->groups && p->cuts[first + count + 1] - p->cuts[first + count] == width)
+        count++;
+    return count;
+}
+
 static int groups(const KnNode *node, KnKernelWork *list)
 {
-    return several(node, list, (int)((const KnGroupAttributes *)node->attributes)->groups);
+    const KnGroupAttributes *p = (const KnGroupAttributes *)node->attributes;
+    int launches = 0;
+    for (int i = 0; i < p->groups; i += kn_cuda_alike_groups(p, i))
+        launches++;
+    return several(node, list, launches);
 }
 
 static int reduce(const KnNode *node, KnKernelWork *list)
