@@ -19,6 +19,12 @@ paste <(losses one) <(losses two) | awk 'BEGIN { worst = 0 }
     END { print "largest relative difference of the losses:", worst; exit !(worst <= 1e-5) }' ||
     fail "one and two ranks differ by more than 1e-5"
 
+# Weights that are rounded before they are gathered are those that are rounded after.
+for stage in 1 3; do
+    ranks 2 "stage_$stage" --set train.precision=bf16 --set train.steps=3 --set parallel.shard=2 --set parallel.zero=$stage
+done
+[ "$(losses stage_1)" = "$(losses stage_3)" ] || fail "weights gathered in bfloat16 give other losses"
+
 # A checkpoint of two ranks goes on on one.
 cp -r two moved
 rm -rf "moved/checkpoints/step-$(printf %08d $steps)"
