@@ -359,9 +359,9 @@ static KnTensor *self_attention(Pass *p, Attention *a)
     if (axis_size(p, KN_AXIS_ULYSSES) == 1)
         return attend(p, a, ring);
     HeadExchange e = plan_exchange(p, a);
-    a->q = to_heads(p, &e, a->q, "ulysses q");
+    a->v = to_heads(p, &e, a->v, "ulysses v"); /* in the order in which the model computes them */
     a->k = to_heads(p, &e, a->k, "ulysses k");
-    a->v = to_heads(p, &e, a->v, "ulysses v");
+    a->q = to_heads(p, &e, a->q, "ulysses q");
     a->heads = (e.columns[e.rank + 1] - e.columns[e.rank]) / a->head_size;
     return to_rows(p, &e, attend(p, a, ring));
 }

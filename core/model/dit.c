@@ -186,13 +186,12 @@ static KnTensor *attend(Builder *b, KnTensor *x, KnTensor *context, const char *
 {
     int64_t heads = b->config->heads;
     float scale = (float)(1 / sqrt((double)(b->config->hidden / heads)));
-    KnTensor *q = normed(b, attention_linear(b, x, which, "to_q"), which, "norm_q");
-    KnTensor *k = normed(b, attention_linear(b, context, which, "to_k"), which, "norm_k");
+    /* What is ready first can be on its way to other ranks while the rest is computed. */
     KnTensor *v = attention_linear(b, context, which, "to_v");
-    if (rotate) {
-        q = rotated(b, q);
-        k = rotated(b, k);
-    }
+    KnTensor *k = normed(b, attention_linear(b, context, which, "to_k"), which, "norm_k");
+    k = rotate ? rotated(b, k) : k;
+    KnTensor *q = normed(b, attention_linear(b, x, which, "to_q"), which, "norm_q");
+    q = rotate ? rotated(b, q) : q;
     KnTensor *out = kn_attention(b->graph, q, k, v, rotate ? b->in->self_spans : b->in->cross_spans, heads, scale);
     double pairs = rotate ? b->in->self_pairs : b->in->cross_pairs;
     kn_attention_promise_packed(out); /* as streams are filled */
