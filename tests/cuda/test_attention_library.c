@@ -3,7 +3,7 @@
  * lengths and places (tests/emulated/cudnn.cu). Which nodes are chosen; and that results are those of the CPU for spans
  * that fill the stream, leave gaps, are empty, or are taken in several calls. */
 #include "packed/packed.h"
-#include "plugin_path.h"
+#include "built_path.h"
 
 #include "core/base/error.h"
 #include "core/base/memory.h"

@@ -2,6 +2,7 @@
 /* On a GPU: attention by cuDNN against our own kernels, by kinora-cuda.so, in errors and in speed; skipped without one.
  * After each case it prints what was found, so that a run that is cut off says what it can. `test_cudnn_gpu SECONDS`
  * begins no case after that many (12). */
+#include "built_path.h"
 #include "packed/packed.h"
 
 #include "core/base/clock.h"
@@ -197,11 +198,7 @@ int main(int argc, char **argv)
     KnBackend *cuda;
     double start = kn_seconds_now(), most = argc > 1 ? atof(argv[1]) : DEFAULT_SECONDS;
     int failures = 0;
-    char program[4096];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    program[length > 0 ? length : 0] = '\0';
-    *strrchr(program, '/') = '\0';
-    char *path = kn_format("%s/../kinora-cuda.so", program);
+    char *path = plugin_path("kinora-cuda.so");
     if (access(path, R_OK) != 0 || kn_cuda_backend_open(path, 0, &cuda) < 0) {
         printf("%s: skipped\n", access(path, R_OK) != 0 ? "built without CUDA" : kn_error_message());
         free(path);

@@ -3,6 +3,7 @@
  * those that its engines know, engines whose bits repeat exist, their kernels compile, and the backward keeps the
  * gradients of all scores, which is what makes its bits repeat. A driver that only nods (tests/driver) is loaded first,
  * since cuDNN gives it what it has compiled. */
+#include "built_path.h"
 #include "core/cuda/cudnn/cudnn.h"
 
 #include "core/base/error.h"
@@ -74,23 +75,13 @@ static void what_no_engine_takes_is_refused_with_a_sentence(void **state)
     }
 }
 
-/* Where this program lies. */
-static const char *folder(void)
-{
-    static char program[4096];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    program[length > 0 ? length : 0] = '\0';
-    *strrchr(program, '/') = '\0';
-    return program;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plans_are_built),
         cmocka_unit_test(what_no_engine_takes_is_refused_with_a_sentence),
     };
-    char *driver = kn_format("%s/driver/libcuda.so.1", folder());
+    char *driver = built_path("driver/libcuda.so.1");
     if (!dlopen(driver, RTLD_NOW | RTLD_GLOBAL)) {
         printf("%s\n", dlerror());
         return 1;

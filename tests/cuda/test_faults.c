@@ -2,7 +2,7 @@
  * CPU has, names the op, and the backend goes on with the next run. The plugin is linked to libraries that need no GPU
  * (kinora-cuda-emulated.so). */
 #include "base/support.h"
-#include "plugin_path.h"
+#include "built_path.h"
 
 #include "core/cpu/backend.h"
 #include "core/graph/devices.h"

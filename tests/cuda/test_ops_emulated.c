@@ -3,7 +3,7 @@
  * GPU at hand, `test_ops_emulated --gpu` runs the same table there, by kinora-cuda.so; `--small` leaves out the large
  * rows, for a plugin that is slow because ThreadSanitizer watches it; so does the sanitizer build. */
 #include "ops/ops_test.h"
-#include "plugin_path.h"
+#include "built_path.h"
 
 #include "core/base/error.h"
 #include "core/base/memory.h"

@@ -1,7 +1,7 @@
 /* What the CUDA backend makes of products and of what follows them: biases, GELU and sums in cuBLASLt's epilogues. The
  * plugin is linked to libraries that need no GPU (tests/emulated); with a GPU at hand, `test_products --gpu` runs the
  * same on it, by kinora-cuda.so, and says which form of GELU cuBLASLt has. */
-#include "plugin_path.h"
+#include "built_path.h"
 
 #include "core/base/bf16.h"
 #include "core/base/error.h"

@@ -2,6 +2,7 @@
 /* The communicator over NCCL, by `mpirun -n K` of this program (mpirun.h), on libraries that need no GPU
  * (tests/emulated): what it moves, that it waits for the computing stream and makes that wait, and what it says when
  * ranks part ways, freeze or die, and when NCCL fails. */
+#include "built_path.h"
 #include "comm_cases.h"
 #include "core/base/activity.h"
 #include "mpirun.h"
@@ -21,15 +22,6 @@ typedef struct Device {
 } Device;
 static Device device;
 
-static char *beside_program(const char *name)
-{
-    char path[4096];
-    ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
-    path[length] = '\0';
-    *strrchr(path, '/') = '\0';
-    return kn_format("%s/%s", path, name);
-}
-
 static int find(void *library, const char *name, void *function)
 {
     void *symbol = dlsym(library, name);
@@ -41,7 +33,7 @@ static int find(void *library, const char *name, void *function)
 
 static int open_nccl(KnComm *host, KnComm **comm)
 {
-    char *path = beside_program("libkinora-emulated.so"), *plugin = beside_program("../kinora-cuda-emulated.so");
+    char *path = built_path("libkinora-emulated.so"), *plugin = plugin_path("kinora-cuda-emulated.so");
     setenv("KINORA_EMULATED_UNIFIED", "1", 1); /* what is exchanged lies in the host's memory */
     void *library = dlopen(path, RTLD_NOW);
     KN_TRY(library ? KN_OK : kn_fail(KN_EFORMAT, "%s", dlerror()));
@@ -365,7 +357,7 @@ static int scenario_hangs(KnComm *host)
 static int scenario_no_gpu(KnComm *host)
 {
     KnComm *comm;
-    char *path = beside_program("../kinora-cuda.so");
+    char *path = built_path("../kinora-cuda.so");
     int code = kn_comm_nccl_open(host, path, NULL, &comm);
     free(path);
     if (code == KN_OK)
@@ -484,7 +476,7 @@ static void failures_of_nccl_are_named_and_end_the_job(void **state)
 
 static void a_plugin_that_cannot_work_says_why(void **state)
 {
-    char *plugin = beside_program("../kinora-cuda.so");
+    char *plugin = built_path("../kinora-cuda.so");
     (void)state;
     if (access(plugin, R_OK) == 0) /* it is built where there is nvcc, and not under the sanitizers */
         fails_on(2, "no_gpu", "finding the GPU failed in CUDA: ", 1, WITHIN);
@@ -509,7 +501,7 @@ static int run_all(void)
 
 int main(int argc, char **argv)
 {
-    char *plugin = beside_program("../kinora-cuda-emulated.so");
+    char *plugin = plugin_path("kinora-cuda-emulated.so");
     int built = access(plugin, R_OK) == 0;
     free(plugin);
     if (!built) {

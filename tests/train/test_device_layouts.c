@@ -6,7 +6,7 @@
  * unevenly. By `mpirun -n 4` of this program. */
 #include "dist/mpirun.h"
 #include "layouts/step.h"
-#include "plugin_path.h"
+#include "built_path.h"
 
 #include "core/graph/devices.h"
 

@@ -3,6 +3,7 @@
  * kinora-cuda-emulated.so; each scenario runs in a process of its own, since it reads its settings when it begins. With
  * a GPU at hand, `test_replay --gpu` does the same there, by kinora-cuda.so, and says how long a pass takes. */
 #include "base/support.h"
+#include "built_path.h"
 
 #include "core/base/clock.h"
 #include "core/base/random.h"
@@ -491,11 +492,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(memory_that_was_written_may_change_at_once),
     };
     int gpu = argc > 1 && strcmp(argv[1], "--gpu") == 0;
-    char program[4096];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    program[length > 0 ? length : 0] = '\0';
-    *strrchr(program, '/') = '\0';
-    plugin = kn_format("%s/../%s", program, gpu ? "kinora-cuda.so" : "kinora-cuda-emulated.so");
+    plugin = plugin_path(gpu ? "kinora-cuda.so" : "kinora-cuda-emulated.so");
     if (access(plugin, R_OK) != 0) {
         printf("%s: built without CUDA: skipped\n", plugin);
         return SKIPPED;
