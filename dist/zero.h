@@ -3,7 +3,7 @@
  * The buffer of each block is cut into one contiguous range for each rank of KN_GROUP_ZERO, at rows of parameters; the
  * matrices that Muon updates as wholes are not cut. By stage (Rajbhandari et al., 2020, "ZeRO"): 1 cuts moments and
  * averages, 2 also gradients, 3 also weights, which are then gathered block by block, the next block's while the
- * present one computes, and again for the backward. */
+ * present one computes, and again for the backward; what is used in bfloat16 is rounded before. */
 #ifndef KN_DIST_ZERO_H
 #define KN_DIST_ZERO_H
 

@@ -5,8 +5,8 @@
  * device: a plan is for as many spans as the table has room for, each as long as the stream. KINORA_CUDNN=0 chooses
  * none, 1 all that can be.
  *
- * Parts of a ring want results in float32, which no engine gives: they come in bfloat16, into the workspace, and are
- * widened before they are merged or added.
+ * Parts of a ring want results in float32. Gradients come so only from engines that add them in any order; so all
+ * results come in bfloat16, into the workspace, and are widened before they are merged or added.
  *
  * A call of the backward writes the gradient of all its scores to memory, since that makes its bits repeat. So its
  * spans or its heads are taken in several calls where one would need more than KINORA_CUDNN_MIB. */
