@@ -99,7 +99,8 @@ typedef struct KnMatmulAttributes {
 
 /* C[M,N] of `dtype` = op(A)[M,K] op(B)[K,N] + bias[N]; A and B of one dtype, bias f32 or NULL.
  * Backends' lowering passes alone make `gelu`, `fp8` (with inverses of scales as inputs 4 and 5), biases in the
- * result's dtype, and products that are added to input 3 (f32 state, or a view) and have no output. */
+ * result's dtype, and products with an input 3: with an output they add it to that, of its shape and dtype; without one
+ * they are added to it (f32 state, or a view). */
 KnTensor *kn_matmul(KnGraph *graph, KnTensor *a, int transpose_a, KnTensor *b, int transpose_b, KnTensor *bias,
                     KnDtype dtype);
 /* y[L,out] = x[L,in] weight[out,in]^T + bias; weight is cast to x's dtype. bias may be NULL. Result in x's dtype. */

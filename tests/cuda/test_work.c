@@ -129,6 +129,38 @@ static void the_graph_is_the_backends(void **state)
     clear_training(&t);
 }
 
+/* In each of two blocks the cross-attention's residual and the gradients of what q, k and v are made of; of the text's
+ * all products but the first, whose sum goes through both blocks. */
+static void products_that_add_are_named_and_counted(void **state)
+{
+    Training t;
+    int adding = 0, apart = 0;
+    (void)state;
+    build_training(&t, cuda);
+    for (int i = 0; i < t.pass.built.graph->node_count; i++) {
+        const KnNode *node = t.pass.built.graph->nodes[i];
+        for (int k = 0; k < 2 && node->op->id == KN_OP_ADD; k++)
+            apart += node->inputs[k]->producer && node->inputs[k]->producer->op->id == KN_OP_MATMUL;
+        if (node->op->id != KN_OP_MATMUL || node->input_count < 4 || node->output_count == 0)
+            continue;
+        const KnMatmulAttributes *p = (const KnMatmulAttributes *)node->attributes;
+        KnDevice device = {0};
+        KnKernelTimes times = {0};
+        KnTimeKind kind;
+        double bias = node->inputs[2] ? 2.0 * (double)p->n : 0;
+        kn_node_seconds(node, cuda, &device, &kind, &times);
+        assert_int_equal(times.count, 1);
+        assert_non_null(strstr(times.rows[0].shape, " and sum"));
+        assert_int_equal(node->inputs[2] != NULL, strstr(times.rows[0].shape, "input gradient") == NULL);
+        assert_true(kn_node_work(node).bytes == 2.0 * (double)(p->m * p->k + p->k * p->n + 2 * p->m * p->n) + bias);
+        kn_kernel_times_clear(&times);
+        adding++;
+    }
+    assert_int_equal(adding, 2 * 3 + 3);
+    assert_int_equal(apart, 0);
+    clear_training(&t);
+}
+
 int main(void)
 {
     static const char path[] = "../kinora-cuda-emulated.so"; /* from the folder of tests, where they run */
@@ -142,6 +174,7 @@ int main(void)
         cmocka_unit_test(kernels_of_a_node_are_added_up_by_hand),
         cmocka_unit_test(no_node_moves_much_more_than_its_operands),
         cmocka_unit_test(the_graph_is_the_backends),
+        cmocka_unit_test(products_that_add_are_named_and_counted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

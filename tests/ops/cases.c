@@ -32,6 +32,25 @@ static KnTensor *build_linear(OpTrial *t, const int64_t *n)
     return kn_linear(t->graph, x, w, bias);
 }
 
+/* n: rows, in, out, the sum's first operand is the product */
+static KnTensor *build_linear_residual(OpTrial *t, const int64_t *n)
+{
+    KnTensor *y = build_linear(t, n), *x = leaf_x(t, n[0], n[2]);
+    return n[3] ? kn_add(t->graph, y, x) : kn_add(t->graph, x, y);
+}
+
+/* Two products of one x, so that its gradient is a sum of two as well. n: rows, in, out */
+static KnTensor *build_two_linears(OpTrial *t, const int64_t *n)
+{
+    LeafKind weight = {.role = KN_ROLE_PARAMETER, .dtype = KN_F32, .wanted = 1, .spread = 0.5};
+    KnTensor *x = leaf_x(t, n[0], n[1]), *y[2];
+    for (int i = 0; i < 2; i++) {
+        KnTensor *w = leaf(t, weight, 2, (int64_t[]){n[2], n[1]});
+        y[i] = kn_linear(t->graph, x, w, i ? leaf_f32(t, 1, n[2]) : NULL);
+    }
+    return kn_add(t->graph, y[0], y[1]);
+}
+
 static KnTensor *build_sum_rows(OpTrial *t, const int64_t *n)
 {
     return kn_sum_rows(t->graph, leaf_x(t, n[0], n[1]));
@@ -431,7 +450,8 @@ enum {
     ONE = OP_ONE_DTYPE,
     FORWARD = OP_NO_GRADIENT,
     STATE = OP_ONE_DTYPE | OP_NO_GRADIENT,
-    PART = OP_NO_GRADIENT | OP_BF16_PRODUCT
+    PART = OP_NO_GRADIENT | OP_BF16_PRODUCT,
+    SUM = OP_LAST | OP_BF16_PRODUCT /* what is made on the way is rounded, or not where it is part of another */
 };
 
 const OpCase op_cases[] = {
@@ -448,6 +468,13 @@ const OpCase op_cases[] = {
     {"linear 1x1x1", build_linear, {1, 1, 1}, 0},
     {"linear 12x7x10", build_linear, {12, 7, 10}, 0},
     {"linear 257x96x131", build_linear, {257, 96, 131}, OP_LARGE},
+    {"linear and a residual 1x1x1", build_linear_residual, {1, 1, 1, 0}, SUM},
+    {"linear and a residual 12x7x10", build_linear_residual, {12, 7, 10, 1}, SUM},
+    {"linear and a residual 67x32x48", build_linear_residual, {67, 32, 48, 0}, SUM | OP_LARGE},
+    {"linear and a residual over nothing", build_linear_residual, {5, 0, 10, 0}, SUM},
+    {"linear and a residual of no rows", build_linear_residual, {0, 7, 10, 0}, SUM},
+    {"two linears 9x13x7", build_two_linears, {9, 13, 7}, SUM},
+    {"two linears 67x32x48", build_two_linears, {67, 32, 48}, SUM | OP_LARGE},
     {"sum_rows 1x1", build_sum_rows, {1, 1}, FORWARD},
     {"sum_rows 131x37", build_sum_rows, {131, 37}, FORWARD},
     {"sum_rows 521x261", build_sum_rows, {521, 261}, FORWARD | OP_LARGE},
