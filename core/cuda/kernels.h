@@ -73,6 +73,23 @@ cudaError_t kn_cuda_scatter_rows(int bf16, const void *x, const int32_t *index, 
 cudaError_t kn_cuda_sum_rows(int bf16, const void *x, float *out, int64_t rows, int64_t columns, float *workspace,
                              cudaStream_t stream);
 
+/* ---- rope.cu ---- */
+
+/* x and out [tokens, heads * head], positions [tokens, 3], table [table_rows, head] of (cos, sin). */
+typedef struct KnCudaRope {
+    const void *x;
+    void *out;
+    const int32_t *positions;
+    const float *table;
+    int64_t tokens, heads, head, table_rows;
+    int axis_pairs[3], inverse;
+    KnCudaFault *fault;
+} KnCudaRope;
+cudaError_t kn_cuda_rope(int bf16, const KnCudaRope *rope, cudaStream_t stream);
+/* out [rows, 2 half] = [cos(t f_i) | sin(t f_i)], f_i = 10000^(-i / half), of |t| up to some thousands. */
+cudaError_t kn_cuda_timestep_embedding(const float *timesteps, float *out, int64_t rows, int64_t half,
+                                       cudaStream_t stream);
+
 /* ---- norm.cu: what a kernel does not use is NULL ---- */
 
 typedef struct KnCudaNorm {
@@ -90,6 +107,7 @@ typedef struct KnCudaNorm {
     float *dsquares;      /* [tokens]: sums of squares, or their gradient */
     float *sums[2];       /* gradients of weight and bias, or of scale and shift */
     float *workspace;
+    KnCudaRope rope; /* of an RMS norm: how its result is turned; without a table not at all */
     KnCudaFault *fault;
 } KnCudaNorm;
 /* y = (x - mean) / deviation, times weight plus bias, or times 1 + scale plus shift. */
@@ -119,23 +137,6 @@ cudaError_t kn_cuda_modulate(int bf16, const KnCudaModulate *modulate, cudaStrea
 /* Per row, sums of x other and of x, x being the gradient. */
 cudaError_t kn_cuda_modulate_sums(int bf16, const KnCudaModulate *modulate, const void *other, float *factor_sum,
                                   float *term_sum, float *workspace, cudaStream_t stream);
-
-/* ---- rope.cu ---- */
-
-/* x and out [tokens, heads * head], positions [tokens, 3], table [table_rows, head] of (cos, sin). */
-typedef struct KnCudaRope {
-    const void *x;
-    void *out;
-    const int32_t *positions;
-    const float *table;
-    int64_t tokens, heads, head, table_rows;
-    int axis_pairs[3], inverse;
-    KnCudaFault *fault;
-} KnCudaRope;
-cudaError_t kn_cuda_rope(int bf16, const KnCudaRope *rope, cudaStream_t stream);
-/* out [rows, 2 half] = [cos(t f_i) | sin(t f_i)], f_i = 10000^(-i / half), of |t| up to some thousands. */
-cudaError_t kn_cuda_timestep_embedding(const float *timesteps, float *out, int64_t rows, int64_t half,
-                                       cudaStream_t stream);
 
 /* ---- loss.cu: `sums` has KN_CUDA_SUM_BLOCKS floats of scratch ---- */
 

@@ -17,6 +17,9 @@ void kn_cuda_find_additions(const KnNodeList *nodes, const int *readers, KnNode 
 /* The product as it stands in the addition's place. */
 KnNode *kn_cuda_add_to(KnNode *product, const KnNode *addition);
 
+/* Rotary positions in the pass of the norm before them (lower_rope.c): those nodes are then gone. */
+void kn_cuda_turn_in_norms(const KnNodeList *nodes, const int *readers, char *gone);
+
 /* Products in 8 bits (lower_fp8.c), where the graph has the leaf KN_FP8_LEAF; else all of it does nothing. */
 struct KnCudaFp8 *kn_cuda_fp8_begin(KnGraph *graph); /* before its nodes are taken */
 /* Right before the product, whatever has become part of it, is put back. */

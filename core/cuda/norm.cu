@@ -1,6 +1,7 @@
-/* Layer norm (plain, affine, modulated) and RMS norm, also of rows of which only some columns are here. A team of
- * threads, a warp for rows that are not too long or else a block, takes a row and reads it once from memory; the passes
+/* Layer norm (plain, affine, modulated) and RMS norm, also of rows of which only some columns are here, and turned by
+ * rotary positions in the same pass. A team of threads, a warp for rows that are not too long or else a block, takes a row and reads it once from memory; the passes
  * after the first find it in the cache. Statistics are in float32. */
+#include "core/cuda/rope.h"
 #include "core/cuda/row_sum.h"
 
 namespace
@@ -22,11 +23,13 @@ template <int TEAM> __device__ __forceinline__ float team_sum(float value)
     return TEAM == 32 ? kn_warp_sum(value) : kn_block_sum(value);
 }
 
-/* f(column, values of x) for each vector of a row, by the threads of a team. */
-template <int TEAM, int LANES, class T, class F>
+/* f(column, values of x) for each vector of a row, by the threads of a team, so many under way together; fewer where
+ * angles take registers too. */
+constexpr int AT_ONCE = 6, TURNED_AT_ONCE = 2;
+template <int TEAM, int LANES, int COUNT = AT_ONCE, class T, class F>
 __device__ __forceinline__ void each(const T *row, int64_t columns, F f)
 {
-#pragma unroll 6
+#pragma unroll COUNT
     for (int64_t c = (int64_t)(threadIdx.x % TEAM) * LANES; c < columns; c += TEAM * LANES) {
         float values[LANES];
         kn_read<LANES>(row + c, values);
@@ -188,7 +191,8 @@ template <class T, int TEAM, int LANES> __device__ __forceinline__ float squares
 }
 
 /* Where `squares` is given, they are those of all `total_columns` columns of the row. */
-template <class T, int TEAM, int LANES> __global__ void __launch_bounds__(KN_THREADS) rms_norm_kernel(KnCudaNorm n)
+template <class T, int TEAM, int LANES, bool TURNS>
+__global__ void __launch_bounds__(KN_THREADS) rms_norm_kernel(KnCudaNorm n)
 {
     const int64_t token = token_of_team<TEAM>();
     if (token >= n.tokens)
@@ -199,12 +203,15 @@ template <class T, int TEAM, int LANES> __global__ void __launch_bounds__(KN_THR
     const float rstd = rsqrtf(squares / (float)n.total_columns + n.eps);
     if (leads_team<TEAM>() && n.stats)
         n.stats[token] = rstd;
-    each<TEAM, LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+    const KnAngles angles = TURNS ? kn_angles_of(n.rope, token) : KnAngles{};
+    each<TEAM, LANES, TURNS ? TURNED_AT_ONCE : AT_ONCE>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
         float weight[LANES];
         kn_read_floats<LANES>(n.weight + c, weight);
 #pragma unroll
         for (int k = 0; k < LANES; k++)
             v[k] = v[k] * rstd * weight[k];
+        if (TURNS)
+            kn_turn(n.rope, angles, c, v, [&] { return kn_widen(x[c ^ 1]) * rstd * n.weight[c ^ 1]; });
         kn_write<LANES>(y + c, v);
     });
 }
@@ -289,7 +296,8 @@ __global__ void __launch_bounds__(KN_THREADS) squares_backward_kernel(KnCudaNorm
 
 bool is_wide(const KnCudaNorm &n, int lanes)
 {
-    return n.columns % lanes == 0 && kn_aligned(n.x, n.y, n.grad) && kn_aligned(n.weight, n.bias) &&
+    const bool heads_fit = !n.rope.table || n.rope.head % lanes == 0;
+    return n.columns % lanes == 0 && heads_fit && kn_aligned(n.x, n.y, n.grad) && kn_aligned(n.weight, n.bias) &&
            kn_aligned(n.scale, n.shift);
 }
 
@@ -322,7 +330,8 @@ unsigned blocks_of(const KnCudaNorm &n, int team)
     }
 #define LAYER_NORM(T, TEAM, LANES) layer_norm_kernel<T, TEAM, LANES>
 #define LAYER_NORM_BACKWARD(T, TEAM, LANES) layer_norm_backward_kernel<T, TEAM, LANES>
-#define RMS_NORM(T, TEAM, LANES) rms_norm_kernel<T, TEAM, LANES>
+#define RMS_NORM(T, TEAM, LANES) rms_norm_kernel<T, TEAM, LANES, false>
+#define RMS_NORM_TURNED(T, TEAM, LANES) rms_norm_kernel<T, TEAM, LANES, true>
 #define RMS_NORM_BACKWARD(T, TEAM, LANES) rms_norm_backward_kernel<T, TEAM, LANES, false>
 #define RMS_NORM_SPLIT_BACKWARD(T, TEAM, LANES) rms_norm_backward_kernel<T, TEAM, LANES, true>
 #define SQUARES(T, TEAM, LANES) squares_kernel<T, TEAM, LANES>
@@ -330,6 +339,7 @@ unsigned blocks_of(const KnCudaNorm &n, int team)
 KN_NORM(layer_norm, LAYER_NORM)
 KN_NORM(layer_norm_backward, LAYER_NORM_BACKWARD)
 KN_NORM(rms_norm, RMS_NORM)
+KN_NORM(rms_norm_turned, RMS_NORM_TURNED)
 KN_NORM(rms_norm_backward, RMS_NORM_BACKWARD)
 KN_NORM(rms_norm_split_backward, RMS_NORM_SPLIT_BACKWARD)
 KN_NORM(squares, SQUARES)
@@ -369,7 +379,7 @@ cudaError_t kn_cuda_layer_norm_backward(int bf16, const KnCudaNorm *n, cudaStrea
 
 cudaError_t kn_cuda_rms_norm(int bf16, const KnCudaNorm *n, cudaStream_t stream)
 {
-    return rms_norm(bf16, *n, stream);
+    return n->rope.table ? rms_norm_turned(bf16, *n, stream) : rms_norm(bf16, *n, stream);
 }
 
 cudaError_t kn_cuda_rms_norm_backward(int bf16, const KnCudaNorm *n, cudaStream_t stream)

@@ -68,11 +68,18 @@ static cudaError_t run_layer_norm_backward(KnCuda *cuda, const KnCall *call)
 
 /* ---- RMS norm ---- */
 
+/* Where the lowering pass gave it positions and a table. */
+static KnCudaRope turn_of(const KnCuda *cuda, const KnCall *call, const KnRopeAttributes *p, int positions)
+{
+    return call->node->input_count > positions ? kn_cuda_rope_of(cuda, call, p, positions) : (KnCudaRope){0};
+}
+
 static cudaError_t run_rms_norm(KnCuda *cuda, const KnCall *call)
 {
     KnCudaNorm norm = norm_of(cuda, call, eps_of(call));
     norm.weight = call->inputs[1];
     norm.stats = call->outputs[1];
+    norm.rope = turn_of(cuda, call, &((const KnNormAttributes *)call->node->attributes)->rope, 3);
     return kn_cuda_rms_norm(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
@@ -84,6 +91,7 @@ static cudaError_t run_rms_norm_split(KnCuda *cuda, const KnCall *call)
     norm.weight = call->inputs[1];
     norm.squares = call->inputs[2];
     norm.stats = call->outputs[1];
+    norm.rope = turn_of(cuda, call, &p->rope, 3);
     return kn_cuda_rms_norm(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 

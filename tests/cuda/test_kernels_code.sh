@@ -21,7 +21,7 @@ END
 cat >wide <<'END'
 layer_norm_kernel<.*,[48]> 3 1 0
 layer_norm_backward_kernel<.*,[48]> 4 1 0
-rms_norm_kernel<.*,[48]> 3 1 0
+rms_norm_kernel<.*,[48], 3 1 0
 rms_norm_backward_kernel<.*,[48], 4 1 0
 squares_kernel<.*,[48]> 1 0 0
 squares_backward_kernel<.*,[48]> 1 1 0

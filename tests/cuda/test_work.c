@@ -161,6 +161,64 @@ static void products_that_add_are_named_and_counted(void **state)
     clear_training(&t);
 }
 
+static int count_nodes(const KnGraph *graph, KnOpId id, int inputs)
+{
+    int count = 0;
+    for (int i = 0; i < graph->node_count; i++)
+        count += graph->nodes[i]->op->id == (int)id && (inputs == 0 || graph->nodes[i]->input_count == inputs);
+    return count;
+}
+
+/* Of queries and keys of self-attention in two blocks; the attention to text has norms of its own, without positions.
+ */
+static void rotary_positions_are_part_of_norms(void **state)
+{
+    Training t;
+    (void)state;
+    build_training(&t, cuda);
+    const KnGraph *graph = t.pass.built.graph;
+    assert_int_equal(count_nodes(graph, KN_OP_ROPE, 0), 4); /* of the backward */
+    assert_int_equal(count_nodes(graph, KN_OP_RMS_NORM, 5), 4);
+    assert_int_equal(count_nodes(graph, KN_OP_RMS_NORM, 2), 4);
+    for (int i = 0; i < graph->node_count; i++) {
+        const KnNode *node = graph->nodes[i];
+        KnKernelWork k[KN_MOST_KERNELS];
+        double x = 2048 * 128 * 2, positions = 2048 * 3 * 4, table = KN_ROPE_POSITIONS * 64 * 4;
+        if (node->op->id != KN_OP_RMS_NORM || node->input_count != 5)
+            continue;
+        assert_int_equal(cuda->kernels(node, k), 1);
+        assert_true(k[0].bytes == 2 * x + 128 * 4 + 2048 * 4 + positions + table);
+    }
+    clear_training(&t);
+}
+
+/* What keeps them apart: another reader of the norm's result, positions that are made after the norm. */
+static void rotary_positions_stay_apart_where_they_must(void **state)
+{
+    (void)state;
+    for (int reason = 0; reason < 3; reason++) {
+        KnGraph *graph = kn_graph_create();
+        KnRopeAttributes attributes = {.heads = 2, .axis_pairs = {2, 1, 1}};
+        KnTensor *x = input(graph, KN_BF16, 30, 16), *table = input(graph, KN_F32, 9, 8);
+        KnTensor *weight = kn_leaf(graph, KN_ROLE_PARAMETER, KN_F32, 1, (int64_t[]){16}, "weight"), *gradient;
+        KnTensor *places = kn_leaf(graph, KN_ROLE_INPUT, KN_I32, 2, (int64_t[]){30, 3}, "positions");
+        KnTensor *normed = kn_rms_norm(graph, x, weight, 1e-6f);
+        if (reason == 1)
+            kn_scale(graph, normed, 2);
+        if (reason == 2)
+            places = kn_view(graph, places, 0, 2, (int64_t[]){30, 3});
+        KnTensor *turned = kn_rope(graph, normed, places, table, &attributes);
+        KnTensor *target = input(graph, KN_F32, 30, 16);
+        KnTensor *loss =
+            kn_masked_mse(graph, turned, target, kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 1, (int64_t[]){30}, "weights"));
+        kn_gradient(graph, loss, &x, 1, &gradient, kn_add);
+        cuda->lower(cuda, graph);
+        assert_int_equal(count_nodes(graph, KN_OP_ROPE, 0), 1 + (reason > 0));
+        assert_int_equal(count_nodes(graph, KN_OP_RMS_NORM, 5), reason == 0);
+        kn_graph_destroy(graph);
+    }
+}
+
 int main(void)
 {
     static const char path[] = "../kinora-cuda-emulated.so"; /* from the folder of tests, where they run */
@@ -175,6 +233,8 @@ int main(void)
         cmocka_unit_test(no_node_moves_much_more_than_its_operands),
         cmocka_unit_test(the_graph_is_the_backends),
         cmocka_unit_test(products_that_add_are_named_and_counted),
+        cmocka_unit_test(rotary_positions_are_part_of_norms),
+        cmocka_unit_test(rotary_positions_stay_apart_where_they_must),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -197,16 +197,33 @@ static KnTensor *build_gated_residual(OpTrial *t, const int64_t *n)
     return kn_gated_residual(t->graph, x, y, gate, leaf_index(t, n[0], n[3], n[2]));
 }
 
+static int64_t head_size(const int64_t *n)
+{
+    return 2 * (n[2] + n[3] + n[4]);
+}
+
+/* n: tokens, heads, pairs of t, y, x */
+static KnTensor *turned(OpTrial *t, KnTensor *x, const int64_t *n, int inverse)
+{
+    enum { POSITIONS = 11 };
+    KnRopeAttributes attributes = {.heads = n[1], .axis_pairs = {n[2], n[3], n[4]}, .inverse = inverse};
+    LeafKind table = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .spread = 1};
+    KnTensor *positions = leaf_index(t, 3 * n[0], 0, POSITIONS);
+    KnTensor *angles = leaf(t, table, 2, (int64_t[]){POSITIONS, head_size(n)});
+    return kn_rope(t->graph, x, positions, angles, &attributes);
+}
+
 /* n: tokens, heads, pairs of t, y, x, inverse */
 static KnTensor *build_rope(OpTrial *t, const int64_t *n)
 {
-    enum { POSITIONS = 11 };
-    KnRopeAttributes attributes = {.heads = n[1], .axis_pairs = {n[2], n[3], n[4]}, .inverse = (int)n[5]};
-    int64_t d = 2 * (n[2] + n[3] + n[4]);
-    LeafKind table = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .spread = 1};
-    KnTensor *x = leaf_x(t, n[0], n[1] * d), *positions = leaf_index(t, 3 * n[0], 0, POSITIONS);
-    KnTensor *angles = leaf(t, table, 2, (int64_t[]){POSITIONS, d});
-    return kn_rope(t->graph, x, positions, angles, &attributes);
+    return turned(t, leaf_x(t, n[0], n[1] * head_size(n)), n, (int)n[5]);
+}
+
+/* n: tokens, heads, pairs of t, y, x, split */
+static KnTensor *build_rms_norm_turned(OpTrial *t, const int64_t *n)
+{
+    int64_t columns = n[1] * head_size(n), shape[] = {n[0], columns, columns + 7};
+    return turned(t, n[5] ? build_rms_norm_split(t, shape) : build_rms_norm(t, shape), n, 0);
 }
 
 static KnTensor *build_timestep_embedding(OpTrial *t, const int64_t *n)
@@ -573,6 +590,16 @@ const OpCase op_cases[] = {
     {"rope 12/10/10", build_rope, {5, 3, 6, 5, 5, 0}, 0},
     {"rope inverse", build_rope, {7, 2, 4, 2, 2, 1}, 0},
     {"rope 509 tokens of 2x66", build_rope, {509, 2, 13, 10, 10, 0}, OP_LARGE},
+    {"rms_norm, turned, 1 token", build_rms_norm_turned, {1, 1, 1, 0, 0, 0}, SUM},
+    {"rms_norm, turned, 3x32", build_rms_norm_turned, {5, 3, 6, 5, 5, 0}, SUM},
+    {"rms_norm, turned, 5x6", build_rms_norm_turned, {7, 5, 1, 1, 1, 0}, SUM},
+    {"rms_norm, turned, 4x12", build_rms_norm_turned, {7, 4, 2, 2, 2, 0}, SUM},
+    {"rms_norm, turned, 25x128", build_rms_norm_turned, {9, 25, 22, 21, 21, 0}, SUM | OP_LARGE},
+    {"rms_norm, turned, 300x2x128", build_rms_norm_turned, {300, 2, 22, 21, 21, 0}, SUM | OP_LARGE},
+    {"rms_norm, turned, of no rows", build_rms_norm_turned, {0, 3, 6, 5, 5, 0}, SUM},
+    {"rms_norm_split, turned, 3x32", build_rms_norm_turned, {5, 3, 6, 5, 5, 1}, SUM},
+    {"rms_norm_split, turned, 5x6", build_rms_norm_turned, {7, 5, 1, 1, 1, 1}, SUM},
+    {"rms_norm_split, turned, of no heads", build_rms_norm_turned, {5, 0, 6, 5, 5, 1}, SUM},
     {"timestep_embedding", build_timestep_embedding, {7, 26}, STATE},
 
     {"gelu_tanh 3x7", build_activation, {3, 7, KN_GELU_TANH, 3}, 0},
