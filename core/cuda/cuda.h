@@ -5,7 +5,7 @@
  *     staging.c          copies to the device that nobody waits for
  *     queue.c            timing and recording what is queued
  *     table.c            by op: which function runs it
- *     lower.c            what the graph is rewritten to; lower_fp8.c: products in 8 bits
+ *     lower.c            what the graph is rewritten to; lower_fp8.c: products in 8 bits; lower_sums.c: sums in passes
  *     work.c             what kernels move, for plans
  *     matmul.c           products, by cuBLASLt
  *     attention_library.c  attention by cuDNN, where that is faster; cudnn/ is the door to it

@@ -28,6 +28,10 @@ enum { KN_CUDA_GELU_TANH, KN_CUDA_GELU_EXACT, KN_CUDA_SILU }; /* as KnActivation
 cudaError_t kn_cuda_activation(int kind, int bf16, const void *x, void *out, int64_t n, cudaStream_t stream);
 cudaError_t kn_cuda_activation_backward(int kind, int bf16, const void *x, const void *grad, void *out, int64_t n,
                                         cudaStream_t stream);
+/* The same of GELU (tanh) for x [rows, columns], with the sum of `out` over the rows; a workspace of
+ * kn_cuda_row_pass_floats (core/cuda/slabs.h). */
+cudaError_t kn_cuda_gelu_backward_sum(int bf16, const void *x, const void *grad, void *out, float *sum, int64_t rows,
+                                      int64_t columns, float *workspace, cudaStream_t stream);
 cudaError_t kn_cuda_add(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream);
 cudaError_t kn_cuda_multiply(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream);
 cudaError_t kn_cuda_scale(int bf16, const void *x, float factor, void *out, int64_t n, cudaStream_t stream);
@@ -87,8 +91,8 @@ typedef struct KnCudaNorm {
     float *stats;         /* layer norm: [tokens, 2] of mean and 1/deviation; RMS norm: [tokens] of the latter */
     const float *squares; /* [tokens]: given sums of squares, or their gradient */
     float *dsquares;      /* [tokens]: sums of squares, or their gradient */
-    float *sums[2];       /* gradients of weight and bias, or of scale and shift */
-    float *workspace;     /* of a backward: kn_cuda_row_pass_floats (core/cuda/slabs.h) */
+    float *sums[2];   /* gradients of weight and bias, or of scale and shift; RMS norm: of weight, and the sum of dx */
+    float *workspace; /* of a backward: kn_cuda_row_pass_floats (core/cuda/slabs.h) */
     KnCudaFault *fault;
 } KnCudaNorm;
 /* y = (x - mean) / deviation, times weight plus bias, or times 1 + scale plus shift. */
@@ -124,6 +128,7 @@ typedef struct KnCudaModulateBackward {
     float one;
     void *out;               /* this and the sums may be NULL */
     float *factor_sum, *sum; /* [rows, columns] */
+    float *out_sum;          /* [columns]: in place of `sum`, that of out over all tokens */
     float *workspace;        /* kn_cuda_row_pass_floats */
     KnCudaFault *fault;
 } KnCudaModulateBackward;

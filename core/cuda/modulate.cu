@@ -35,6 +35,15 @@ template <class T> cudaError_t modulate(const KnCudaModulate &m, cudaStream_t st
     return cudaGetLastError();
 }
 
+/* The backward with the sum of what it writes, the gradient of a bias. */
+struct GatePass : KnPass {
+    static constexpr bool joins = true;
+    static __device__ __forceinline__ float summand(int which, float g, float x, float dx)
+    {
+        return which == 0 ? g * x : dx;
+    }
+};
+
 } // namespace
 
 cudaError_t kn_cuda_modulate(int bf16, const KnCudaModulate *m, cudaStream_t stream)
@@ -57,8 +66,8 @@ cudaError_t kn_cuda_modulate_backward(int bf16, const KnCudaModulateBackward *b,
     pass.one = b->one;
     pass.row_of = b->row_of;
     pass.sums[0] = b->factor_sum;
-    pass.sums[1] = b->sum;
+    pass.sums[1] = b->out_sum ? b->out_sum : b->sum;
     pass.workspace = b->workspace;
     pass.fault = b->fault;
-    return kn_row_pass<KnPass>(bf16, pass, stream);
+    return b->out_sum ? kn_row_pass<GatePass>(bf16, pass, stream) : kn_row_pass<KnPass>(bf16, pass, stream);
 }

@@ -233,9 +233,10 @@ struct LayerNormPass : KnPass {
     }
 };
 
-/* dx = rstd (h - u mean(h u)) */
+/* dx = rstd (h - u mean(h u)), and the sum of dx, which is the gradient of a bias before the norm. */
 struct RmsNormPass : KnPass {
-    static constexpr int averages = 1, results = 1;
+    static constexpr int averages = 1;
+    static constexpr bool joins = true;
     static __device__ __forceinline__ KnPassToken token(const KnRowPass &s, int64_t token)
     {
         return {0, s.stats[token], 0, 0};
@@ -248,10 +249,15 @@ struct RmsNormPass : KnPass {
     {
         return t.rstd * (h - u * t.mean_hu);
     }
+    static __device__ __forceinline__ float summand(int which, float g, float u, float dx)
+    {
+        return which == 0 ? g * u : dx;
+    }
 };
 
 /* Where the squares were given: dx = rstd h, dsquares = -rstd^2 mean(h u) / 2. */
 struct RmsNormSplitPass : RmsNormPass {
+    static constexpr int results = 1;
     static __device__ __forceinline__ float slope(const KnPassToken &t, float h, float)
     {
         return t.rstd * h;

@@ -101,6 +101,7 @@ static cudaError_t run_rms_norm_backward(KnCuda *cuda, const KnCall *call)
     norm.weight = call->inputs[2];
     norm.grad = call->inputs[3];
     norm.sums[0] = call->outputs[1];
+    norm.sums[1] = call->node->output_count > 2 ? call->outputs[2] : NULL;
     return kn_cuda_rms_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
@@ -197,6 +198,7 @@ static cudaError_t run_modulate_backward(KnCuda *cuda, const KnCall *call)
 static cudaError_t run_gated_residual_backward(KnCuda *cuda, const KnCall *call)
 {
     KnCudaModulateBackward backward = backward_of(cuda, call);
+    backward.out_sum = call->node->output_count > 2 ? call->outputs[2] : NULL;
     return kn_cuda_modulate_backward(kn_cuda_bf16_of(call), &backward, cuda->stream);
 }
 

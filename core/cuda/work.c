@@ -85,7 +85,21 @@ static int layer_norm_backward(const KnNode *node, KnKernelWork *list)
 
 static int rms_norm_backward(const KnNode *node, KnKernelWork *list)
 {
+    return row_pass(node, list, 1, node->output_count - 1);
+}
+
+static int rms_norm_split_backward(const KnNode *node, KnKernelWork *list)
+{
     return row_pass(node, list, 1, 1);
+}
+
+/* With the sum of what it writes, or by one kernel. */
+static int activation_backward(const KnNode *node, KnKernelWork *list)
+{
+    if (node->output_count > 1)
+        return row_pass(node, list, 1, 1);
+    list[0] = one_pass(node);
+    return 1;
 }
 
 static int modulate_backward(const KnNode *node, KnKernelWork *list)
@@ -125,9 +139,10 @@ static int (*const special[KN_OP_COUNT])(const KnNode *node, KnKernelWork *list)
     [KN_OP_SCATTER_ROWS] = scatter_rows,
     [KN_OP_LAYER_NORM_BACKWARD] = layer_norm_backward,
     [KN_OP_RMS_NORM_BACKWARD] = rms_norm_backward,
-    [KN_OP_RMS_NORM_SPLIT_BACKWARD] = rms_norm_backward,
+    [KN_OP_RMS_NORM_SPLIT_BACKWARD] = rms_norm_split_backward,
     [KN_OP_MODULATE_BACKWARD] = modulate_backward,
     [KN_OP_GATED_RESIDUAL_BACKWARD] = modulate_backward,
+    [KN_OP_ACTIVATION_BACKWARD] = activation_backward,
     [KN_OP_CONCATENATE] = concatenate,
     [KN_OP_PAD] = pad,
     [KN_OP_GROUP_COLUMNS] = groups,

@@ -217,7 +217,9 @@ KnTensor *kn_layer_norm_modulated(KnGraph *graph, KnTensor *x, KnTensor *scale, 
 
 /* x / sqrt(mean(x^2) + eps) * weight[D]. Output 1: f32 [L] of 1/sqrt(...). */
 KnTensor *kn_rms_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, float eps);
-/* RMS_NORM_BACKWARD inputs: x, rstd, weight, grad_out; outputs: dx, dweight f32 [D]. */
+/* RMS_NORM_BACKWARD inputs: x, rstd, weight, grad_out; outputs: dx, dweight f32 [D]. Backends' lowering passes alone
+ * add an output to it, to GATED_RESIDUAL_BACKWARD and to ACTIVATION_BACKWARD of KN_GELU_TANH: the sum of their first
+ * one over its rows, f32 [D]. */
 
 /* f32 [L]: the sum of squares of each row of x. */
 KnTensor *kn_row_squares(KnGraph *graph, KnTensor *x);

@@ -121,6 +121,20 @@ static void no_node_moves_much_more_than_its_operands(void **state)
     clear_training(&t);
 }
 
+/* How many backward nodes give the sum of what they write: of a block the norms of q and k, twice, both gates and GELU;
+ * and the text's GELU. */
+static int count_sums(const KnGraph *graph)
+{
+    int sums = 0;
+    for (int i = 0; i < graph->node_count; i++) {
+        const KnNode *node = graph->nodes[i];
+        int id = node->op->id, usual = id == KN_OP_ACTIVATION_BACKWARD ? 1 : 2;
+        if (id == KN_OP_RMS_NORM_BACKWARD || id == KN_OP_GATED_RESIDUAL_BACKWARD || id == KN_OP_ACTIVATION_BACKWARD)
+            sums += node->output_count > usual;
+    }
+    return sums;
+}
+
 /* Biases of bfloat16 products are rounded by the backend's own form of the graph. */
 static void the_graph_is_the_backends(void **state)
 {
@@ -134,6 +148,7 @@ static void the_graph_is_the_backends(void **state)
             biases += node->inputs[2]->dtype == KN_BF16;
     }
     assert_true(biases >= 20); /* ten a block */
+    assert_int_equal(count_sums(t.pass.built.graph), 2 * 7 + 1);
     clear_training(&t);
 }
 

@@ -144,6 +144,30 @@ static KnTensor *build_rms_norm(OpTrial *t, const int64_t *n)
     return kn_rms_norm(t->graph, x, leaf_f32(t, 1, n[1]), 1e-6f);
 }
 
+/* What a bias was added to before; n as without it. */
+static KnTensor *biased(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]);
+    return kn_add_row(t->graph, x, leaf_f32(t, 1, n[1]));
+}
+
+static KnTensor *build_rms_norm_of_biased(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = biased(t, n);
+    return kn_rms_norm(t->graph, x, leaf_f32(t, 1, n[1]), 1e-6f);
+}
+
+static KnTensor *build_gated_residual_of_biased(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]), *y = biased(t, n), *gate = leaf_f32(t, n[2], n[1]);
+    return kn_gated_residual(t->graph, x, y, gate, leaf_index(t, n[0], n[3], n[2]));
+}
+
+static KnTensor *build_gelu_of_biased(OpTrial *t, const int64_t *n)
+{
+    return kn_activation(t->graph, biased(t, n), KN_GELU_TANH);
+}
+
 static KnTensor *build_row_squares(OpTrial *t, const int64_t *n)
 {
     return kn_row_squares(t->graph, leaf_x(t, n[0], n[1]));
@@ -530,6 +554,12 @@ const OpCase op_cases[] = {
     {"rms_norm 9x3200", build_rms_norm, {9, 3200}, OP_LARGE},
     {"rms_norm 300x256", build_rms_norm, {300, 256}, OP_LARGE},
     {"rms_norm 33x6153", build_rms_norm, {33, 6153}, OP_LARGE},
+    {"rms_norm of a biased 6x29", build_rms_norm_of_biased, {6, 29}, OP_BF16_PRODUCT},
+    {"rms_norm of a biased 83x520", build_rms_norm_of_biased, {83, 520}, OP_LARGE | OP_BF16_PRODUCT},
+    {"rms_norm of a biased 33x6153", build_rms_norm_of_biased, {33, 6153}, OP_LARGE | OP_BF16_PRODUCT},
+    {"gelu of a biased 5x19", build_gelu_of_biased, {5, 19}, OP_BF16_PRODUCT},
+    {"gelu of a biased 101x2056", build_gelu_of_biased, {101, 2056}, OP_LARGE | OP_BF16_PRODUCT},
+    {"gelu of a biased, no rows", build_gelu_of_biased, {0, 19}, OP_BF16_PRODUCT},
 
     {"row_squares 1x1", build_row_squares, {1, 1}, 0},
     {"row_squares 7x13", build_row_squares, {7, 13}, 0},
@@ -545,6 +575,9 @@ const OpCase op_cases[] = {
     {"modulate 9x23", build_modulate, {9, 23, 3, 1}, 0},
     {"modulate 613x131", build_modulate, {613, 131, 5, 1}, OP_LARGE},
     {"modulate 45x2056", build_modulate, {45, 2056, 5, 0}, OP_LARGE},
+    {"gated_residual of a biased 9x23", build_gated_residual_of_biased, {9, 23, 3, 1}, OP_BF16_PRODUCT},
+    {"gated_residual of a biased 203x64", build_gated_residual_of_biased, {203, 64, 7, 0}, OP_LARGE | OP_BF16_PRODUCT},
+    {"gated_residual of a biased, no rows", build_gated_residual_of_biased, {0, 23, 3, 0}, OP_BF16_PRODUCT},
     {"gated_residual 1x1", build_gated_residual, {1, 1, 1, 0}, 0},
     {"gated_residual 9x23", build_gated_residual, {9, 23, 3, 1}, 0},
     {"gated_residual 613x131", build_gated_residual, {613, 131, 5, 1}, OP_LARGE},
