@@ -91,6 +91,7 @@ typedef struct KnCudaNorm {
     float *stats;         /* layer norm: [tokens, 2] of mean and 1/deviation; RMS norm: [tokens] of the latter */
     const float *squares; /* [tokens]: given sums of squares, or their gradient */
     float *dsquares;      /* [tokens]: sums of squares, or their gradient */
+    const void *added;    /* [tokens, columns]: to layer norm's dx, or NULL */
     float *sums[2];   /* gradients of weight and bias, or of scale and shift; RMS norm: of weight, and the sum of dx */
     float *workspace; /* of a backward: kn_cuda_row_pass_floats (core/cuda/slabs.h) */
     KnCudaFault *fault;

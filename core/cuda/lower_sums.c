@@ -2,6 +2,7 @@
  * that reads them again.
  *
  * - A bias's gradient: the sum over rows of what RMS norm, a gated residual or GELU's backward writes.
+ * - The gradient of a residual: what layer norm's backward writes, added to the gradient that goes round the norm.
  *
  * Chunks of a node's tokens (dist/invariant.h), whose operands are views, stay as they are: their bits may not depend
  * on how many of them a rank has. */
@@ -14,6 +15,7 @@
 
 typedef struct Sums {
     KnNodeList old;
+    int *readers; /* per tensor: how many operands it is, or lends its memory to */
 } Sums;
 
 /* Of nodes that can give the sum of output 0 over its rows: how many outputs they have without it. */
@@ -55,21 +57,54 @@ static void give_sum(KnNode *maker, const KnNode *sum)
     sum->outputs[0]->producer = maker;
 }
 
+/* The layer norm's backward stays where it is: the other gradient must be there by then. */
+static int can_add(const Sums *s, const KnNode *norm, const KnNode *add, const KnTensor *other)
+{
+    return norm && norm->op->id == KN_OP_LAYER_NORM_BACKWARD && norm->input_count == 6 &&
+           s->readers[norm->outputs[0]->id] == 1 && !norm->inputs[0]->base &&
+           (!other->producer || other->producer->id < norm->id) && !is_touched(s, other, norm, add);
+}
+
+static int add_within(const Sums *s, const KnNode *add)
+{
+    for (int k = 0; k < 2; k++) {
+        KnNode *norm = add->inputs[k]->producer;
+        KnTensor *other = add->inputs[1 - k], *sum = add->outputs[0];
+        if (!can_add(s, norm, add, other) || norm->outputs[0] != add->inputs[k])
+            continue;
+        norm->inputs[norm->input_count++] = other;
+        norm->outputs[0] = sum;
+        sum->producer = norm;
+        return 1;
+    }
+    return 0;
+}
+
 static int is_made_elsewhere(const Sums *s, const KnNode *node)
 {
     KnNode *maker = node->op->id == KN_OP_SUM_ROWS ? node->inputs[0]->producer : NULL;
     if (!maker || !can_give_sum(s, maker, node))
-        return 0;
+        return node->op->id == KN_OP_ADD && add_within(s, node);
     give_sum(maker, node);
     return 1;
 }
 
+static void find_readers(Sums *s)
+{
+    for (int i = 0; i < s->old.count; i++) {
+        KnNode *node = s->old.nodes[i];
+        node->id = i;
+        for (int k = 0; k < node->input_count; k++)
+            if (node->inputs[k])
+                s->readers[node->inputs[k]->id]++;
+    }
+}
+
 void kn_cuda_lower_sums(KnGraph *graph)
 {
-    Sums s;
+    Sums s = {.readers = kn_alloc((size_t)(graph->tensor_count + 1) * sizeof *s.readers)};
     kn_graph_take_nodes(graph, &s.old);
-    for (int i = 0; i < s.old.count; i++)
-        s.old.nodes[i]->id = i;
+    find_readers(&s);
     char *gone = kn_alloc((size_t)s.old.count + 1);
     for (int i = 0; i < s.old.count; i++)
         gone[i] = (char)is_made_elsewhere(&s, s.old.nodes[i]);
@@ -77,5 +112,6 @@ void kn_cuda_lower_sums(KnGraph *graph)
         if (!gone[i])
             kn_graph_put_node(graph, s.old.nodes[i]);
     free(gone);
+    free(s.readers);
     free(s.old.nodes);
 }

@@ -273,6 +273,7 @@ KnRowPass backward_of(const KnCudaNorm &n, const float *factor, int64_t rows, fl
     pass.total_columns = n.total_columns;
     pass.x = n.x;
     pass.grad = n.grad;
+    pass.added = n.added;
     pass.dx = n.y;
     pass.factor = factor;
     pass.one = one;

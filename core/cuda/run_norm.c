@@ -68,6 +68,7 @@ static cudaError_t run_layer_norm_backward(KnCuda *cuda, const KnCall *call)
     norm.scale = call->inputs[4];
     norm.row_of = call->inputs[5];
     norm.scale_rows = norm.scale ? kn_tensor_rows(call->node->inputs[4]) : 0;
+    norm.added = call->node->input_count > 6 ? call->inputs[6] : NULL;
     norm.sums[0] = call->node->output_count > 1 ? call->outputs[1] : NULL;
     norm.sums[1] = call->node->output_count > 1 ? call->outputs[2] : NULL;
     return kn_cuda_layer_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);

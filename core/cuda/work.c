@@ -59,9 +59,9 @@ static int scatter_rows(const KnNode *node, KnKernelWork *list)
     return 1 + row_sum(list + 1, node->inputs[0], kn_tensor_rows(node->outputs[0]));
 }
 
-/* The two kernels of core/cuda/row_pass.h: one pass over x and the gradient that writes dx and of each slab the sums of
- * one row, since the tokens of a clip lie together; then the slabs' sums. */
-static int row_pass(const KnNode *node, KnKernelWork *list, int64_t rows, int results)
+/* The two kernels of core/cuda/row_pass.h: one pass over x, the gradient and what else is added, that writes dx and of
+ * each slab the sums of one row, since the tokens of a clip lie together; then the slabs' sums. */
+static int row_pass(const KnNode *node, KnKernelWork *list, const KnTensor *added, int64_t rows, int results)
 {
     const KnTensor *x = node->inputs[0];
     int64_t tokens = kn_tensor_rows(x), columns = kn_tensor_columns(x);
@@ -69,7 +69,7 @@ static int row_pass(const KnNode *node, KnKernelWork *list, int64_t rows, int re
     double threads = slabs * (double)columns / KN_PASS_COLUMNS;
     list[0] = (KnKernelWork){.name = node->op->name,
                              .launches = tokens > 0,
-                             .bytes = 3 * bytes_of(x) + 4 * sums,
+                             .bytes = 3 * bytes_of(x) + bytes_of(added) + 4 * sums,
                              .at_once = 2 * threads * KN_PASS_BYTES_AT_ONCE};
     if (results == 0)
         return 1;
@@ -80,31 +80,32 @@ static int row_pass(const KnNode *node, KnKernelWork *list, int64_t rows, int re
 static int layer_norm_backward(const KnNode *node, KnKernelWork *list)
 {
     const KnTensor *scale = node->inputs[4];
-    return row_pass(node, list, scale ? kn_tensor_rows(scale) : 1, node->output_count - 1);
+    const KnTensor *added = node->input_count > 6 ? node->inputs[6] : NULL;
+    return row_pass(node, list, added, scale ? kn_tensor_rows(scale) : 1, node->output_count - 1);
 }
 
 static int rms_norm_backward(const KnNode *node, KnKernelWork *list)
 {
-    return row_pass(node, list, 1, node->output_count - 1);
+    return row_pass(node, list, NULL, 1, node->output_count - 1);
 }
 
 static int rms_norm_split_backward(const KnNode *node, KnKernelWork *list)
 {
-    return row_pass(node, list, 1, 1);
+    return row_pass(node, list, NULL, 1, 1);
 }
 
 /* With the sum of what it writes, or by one kernel. */
 static int activation_backward(const KnNode *node, KnKernelWork *list)
 {
     if (node->output_count > 1)
-        return row_pass(node, list, 1, 1);
+        return row_pass(node, list, NULL, 1, 1);
     list[0] = one_pass(node);
     return 1;
 }
 
 static int modulate_backward(const KnNode *node, KnKernelWork *list)
 {
-    return row_pass(node, list, kn_tensor_rows(node->inputs[1]), node->output_count - 1);
+    return row_pass(node, list, NULL, kn_tensor_rows(node->inputs[1]), node->output_count - 1);
 }
 
 static int several(const KnNode *node, KnKernelWork *list, int launches)

@@ -213,7 +213,8 @@ KnTensor *kn_layer_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, KnTensor 
 KnTensor *kn_layer_norm_modulated(KnGraph *graph, KnTensor *x, KnTensor *scale, KnTensor *shift, KnTensor *rows,
                                   float eps);
 /* LAYER_NORM_BACKWARD inputs: x, stats, grad_out, weight, scale, rows (the latter three as above, or NULL); outputs:
- * dx, then for affine dweight [D], dbias [D]; for modulated dscale [R,D], dshift [R,D] (f32). */
+ * dx, then for affine dweight [D], dbias [D]; for modulated dscale [R,D], dshift [R,D] (f32). Backends' lowering passes
+ * alone make an input 6, like x, which is added to dx. */
 
 /* x / sqrt(mean(x^2) + eps) * weight[D]. Output 1: f32 [L] of 1/sqrt(...). */
 KnTensor *kn_rms_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, float eps);

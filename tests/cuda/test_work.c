@@ -135,6 +135,15 @@ static int count_sums(const KnGraph *graph)
     return sums;
 }
 
+/* How many layer norms' backwards give the gradient of the residual: all three of a block. */
+static int count_residuals(const KnGraph *graph)
+{
+    int residuals = 0;
+    for (int i = 0; i < graph->node_count; i++)
+        residuals += graph->nodes[i]->op->id == KN_OP_LAYER_NORM_BACKWARD && graph->nodes[i]->input_count > 6;
+    return residuals;
+}
+
 /* Biases of bfloat16 products are rounded by the backend's own form of the graph. */
 static void the_graph_is_the_backends(void **state)
 {
@@ -149,6 +158,7 @@ static void the_graph_is_the_backends(void **state)
     }
     assert_true(biases >= 20); /* ten a block */
     assert_int_equal(count_sums(t.pass.built.graph), 2 * 7 + 1);
+    assert_int_equal(count_residuals(t.pass.built.graph), 2 * 3);
     clear_training(&t);
 }
 

@@ -138,6 +138,19 @@ static KnTensor *build_layer_norm_modulated(OpTrial *t, const int64_t *n)
     return kn_layer_norm_modulated(t->graph, x, scale, shift, leaf_index(t, n[0], n[3], n[2]), 1e-6f);
 }
 
+/* A residual round a norm: the gradient of x has two parts. n as of the norm */
+static KnTensor *build_residual_of_layer_norm(OpTrial *t, const int64_t *n)
+{
+    KnTensor *norm = build_layer_norm_modulated(t, n);
+    return kn_add(t->graph, norm->producer->inputs[0], norm);
+}
+
+static KnTensor *build_residual_of_plain_norm(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]);
+    return kn_add(t->graph, kn_layer_norm(t->graph, x, NULL, NULL, 1e-6f), x);
+}
+
 static KnTensor *build_rms_norm(OpTrial *t, const int64_t *n)
 {
     KnTensor *x = leaf_x(t, n[0], n[1]);
@@ -547,6 +560,17 @@ const OpCase op_cases[] = {
     {"layer_norm modulated 9x3200", build_layer_norm_modulated, {9, 3200, 3, 1}, OP_LARGE},
     {"layer_norm modulated 101x264", build_layer_norm_modulated, {101, 264, 5, 0}, OP_LARGE},
     {"layer_norm modulated 35x6152", build_layer_norm_modulated, {35, 6152, 3, 1}, OP_LARGE},
+    {"residual of layer_norm 5x17", build_residual_of_plain_norm, {5, 17}, OP_BF16_PRODUCT},
+    {"residual of layer_norm modulated 11x19", build_residual_of_layer_norm, {11, 19, 4, 1}, OP_BF16_PRODUCT},
+    {"residual of layer_norm modulated 101x264",
+     build_residual_of_layer_norm,
+     {101, 264, 5, 0},
+     OP_LARGE | OP_BF16_PRODUCT},
+    {"residual of layer_norm modulated 35x6152",
+     build_residual_of_layer_norm,
+     {35, 6152, 3, 1},
+     OP_LARGE | OP_BF16_PRODUCT},
+    {"residual of layer_norm modulated, no rows", build_residual_of_layer_norm, {0, 19, 4, 0}, OP_BF16_PRODUCT},
     {"rms_norm 1x1", build_rms_norm, {1, 1}, FORWARD},
     {"rms_norm 2x2", build_rms_norm, {2, 2}, 0},
     {"rms_norm 6x29", build_rms_norm, {6, 29}, 0},
