@@ -5,8 +5,8 @@
  *     staging.c          copies to the device that nobody waits for
  *     queue.c            timing and recording what is queued
  *     table.c            by op: which function runs it
- *     lower.c            what the graph is rewritten to; lower_add.c: sums in products; lower_rope.c: rotary
- *                        positions in norms; lower_fp8.c: products in 8 bits
+ *     lower.c            what the graph is rewritten to; lower_add.c: sums in products; lower_sums.c: sums in passes;
+ *                        lower_rope.c: rotary positions in norms; lower_fp8.c: products in 8 bits
  *     work.c             what kernels move, for plans
  *     matmul.c           products, by cuBLASLt
  *     attention_library.c  attention by cuDNN, where that is faster; cudnn/ is the door to it

@@ -1,4 +1,4 @@
-/* What the passes behind kn_cuda_lower share. */
+/* The passes behind kn_cuda_lower. */
 #ifndef KN_CUDA_LOWER_H
 #define KN_CUDA_LOWER_H
 
@@ -19,6 +19,9 @@ KnNode *kn_cuda_add_to(KnNode *product, const KnNode *addition);
 
 /* Rotary positions in the pass of the norm before them (lower_rope.c): those nodes are then gone. */
 void kn_cuda_turn_in_norms(const KnNodeList *nodes, const int *readers, char *gone);
+
+/* Sums that backward nodes make beside their results (lower_sums.c). */
+void kn_cuda_lower_sums(KnGraph *graph);
 
 /* Products in 8 bits (lower_fp8.c), where the graph has the leaf KN_FP8_LEAF; else all of it does nothing. */
 struct KnCudaFp8 *kn_cuda_fp8_begin(KnGraph *graph); /* before its nodes are taken */

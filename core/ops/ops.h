@@ -222,12 +222,15 @@ KnTensor *kn_layer_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, KnTensor 
 KnTensor *kn_layer_norm_modulated(KnGraph *graph, KnTensor *x, KnTensor *scale, KnTensor *shift, KnTensor *rows,
                                   float eps);
 /* LAYER_NORM_BACKWARD inputs: x, stats, grad_out, weight, scale, rows (the latter three as above, or NULL); outputs:
- * dx, then for affine dweight [D], dbias [D]; for modulated dscale [R,D], dshift [R,D] (f32). */
+ * dx, then for affine dweight [D], dbias [D]; for modulated dscale [R,D], dshift [R,D] (f32). Backends' lowering passes
+ * alone make an input 6, like x, which is added to dx. */
 
 /* x / sqrt(mean(x^2) + eps) * weight[D]. Output 1: f32 [L] of 1/sqrt(...). Backends' lowering passes alone make norms
  * whose result is turned as kn_rope does it, positions and table being inputs 3 and 4, of whole and of split rows. */
 KnTensor *kn_rms_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, float eps);
-/* RMS_NORM_BACKWARD inputs: x, rstd, weight, grad_out; outputs: dx, dweight f32 [D]. */
+/* RMS_NORM_BACKWARD inputs: x, rstd, weight, grad_out; outputs: dx, dweight f32 [D]. Backends' lowering passes alone
+ * add an output to it, to GATED_RESIDUAL_BACKWARD and to ACTIVATION_BACKWARD of KN_GELU_TANH: the sum of their first
+ * one over its rows, f32 [D]. */
 
 /* f32 [L]: the sum of squares of each row of x. */
 KnTensor *kn_row_squares(KnGraph *graph, KnTensor *x);
