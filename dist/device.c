@@ -81,7 +81,7 @@ static const char *finer_product(const KnNode *node)
     if (p->gelu)
         return "matmul_gelu";
     if (p->transpose_a)
-        return node->input_count > 3 ? "matmul_accumulated" : NULL;
+        return node->output_count == 0 ? "matmul_accumulated" : NULL;
     return finer[!p->transpose_b && !p->packed_b][p->k > 4 * p->n];
 }
 

@@ -60,11 +60,12 @@ static void say_product(char *out, size_t size, const KnNode *node)
 {
     static const char *const passes[] = {"", ", input gradient", ", weight gradient", ", added to a sum", ", GELU"};
     const KnMatmulAttributes *p = (const KnMatmulAttributes *)node->attributes;
-    int pass = p->transpose_a ? 2 + (node->input_count > 3) : !p->transpose_b && !p->packed_b;
+    int in_place = node->output_count == 0, adds = !in_place && node->input_count > 3 && node->inputs[3];
+    int pass = p->transpose_a ? 2 + in_place : !p->transpose_b && !p->packed_b;
     if (p->gelu)
         pass = 4;
-    snprintf(out, size, "%lld x %lld x %lld %s%s", (long long)p->m, (long long)p->n, (long long)p->k,
-             kn_dtype_name(node->inputs[0]->dtype), passes[pass]);
+    snprintf(out, size, "%lld x %lld x %lld %s%s%s", (long long)p->m, (long long)p->n, (long long)p->k,
+             kn_dtype_name(node->inputs[0]->dtype), passes[pass], adds ? " and sum" : "");
 }
 
 static void say_attention(char *out, size_t size, const KnNode *node)

@@ -222,7 +222,7 @@ static void print_kernels(KnKernelTimes *k, const KnDevice *device, double step)
     KnKernelTime rest = {0};
     double sum = 0;
     kn_kernel_times_sort(k);
-    printf("kernels\n  %-26s %-44s %7s %10s %7s %15s %6s\n", "name", "shape", "count", "ms", "step", "a second",
+    printf("kernels\n  %-26s %-48s %7s %10s %7s %15s %6s\n", "name", "shape", "count", "ms", "step", "a second",
            "limit");
     for (int i = 0; i < k->count; i++) {
         const KnKernelTime *row = &k->rows[i];
@@ -237,13 +237,13 @@ static void print_kernels(KnKernelTimes *k, const KnDevice *device, double step)
         }
         if (row->fastest > 0)
             snprintf(share, sizeof share, "%.0f%%", 100 * row->fastest / row->seconds);
-        printf("  %-26s %-44s %7.0f %10.3f %6.1f%% %7.0f %s %6s\n", row->name, row->shape, row->count,
+        printf("  %-26s %-48s %7.0f %10.3f %6.1f%% %7.0f %s %6s\n", row->name, row->shape, row->count,
                1e3 * row->seconds, 100 * row->seconds / step, rate * (moves ? 1e-9 : 1e-12),
                moves ? "GB/s   " : "TFLOP/s", share);
     }
-    printf("  %-26s %-44s %7.0f %10.3f %6.1f%%\n", "others", "", rest.count, 1e3 * rest.seconds,
+    printf("  %-26s %-48s %7.0f %10.3f %6.1f%%\n", "others", "", rest.count, 1e3 * rest.seconds,
            100 * rest.seconds / step);
-    printf("  %-26s %-44s %7s %10.3f %6.1f%%\n", "sum", "", "", 1e3 * sum, 100 * sum / step);
+    printf("  %-26s %-48s %7s %10.3f %6.1f%%\n", "sum", "", "", 1e3 * sum, 100 * sum / step);
     if (k->least > 0)
         printf("  kernels bound by memory move %.2f times what their operands hold\n", k->moved / k->least);
     if (device->limit[KN_BF16] > 0)

@@ -5,7 +5,8 @@
  *     staging.c          copies to the device that nobody waits for
  *     queue.c            timing and recording what is queued
  *     table.c            by op: which function runs it
- *     lower.c            what the graph is rewritten to; lower_fp8.c: products in 8 bits
+ *     lower.c            what the graph is rewritten to; lower_add.c: sums in products; lower_sums.c: sums in passes;
+ *                        lower_rope.c: rotary positions in norms; lower_fp8.c: products in 8 bits
  *     work.c             what kernels move, for plans
  *     matmul.c           products, by cuBLASLt
  *     attention_library.c  attention by cuDNN, where that is faster; cudnn/ is the door to it
@@ -126,6 +127,9 @@ void kn_cuda_staging_destroy(KnBackend *backend, KnStaging *staging); /* or NULL
 /* queue.c */
 extern const KnQueue kn_cuda_queue;
 void kn_cuda_queue_close(KnCuda *cuda);
+
+/* run_rope.c: how rows are turned, positions and table being that input of the node and the next. */
+KnCudaRope kn_cuda_rope_of(const KnCuda *cuda, const KnCall *call, const KnRopeAttributes *attributes, int positions);
 
 /* Rewrites a finished graph (KnBackend.lower). */
 void kn_cuda_lower(KnGraph *graph);

@@ -28,6 +28,10 @@ enum { KN_CUDA_GELU_TANH, KN_CUDA_GELU_EXACT, KN_CUDA_SILU }; /* as KnActivation
 cudaError_t kn_cuda_activation(int kind, int bf16, const void *x, void *out, int64_t n, cudaStream_t stream);
 cudaError_t kn_cuda_activation_backward(int kind, int bf16, const void *x, const void *grad, void *out, int64_t n,
                                         cudaStream_t stream);
+/* The same of GELU (tanh) for x [rows, columns], with the sum of `out` over the rows; a workspace of
+ * kn_cuda_row_pass_floats (core/cuda/slabs.h). */
+cudaError_t kn_cuda_gelu_backward_sum(int bf16, const void *x, const void *grad, void *out, float *sum, int64_t rows,
+                                      int64_t columns, float *workspace, cudaStream_t stream);
 cudaError_t kn_cuda_add(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream);
 cudaError_t kn_cuda_multiply(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream);
 cudaError_t kn_cuda_scale(int bf16, const void *x, float factor, void *out, int64_t n, cudaStream_t stream);
@@ -65,13 +69,29 @@ cudaError_t kn_cuda_copy_pieces(const KnCudaPieces *pieces, cudaStream_t stream)
 /* Row i of out is row index[i] of x, or zeros where that is negative. */
 cudaError_t kn_cuda_gather_rows(const void *x, const int32_t *index, void *out, int64_t rows, int64_t row_bytes,
                                 int64_t x_rows, KnCudaFault *fault, cudaStream_t stream);
-/* Sums over tokens take a workspace of slabs x rows x columns floats for each of the results. */
-int kn_cuda_row_sum_slabs(int64_t tokens, int64_t rows, int64_t columns);
+/* Sums over tokens take a workspace of slabs x rows x columns floats (core/cuda/slabs.h). */
 /* Row r of out [rows, columns] is the sum of the rows i of x [tokens, columns] with index[i] == r, in order of i. */
 cudaError_t kn_cuda_scatter_rows(int bf16, const void *x, const int32_t *index, void *out, int64_t tokens, int64_t rows,
                                  int64_t columns, float *workspace, KnCudaFault *fault, cudaStream_t stream);
 cudaError_t kn_cuda_sum_rows(int bf16, const void *x, float *out, int64_t rows, int64_t columns, float *workspace,
                              cudaStream_t stream);
+
+/* ---- rope.cu ---- */
+
+/* x and out [tokens, heads * head], positions [tokens, 3], table [table_rows, head] of (cos, sin). */
+typedef struct KnCudaRope {
+    const void *x;
+    void *out;
+    const int32_t *positions;
+    const float *table;
+    int64_t tokens, heads, head, table_rows;
+    int axis_pairs[3], inverse;
+    KnCudaFault *fault;
+} KnCudaRope;
+cudaError_t kn_cuda_rope(int bf16, const KnCudaRope *rope, cudaStream_t stream);
+/* out [rows, 2 half] = [cos(t f_i) | sin(t f_i)], f_i = 10000^(-i / half), of |t| up to some thousands. */
+cudaError_t kn_cuda_timestep_embedding(const float *timesteps, float *out, int64_t rows, int64_t half,
+                                       cudaStream_t stream);
 
 /* ---- norm.cu: what a kernel does not use is NULL ---- */
 
@@ -88,8 +108,10 @@ typedef struct KnCudaNorm {
     float *stats;         /* layer norm: [tokens, 2] of mean and 1/deviation; RMS norm: [tokens] of the latter */
     const float *squares; /* [tokens]: given sums of squares, or their gradient */
     float *dsquares;      /* [tokens]: sums of squares, or their gradient */
-    float *sums[2];       /* gradients of weight and bias, or of scale and shift */
-    float *workspace;
+    const void *added;    /* [tokens, columns]: to layer norm's dx, or NULL */
+    float *sums[2];   /* gradients of weight and bias, or of scale and shift; RMS norm: of weight, and the sum of dx */
+    float *workspace; /* of a backward: kn_cuda_row_pass_floats (core/cuda/slabs.h) */
+    KnCudaRope rope;  /* of an RMS norm: how its result, or its gradient first, is turned; without a table not at all */
     KnCudaFault *fault;
 } KnCudaNorm;
 /* y = (x - mean) / deviation, times weight plus bias, or times 1 + scale plus shift. */
@@ -116,26 +138,20 @@ typedef struct KnCudaModulate {
     KnCudaFault *fault;
 } KnCudaModulate;
 cudaError_t kn_cuda_modulate(int bf16, const KnCudaModulate *modulate, cudaStream_t stream);
-/* Per row, sums of x other and of x, x being the gradient. */
-cudaError_t kn_cuda_modulate_sums(int bf16, const KnCudaModulate *modulate, const void *other, float *factor_sum,
-                                  float *term_sum, float *workspace, cudaStream_t stream);
-
-/* ---- rope.cu ---- */
-
-/* x and out [tokens, heads * head], positions [tokens, 3], table [table_rows, head] of (cos, sin). */
-typedef struct KnCudaRope {
-    const void *x;
-    void *out;
-    const int32_t *positions;
-    const float *table;
-    int64_t tokens, heads, head, table_rows;
-    int axis_pairs[3], inverse;
+/* out = grad (one + factor[row]), and sums of grad x and of grad over the tokens of each row. */
+typedef struct KnCudaModulateBackward {
+    int64_t tokens, columns, rows;
+    const void *x, *grad;
+    const float *factor;
+    const int32_t *row_of;
+    float one;
+    void *out;               /* this and the sums may be NULL */
+    float *factor_sum, *sum; /* [rows, columns] */
+    float *out_sum;          /* [columns]: in place of `sum`, that of out over all tokens */
+    float *workspace;        /* kn_cuda_row_pass_floats */
     KnCudaFault *fault;
-} KnCudaRope;
-cudaError_t kn_cuda_rope(int bf16, const KnCudaRope *rope, cudaStream_t stream);
-/* out [rows, 2 half] = [cos(t f_i) | sin(t f_i)], f_i = 10000^(-i / half), of |t| up to some thousands. */
-cudaError_t kn_cuda_timestep_embedding(const float *timesteps, float *out, int64_t rows, int64_t half,
-                                       cudaStream_t stream);
+} KnCudaModulateBackward;
+cudaError_t kn_cuda_modulate_backward(int bf16, const KnCudaModulateBackward *backward, cudaStream_t stream);
 
 /* ---- loss.cu: `sums` has KN_CUDA_SUM_BLOCKS floats of scratch ---- */
 

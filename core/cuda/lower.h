@@ -1,9 +1,27 @@
-/* What the passes behind kn_cuda_lower share. */
+/* The passes behind kn_cuda_lower. */
 #ifndef KN_CUDA_LOWER_H
 #define KN_CUDA_LOWER_H
 
-#include "core/graph/graph.h"
+#include "core/graph/edit.h"
 #include "core/ops/ops.h"
+
+/* All nodes of the graph, taken out of it: ids are places in the list. `readers` is per tensor how many operands it is,
+ * or lends its memory to, and `gone` per node that it is part of another, or comes later. */
+
+/* Whether a node between those two places changes the tensor's memory, or gives it away. */
+int kn_cuda_is_changed(const KnNodeList *nodes, const KnTensor *tensor, int after, int before);
+
+/* Additions by products (lower_add.c): product[place of an addition] is the one that makes it, which is then gone from
+ * its own place; else NULL. */
+void kn_cuda_find_additions(const KnNodeList *nodes, const int *readers, KnNode **product, char *gone);
+/* The product as it stands in the addition's place. */
+KnNode *kn_cuda_add_to(KnNode *product, const KnNode *addition);
+
+/* Rotary positions in the passes of RMS norms (lower_rope.c): those nodes are then gone. */
+void kn_cuda_turn_in_norms(const KnNodeList *nodes, const int *readers, char *gone);
+
+/* Sums that backward nodes make beside their results (lower_sums.c). */
+void kn_cuda_lower_sums(KnGraph *graph);
 
 /* Products in 8 bits (lower_fp8.c), where the graph has the leaf KN_FP8_LEAF; else all of it does nothing. */
 struct KnCudaFp8 *kn_cuda_fp8_begin(KnGraph *graph); /* before its nodes are taken */

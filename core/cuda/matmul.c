@@ -286,7 +286,7 @@ static cudaError_t run_matmul(KnCuda *cuda, const KnCall *call)
 {
     const KnMatmulAttributes *p = (const KnMatmulAttributes *)call->node->attributes;
     const KnNode *node = call->node;
-    int adds = node->output_count == 0;
+    int in_place = node->output_count == 0, adds = node->input_count > 3 && node->inputs[3];
     KnCudaProduct product = {.m = p->m,
                              .n = p->n,
                              .k = p->k,
@@ -297,10 +297,10 @@ static cudaError_t run_matmul(KnCuda *cuda, const KnCall *call)
                              .a_e5m2 = p->fp8 == KN_E5M2,
                              .inverse_a = call->inputs[4],
                              .inverse_b = call->inputs[5],
-                             .c_bf16 = !adds && kn_cuda_is_bf16(node->outputs[0]),
+                             .c_bf16 = !in_place && kn_cuda_is_bf16(node->outputs[0]),
                              .a = call->inputs[0],
                              .b = call->inputs[1],
-                             .c = adds ? call->inputs[3] : call->outputs[0],
+                             .c = in_place ? call->inputs[3] : call->outputs[0],
                              .d = call->inputs[3],
                              .bias = call->inputs[2],
                              .gelu = p->gelu,

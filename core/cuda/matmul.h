@@ -12,7 +12,7 @@ typedef struct KnCudaProduct {
     const float *inverse_a, *inverse_b; /* of the scales of 8-bit operands */
     const void *a, *b;
     void *c;
-    const void *d;    /* [m, n], with beta; may be c */
+    const void *d;    /* [m, n], with beta; c itself, or apart from it */
     const void *bias; /* [n], of c's type, or NULL */
     int gelu;         /* c is the GELU (tanh) of all that */
     float alpha, beta;

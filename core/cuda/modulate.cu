@@ -1,5 +1,5 @@
 /* Modulation by a conditioning row of each token, and the gated residual; in float32, rounded once. */
-#include "core/cuda/row_sum.h"
+#include "core/cuda/row_pass.h"
 
 namespace
 {
@@ -25,24 +25,6 @@ template <class T, int LANES> __global__ void __launch_bounds__(KN_THREADS) modu
     }
 }
 
-/* Sums of grad other and grad. */
-template <class T> struct ModulateSums {
-    static constexpr int results = 2;
-    const T *other, *grad;
-    int64_t columns;
-    template <int LANES> __device__ void add(int64_t token, int64_t column, float (&sums)[2][LANES]) const
-    {
-        float v[LANES], g[LANES];
-        kn_read<LANES>(other + token * columns + column, v);
-        kn_read<LANES>(grad + token * columns + column, g);
-#pragma unroll
-        for (int k = 0; k < LANES; k++) {
-            sums[0][k] += g[k] * v[k];
-            sums[1][k] += g[k];
-        }
-    }
-};
-
 template <class T> cudaError_t modulate(const KnCudaModulate &m, cudaStream_t stream)
 {
     constexpr int lanes = KnLanes<T>::count;
@@ -53,14 +35,14 @@ template <class T> cudaError_t modulate(const KnCudaModulate &m, cudaStream_t st
     return cudaGetLastError();
 }
 
-template <class T>
-cudaError_t modulate_sums(const KnCudaModulate &m, const void *other, float *factor_sum, float *term_sum,
-                          float *workspace, cudaStream_t stream)
-{
-    KnRowSum sum = {m.row_of, m.tokens, m.rows, m.columns, {factor_sum, term_sum}, 0, workspace};
-    ModulateSums<T> f = {(const T *)other, (const T *)m.x, m.columns};
-    return kn_row_sum<T>(f, sum, kn_aligned(other, m.x), stream);
-}
+/* The backward with the sum of what it writes, the gradient of a bias. */
+struct GatePass : KnPass {
+    static constexpr bool joins = true;
+    static __device__ __forceinline__ float summand(int which, float g, float x, float dx)
+    {
+        return which == 0 ? g * x : dx;
+    }
+};
 
 } // namespace
 
@@ -71,9 +53,21 @@ cudaError_t kn_cuda_modulate(int bf16, const KnCudaModulate *m, cudaStream_t str
     return bf16 ? modulate<__nv_bfloat16>(*m, stream) : modulate<float>(*m, stream);
 }
 
-cudaError_t kn_cuda_modulate_sums(int bf16, const KnCudaModulate *m, const void *other, float *factor_sum,
-                                  float *term_sum, float *workspace, cudaStream_t stream)
+cudaError_t kn_cuda_modulate_backward(int bf16, const KnCudaModulateBackward *b, cudaStream_t stream)
 {
-    return bf16 ? modulate_sums<__nv_bfloat16>(*m, other, factor_sum, term_sum, workspace, stream)
-                : modulate_sums<float>(*m, other, factor_sum, term_sum, workspace, stream);
+    KnRowPass pass = {};
+    pass.tokens = b->tokens;
+    pass.rows = b->rows;
+    pass.columns = b->columns;
+    pass.x = b->x;
+    pass.grad = b->grad;
+    pass.dx = b->out;
+    pass.factor = b->factor;
+    pass.one = b->one;
+    pass.row_of = b->row_of;
+    pass.sums[0] = b->factor_sum;
+    pass.sums[1] = b->out_sum ? b->out_sum : b->sum;
+    pass.workspace = b->workspace;
+    pass.fault = b->fault;
+    return b->out_sum ? kn_row_pass<GatePass>(bf16, pass, stream) : kn_row_pass<KnPass>(bf16, pass, stream);
 }

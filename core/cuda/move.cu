@@ -68,16 +68,15 @@ cudaError_t gather(const void *x, const int32_t *index, void *out, int64_t rows,
 }
 
 template <class T> struct Taken {
-    static constexpr int results = 1;
     const T *x;
     int64_t columns;
-    template <int LANES> __device__ void add(int64_t token, int64_t column, float (&sums)[2][LANES]) const
+    template <int LANES> __device__ void add(int64_t token, int64_t column, float (&sums)[LANES]) const
     {
         float values[LANES];
         kn_read<LANES>(x + token * columns + column, values);
 #pragma unroll
         for (int k = 0; k < LANES; k++)
-            sums[0][k] += values[k];
+            sums[k] += values[k];
     }
 };
 
@@ -134,7 +133,7 @@ cudaError_t kn_cuda_gather_rows(const void *x, const int32_t *index, void *out, 
 cudaError_t kn_cuda_scatter_rows(int bf16, const void *x, const int32_t *index, void *out, int64_t tokens, int64_t rows,
                                  int64_t columns, float *workspace, KnCudaFault *fault, cudaStream_t stream)
 {
-    KnRowSum sum = {index, tokens, rows, columns, {out, nullptr}, bf16, workspace};
+    KnRowSum sum = {index, tokens, rows, columns, kn_cuda_row_sum_slabs(tokens, rows, columns), out, bf16, workspace};
     if (tokens) {
         KN_LAUNCH(check_index_kernel, kn_blocks(tokens), KN_THREADS, 0, stream, index, tokens, rows, fault);
         if (cudaError_t error = cudaGetLastError())
@@ -146,17 +145,6 @@ cudaError_t kn_cuda_scatter_rows(int bf16, const void *x, const int32_t *index, 
 cudaError_t kn_cuda_sum_rows(int bf16, const void *x, float *out, int64_t rows, int64_t columns, float *workspace,
                              cudaStream_t stream)
 {
-    KnRowSum sum = {nullptr, rows, 1, columns, {out, nullptr}, 0, workspace};
+    KnRowSum sum = {nullptr, rows, 1, columns, kn_cuda_row_sum_slabs(rows, 1, columns), out, 0, workspace};
     return add_rows(bf16, x, sum, stream);
-}
-
-/* Of 32 tokens at least, so that a few thousand tokens give every multiprocessor some; of those of one row (the tokens
- * of a clip lie together) only one row's blocks are at work. */
-int kn_cuda_row_sum_slabs(int64_t tokens, int64_t rows, int64_t columns)
-{
-    const int64_t blocks = 1024, tile = 1024, taken = rows * ((columns + tile - 1) / tile), most = 256;
-    int64_t slabs = taken ? blocks / taken : 1;
-    slabs = slabs < tokens / 32 ? slabs : tokens / 32;
-    slabs = slabs < most ? slabs : most;
-    return (int)(slabs > 1 ? slabs : 1);
 }

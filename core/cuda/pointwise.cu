@@ -1,7 +1,7 @@
 /* Kernels on single elements: activations and their gradients, sums, products, casts. Each streams its operands once,
- * 128 bits at a time where the addresses allow it, and is bound by memory: bytes moved are those of the operands. */
-#include "core/cuda/grid.h"
-#include "core/cuda/vector.h"
+ * 128 bits at a time where the addresses allow it, and is bound by memory: bytes moved are those of the operands.
+ * GELU's gradient may be summed over rows on the way (core/cuda/row_pass.h). */
+#include "core/cuda/row_pass.h"
 
 namespace
 {
@@ -154,6 +154,18 @@ cudaError_t map(F f, int bf16, const void *a, const void *b, void *out, int64_t 
 
 /* ---- rows and casts ---- */
 
+struct GeluPass : KnPass {
+    static constexpr int results = 1;
+    static __device__ __forceinline__ float slope(const KnPassToken &, float grad, float x)
+    {
+        return GeluTanhSlope{}(x, grad);
+    }
+    static __device__ __forceinline__ float summand(int, float, float, float dx)
+    {
+        return dx;
+    }
+};
+
 /* A thread adds one column's element, or a vector of them, to its share of the rows. */
 template <class T, int LANES>
 __global__ void __launch_bounds__(KN_THREADS)
@@ -243,6 +255,21 @@ cudaError_t kn_cuda_activation_backward(int kind, int bf16, const void *x, const
         return map(GeluTanhSlope{}, bf16, x, grad, out, n, stream);
     return kind == KN_CUDA_GELU_EXACT ? map(GeluExactSlope{}, bf16, x, grad, out, n, stream)
                                       : map(SiluSlope{}, bf16, x, grad, out, n, stream);
+}
+
+cudaError_t kn_cuda_gelu_backward_sum(int bf16, const void *x, const void *grad, void *out, float *sum, int64_t rows,
+                                      int64_t columns, float *workspace, cudaStream_t stream)
+{
+    KnRowPass pass = {};
+    pass.tokens = rows;
+    pass.rows = 1;
+    pass.columns = columns;
+    pass.x = x;
+    pass.grad = grad;
+    pass.dx = out;
+    pass.sums[0] = sum;
+    pass.workspace = workspace;
+    return kn_row_pass<GeluPass>(bf16, pass, stream);
 }
 
 cudaError_t kn_cuda_add(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream)

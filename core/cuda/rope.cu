@@ -1,5 +1,5 @@
 /* Rotary positions (Su et al., 2021) and the sinusoidal timestep embedding. */
-#include "core/cuda/grid.h"
+#include "core/cuda/rope.h"
 #include "core/cuda/vector.h"
 
 #include <cmath>
@@ -7,26 +7,13 @@
 namespace
 {
 
-/* The angle of pair j of a head: its row of the table is the token's position on the pair's axis. */
-__device__ __forceinline__ float2 angle_of(const KnCudaRope &r, int64_t token, int pair)
-{
-    const int axis = pair < r.axis_pairs[0] ? 0 : pair < r.axis_pairs[0] + r.axis_pairs[1] ? 1 : 2;
-    int position = r.positions[3 * token + axis];
-    if (position < 0 || position >= r.table_rows) {
-        kn_report(r.fault, KN_CUDA_WILD_INDEX, 3 * token + axis, position, r.table_rows);
-        position = 0;
-    }
-    const float2 angle = *reinterpret_cast<const float2 *>(r.table + (int64_t)position * r.head + 2 * pair);
-    return make_float2(angle.x, r.inverse ? -angle.y : angle.y);
-}
-
 /* A thread turns PAIRS neighbouring pairs of one head. */
 template <class T, int PAIRS> __global__ void __launch_bounds__(KN_THREADS) rope_kernel(KnCudaRope r)
 {
     const int64_t head_items = r.head / (2 * PAIRS), items = r.tokens * r.heads * head_items;
     for (int64_t i = kn_first(); i < items; i += kn_step()) {
         const int64_t token = i / (r.heads * head_items);
-        const int pair = (int)(i % head_items) * PAIRS;
+        const int first = (int)(i % head_items) * 2 * PAIRS;
         const T *x = (const T *)r.x + i * 2 * PAIRS;
         T *out = (T *)r.out + i * 2 * PAIRS;
         float values[2 * PAIRS];
@@ -36,13 +23,7 @@ template <class T, int PAIRS> __global__ void __launch_bounds__(KN_THREADS) rope
             values[0] = kn_widen(x[0]);
             values[1] = kn_widen(x[1]);
         }
-#pragma unroll
-        for (int k = 0; k < PAIRS; k++) {
-            const float2 angle = angle_of(r, token, pair + k);
-            const float a = values[2 * k], b = values[2 * k + 1];
-            values[2 * k] = a * angle.x - b * angle.y;
-            values[2 * k + 1] = b * angle.x + a * angle.y;
-        }
+        kn_turn_pairs(r, kn_angles_of(r, token), first, values);
         if constexpr (PAIRS > 1) {
             kn_store(out, values);
         } else {

@@ -1,16 +1,23 @@
 /* Norms, modulation and sums over rows. */
 #include "core/cuda/cuda.h"
+#include "core/cuda/slabs.h"
 
-static size_t sum_bytes(const KnTensor *x, int64_t rows, int results)
+static size_t sum_bytes(const KnTensor *x, int64_t rows)
 {
     int64_t tokens = kn_tensor_rows(x), columns = kn_tensor_columns(x);
     int64_t slabs = kn_cuda_row_sum_slabs(tokens, rows, columns);
-    return slabs > 1 ? (size_t)(slabs * rows * columns * results) * sizeof(float) : 0;
+    return slabs > 1 ? (size_t)(slabs * rows * columns) * sizeof(float) : 0;
 }
 
-static size_t one_row_bytes(const KnNode *node)
+static size_t pass_bytes(const KnNode *node, int64_t rows)
 {
-    return sum_bytes(node->inputs[0], 1, 1);
+    const KnTensor *x = node->inputs[0];
+    return (size_t)kn_cuda_row_pass_floats(kn_tensor_rows(x), rows, kn_tensor_columns(x)) * sizeof(float);
+}
+
+static size_t one_row_pass_bytes(const KnNode *node)
+{
+    return pass_bytes(node, 1);
 }
 
 static KnCudaNorm norm_of(KnCuda *cuda, const KnCall *call, float eps)
@@ -49,7 +56,7 @@ static cudaError_t run_layer_norm(KnCuda *cuda, const KnCall *call)
 static size_t layer_norm_backward_bytes(const KnNode *node)
 {
     const KnTensor *scale = node->inputs[4];
-    return sum_bytes(node->inputs[0], scale ? kn_tensor_rows(scale) : 1, 2);
+    return node->output_count > 1 ? pass_bytes(node, scale ? kn_tensor_rows(scale) : 1) : 0;
 }
 
 static cudaError_t run_layer_norm_backward(KnCuda *cuda, const KnCall *call)
@@ -61,6 +68,7 @@ static cudaError_t run_layer_norm_backward(KnCuda *cuda, const KnCall *call)
     norm.scale = call->inputs[4];
     norm.row_of = call->inputs[5];
     norm.scale_rows = norm.scale ? kn_tensor_rows(call->node->inputs[4]) : 0;
+    norm.added = call->node->input_count > 6 ? call->inputs[6] : NULL;
     norm.sums[0] = call->node->output_count > 1 ? call->outputs[1] : NULL;
     norm.sums[1] = call->node->output_count > 1 ? call->outputs[2] : NULL;
     return kn_cuda_layer_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);
@@ -68,11 +76,18 @@ static cudaError_t run_layer_norm_backward(KnCuda *cuda, const KnCall *call)
 
 /* ---- RMS norm ---- */
 
+/* Where the lowering pass gave it positions and a table. */
+static KnCudaRope turn_of(const KnCuda *cuda, const KnCall *call, const KnRopeAttributes *p, int positions)
+{
+    return call->node->input_count > positions ? kn_cuda_rope_of(cuda, call, p, positions) : (KnCudaRope){0};
+}
+
 static cudaError_t run_rms_norm(KnCuda *cuda, const KnCall *call)
 {
     KnCudaNorm norm = norm_of(cuda, call, eps_of(call));
     norm.weight = call->inputs[1];
     norm.stats = call->outputs[1];
+    norm.rope = turn_of(cuda, call, &((const KnNormAttributes *)call->node->attributes)->rope, 3);
     return kn_cuda_rms_norm(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
@@ -84,6 +99,7 @@ static cudaError_t run_rms_norm_split(KnCuda *cuda, const KnCall *call)
     norm.weight = call->inputs[1];
     norm.squares = call->inputs[2];
     norm.stats = call->outputs[1];
+    norm.rope = turn_of(cuda, call, &p->rope, 3);
     return kn_cuda_rms_norm(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
@@ -94,17 +110,21 @@ static cudaError_t run_rms_norm_backward(KnCuda *cuda, const KnCall *call)
     norm.weight = call->inputs[2];
     norm.grad = call->inputs[3];
     norm.sums[0] = call->outputs[1];
+    norm.sums[1] = call->node->output_count > 2 ? call->outputs[2] : NULL;
+    norm.rope = turn_of(cuda, call, &((const KnNormAttributes *)call->node->attributes)->rope, 4);
     return kn_cuda_rms_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
 static cudaError_t run_rms_norm_split_backward(KnCuda *cuda, const KnCall *call)
 {
+    const KnSplitNormAttributes *p = (const KnSplitNormAttributes *)call->node->attributes;
     KnCudaNorm norm = norm_of(cuda, call, 0);
-    norm.total_columns = ((const KnSplitNormAttributes *)call->node->attributes)->total_columns;
+    norm.total_columns = p->total_columns;
     norm.stats = call->inputs[1];
     norm.weight = call->inputs[2];
     norm.grad = call->inputs[3];
     norm.sums[0] = call->outputs[1];
+    norm.rope = turn_of(cuda, call, &p->rope, 4);
     norm.split = 1;
     norm.dsquares = call->outputs[2];
     return kn_cuda_rms_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);
@@ -158,31 +178,40 @@ static cudaError_t run_gated_residual(KnCuda *cuda, const KnCall *call)
 }
 
 /* Of both: input 0 is what the factor was applied to, 1 the factor, 2 the rows, 3 the gradient. */
-static cudaError_t run_backward(KnCuda *cuda, const KnCall *call, float one, float *factor_sum, float *term_sum)
+static KnCudaModulateBackward backward_of(KnCuda *cuda, const KnCall *call)
 {
-    KnCudaModulate m = modulate_of(cuda, call, 1, 2);
-    m.x = call->inputs[3];
-    m.one = one;
-    cudaError_t error = m.out ? kn_cuda_modulate(kn_cuda_bf16_of(call), &m, cuda->stream) : cudaSuccess;
-    if (error != cudaSuccess)
-        return error;
-    return kn_cuda_modulate_sums(kn_cuda_bf16_of(call), &m, call->inputs[0], factor_sum, term_sum, call->workspace,
-                                 cuda->stream);
+    const KnTensor *x = call->node->inputs[0];
+    return (KnCudaModulateBackward){.tokens = kn_tensor_rows(x),
+                                    .columns = kn_tensor_columns(x),
+                                    .rows = kn_tensor_rows(call->node->inputs[1]),
+                                    .x = call->inputs[0],
+                                    .grad = call->inputs[3],
+                                    .factor = call->inputs[1],
+                                    .row_of = call->inputs[2],
+                                    .out = call->outputs[0],
+                                    .factor_sum = call->outputs[1],
+                                    .workspace = call->workspace,
+                                    .fault = cuda->fault};
 }
 
 static size_t backward_bytes(const KnNode *node)
 {
-    return sum_bytes(node->inputs[0], kn_tensor_rows(node->inputs[1]), 2);
+    return pass_bytes(node, kn_tensor_rows(node->inputs[1]));
 }
 
 static cudaError_t run_modulate_backward(KnCuda *cuda, const KnCall *call)
 {
-    return run_backward(cuda, call, 1, call->outputs[1], call->outputs[2]);
+    KnCudaModulateBackward backward = backward_of(cuda, call);
+    backward.one = 1;
+    backward.sum = call->outputs[2];
+    return kn_cuda_modulate_backward(kn_cuda_bf16_of(call), &backward, cuda->stream);
 }
 
 static cudaError_t run_gated_residual_backward(KnCuda *cuda, const KnCall *call)
 {
-    return run_backward(cuda, call, 0, call->outputs[1], NULL);
+    KnCudaModulateBackward backward = backward_of(cuda, call);
+    backward.out_sum = call->node->output_count > 2 ? call->outputs[2] : NULL;
+    return kn_cuda_modulate_backward(kn_cuda_bf16_of(call), &backward, cuda->stream);
 }
 
 /* ---- sums over rows ---- */
@@ -194,9 +223,14 @@ static cudaError_t run_sum_rows(KnCuda *cuda, const KnCall *call)
                             kn_tensor_columns(x), call->workspace, cuda->stream);
 }
 
+static size_t sum_rows_bytes(const KnNode *node)
+{
+    return sum_bytes(node->inputs[0], 1);
+}
+
 static size_t scatter_rows_bytes(const KnNode *node)
 {
-    return sum_bytes(node->inputs[0], kn_tensor_rows(node->outputs[0]), 1);
+    return sum_bytes(node->inputs[0], kn_tensor_rows(node->outputs[0]));
 }
 
 static cudaError_t run_scatter_rows(KnCuda *cuda, const KnCall *call)
@@ -210,14 +244,14 @@ static cudaError_t run_scatter_rows(KnCuda *cuda, const KnCall *call)
 const KnCudaOp kn_cuda_op_layer_norm = {run_layer_norm, NULL};
 const KnCudaOp kn_cuda_op_layer_norm_backward = {run_layer_norm_backward, layer_norm_backward_bytes};
 const KnCudaOp kn_cuda_op_rms_norm = {run_rms_norm, NULL};
-const KnCudaOp kn_cuda_op_rms_norm_backward = {run_rms_norm_backward, one_row_bytes};
+const KnCudaOp kn_cuda_op_rms_norm_backward = {run_rms_norm_backward, one_row_pass_bytes};
 const KnCudaOp kn_cuda_op_row_squares = {run_row_squares, NULL};
 const KnCudaOp kn_cuda_op_row_squares_backward = {run_row_squares_backward, NULL};
 const KnCudaOp kn_cuda_op_rms_norm_split = {run_rms_norm_split, NULL};
-const KnCudaOp kn_cuda_op_rms_norm_split_backward = {run_rms_norm_split_backward, one_row_bytes};
+const KnCudaOp kn_cuda_op_rms_norm_split_backward = {run_rms_norm_split_backward, one_row_pass_bytes};
 const KnCudaOp kn_cuda_op_modulate = {run_modulate, NULL};
 const KnCudaOp kn_cuda_op_modulate_backward = {run_modulate_backward, backward_bytes};
 const KnCudaOp kn_cuda_op_gated_residual = {run_gated_residual, NULL};
 const KnCudaOp kn_cuda_op_gated_residual_backward = {run_gated_residual_backward, backward_bytes};
-const KnCudaOp kn_cuda_op_sum_rows = {run_sum_rows, one_row_bytes};
+const KnCudaOp kn_cuda_op_sum_rows = {run_sum_rows, sum_rows_bytes};
 const KnCudaOp kn_cuda_op_scatter_rows = {run_scatter_rows, scatter_rows_bytes};

@@ -1,5 +1,6 @@
 /* Single elements. */
 #include "core/cuda/cuda.h"
+#include "core/cuda/slabs.h"
 
 static int64_t elements_of(const KnCall *call)
 {
@@ -17,8 +18,21 @@ static cudaError_t run_activation(KnCuda *cuda, const KnCall *call)
                               elements_of(call), cuda->stream);
 }
 
+/* With a second output, the sum of the first over its rows. */
+static size_t activation_backward_bytes(const KnNode *node)
+{
+    const KnTensor *x = node->inputs[0];
+    int64_t floats = kn_cuda_row_pass_floats(kn_tensor_rows(x), 1, kn_tensor_columns(x));
+    return node->output_count > 1 ? (size_t)floats * sizeof(float) : 0;
+}
+
 static cudaError_t run_activation_backward(KnCuda *cuda, const KnCall *call)
 {
+    const KnTensor *x = call->node->inputs[0];
+    if (call->node->output_count > 1)
+        return kn_cuda_gelu_backward_sum(kn_cuda_is_bf16(x), call->inputs[0], call->inputs[1], call->outputs[0],
+                                         call->outputs[1], kn_tensor_rows(x), kn_tensor_columns(x), call->workspace,
+                                         cuda->stream);
     return kn_cuda_activation_backward(kind_of(call), kn_cuda_bf16_of(call), call->inputs[0], call->inputs[1],
                                        call->outputs[0], elements_of(call), cuda->stream);
 }
@@ -55,7 +69,7 @@ static cudaError_t run_cast(KnCuda *cuda, const KnCall *call)
 }
 
 const KnCudaOp kn_cuda_op_activation = {run_activation, NULL};
-const KnCudaOp kn_cuda_op_activation_backward = {run_activation_backward, NULL};
+const KnCudaOp kn_cuda_op_activation_backward = {run_activation_backward, activation_backward_bytes};
 const KnCudaOp kn_cuda_op_add = {run_add, NULL};
 const KnCudaOp kn_cuda_op_add_row = {run_add_row, NULL};
 const KnCudaOp kn_cuda_op_multiply = {run_multiply, NULL};

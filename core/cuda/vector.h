@@ -81,6 +81,19 @@ template <int LANES> __device__ __forceinline__ void kn_read_floats(const float 
     }
 }
 
+template <int LANES> __device__ __forceinline__ void kn_write_floats(float *to, const float *values)
+{
+    if constexpr (LANES % 4 == 0) {
+#pragma unroll
+        for (int k = 0; k < LANES; k += 4)
+            kn_store(to + k, *reinterpret_cast<const float(*)[4]>(values + k));
+    } else {
+#pragma unroll
+        for (int k = 0; k < LANES; k++)
+            to[k] = values[k];
+    }
+}
+
 /* On the host: may all of these be read sixteen bytes at a time? */
 static inline bool kn_aligned(const void *a, const void *b = nullptr, const void *c = nullptr)
 {

@@ -65,7 +65,7 @@ static void matmul_cost(const KnNode *node, KnCost *cost)
 {
     const KnMatmulAttributes *p = matmul_of(node);
     cost->bytes = kn_node_bytes(node);
-    if (node->input_count > 3 && node->inputs[3]) /* read and written */
+    if (node->output_count == 0) /* input 3 is read and written */
         cost->bytes += (double)kn_tensor_bytes(node->inputs[3]);
     cost->matmul_flops = 2.0 * (double)p->m * (double)p->n * (double)p->k;
 }

@@ -99,7 +99,8 @@ typedef struct KnMatmulAttributes {
 
 /* C[M,N] of `dtype` = op(A)[M,K] op(B)[K,N] + bias[N]; A and B of one dtype, bias f32 or NULL.
  * Backends' lowering passes alone make `gelu`, `fp8` (with inverses of scales as inputs 4 and 5), biases in the
- * result's dtype, and products that are added to input 3 (f32 state, or a view) and have no output. */
+ * result's dtype, and products with an input 3: with an output they add it to that, of its shape and dtype; without one
+ * they are added to it (f32 state, or a view). */
 KnTensor *kn_matmul(KnGraph *graph, KnTensor *a, int transpose_a, KnTensor *b, int transpose_b, KnTensor *bias,
                     KnDtype dtype);
 /* y[L,out] = x[L,in] weight[out,in]^T + bias; weight is cast to x's dtype. bias may be NULL. Result in x's dtype. */
@@ -201,8 +202,16 @@ KnTensor *kn_span_window(KnGraph *graph, KnTensor *spans, int64_t q_first, int64
 
 /* --- norm.c ------------------------------------------------------------------------------------------------------- */
 
+/* Of kn_rope, and of an RMS norm that turns its result. */
+typedef struct KnRopeAttributes {
+    int64_t heads;
+    int64_t axis_pairs[3]; /* how many of a head's pairs turn with t, with y, with x; the sum is head size / 2 */
+    int inverse;           /* turns back: the gradient */
+} KnRopeAttributes;
+
 typedef struct KnNormAttributes {
     float eps;
+    KnRopeAttributes rope; /* of an RMS norm */
 } KnNormAttributes;
 
 /* (x - mean) / sqrt(var + eps) over columns. Inputs of the node: x, weight, bias, scale, shift, rows.
@@ -213,11 +222,16 @@ KnTensor *kn_layer_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, KnTensor 
 KnTensor *kn_layer_norm_modulated(KnGraph *graph, KnTensor *x, KnTensor *scale, KnTensor *shift, KnTensor *rows,
                                   float eps);
 /* LAYER_NORM_BACKWARD inputs: x, stats, grad_out, weight, scale, rows (the latter three as above, or NULL); outputs:
- * dx, then for affine dweight [D], dbias [D]; for modulated dscale [R,D], dshift [R,D] (f32). */
+ * dx, then for affine dweight [D], dbias [D]; for modulated dscale [R,D], dshift [R,D] (f32). Backends' lowering passes
+ * alone make an input 6, like x, which is added to dx. */
 
-/* x / sqrt(mean(x^2) + eps) * weight[D]. Output 1: f32 [L] of 1/sqrt(...). */
+/* x / sqrt(mean(x^2) + eps) * weight[D]. Output 1: f32 [L] of 1/sqrt(...). Backends' lowering passes alone make norms
+ * whose result is turned as kn_rope does it, positions and table being inputs 3 and 4, of whole and of split rows. */
 KnTensor *kn_rms_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, float eps);
-/* RMS_NORM_BACKWARD inputs: x, rstd, weight, grad_out; outputs: dx, dweight f32 [D]. */
+/* RMS_NORM_BACKWARD inputs: x, rstd, weight, grad_out; outputs: dx, dweight f32 [D]. Where a lowering pass gives it, or
+ * that of split rows, positions and table as inputs 4 and 5, grad_out is turned first. Backends' lowering passes alone
+ * add an output to it, to GATED_RESIDUAL_BACKWARD and to ACTIVATION_BACKWARD of KN_GELU_TANH: the sum of their first
+ * one over its rows, f32 [D]. */
 
 /* f32 [L]: the sum of squares of each row of x. */
 KnTensor *kn_row_squares(KnGraph *graph, KnTensor *x);
@@ -226,6 +240,7 @@ KnTensor *kn_row_squares(KnGraph *graph, KnTensor *x);
 typedef struct KnSplitNormAttributes {
     int64_t total_columns;
     float eps;
+    KnRopeAttributes rope;
 } KnSplitNormAttributes;
 /* RMS norm of some of the columns: x / sqrt(squares / total_columns + eps) * weight[D], where squares f32 [L] are those
  * of all `total_columns` columns of a row. Output 1: f32 [L] of 1/sqrt(...). */
@@ -244,12 +259,6 @@ KnTensor *kn_gated_residual(KnGraph *graph, KnTensor *x, KnTensor *y, KnTensor *
 /* GATED_RESIDUAL_BACKWARD inputs: y, gate, rows, grad_out; outputs: dy, dgate (dx is grad_out itself). */
 
 /* --- rope.c ------------------------------------------------------------------------------------------------------- */
-
-typedef struct KnRopeAttributes {
-    int64_t heads;
-    int64_t axis_pairs[3]; /* how many of a head's pairs turn with t, with y, with x; the sum is head size / 2 */
-    int inverse;           /* turns back: the gradient */
-} KnRopeAttributes;
 
 /* Rotary embedding of interleaved pairs: pair j of a head (columns 2j, 2j+1) of token l is turned by the angle whose
  * (cos, sin) is table[p][2j], table[p][2j+1], where p is the token's position on the axis that pair j belongs to.

@@ -10,22 +10,23 @@ kernels=$build/kernels
 }
 
 # The most registers of kernels on any architecture; the first pattern that fits counts. Attention has its sums in
-# registers. All others have blocks of 256 threads, of which a multiprocessor of 65,536 registers has four at least.
+# registers. Backward passes over rows have sums in registers too, and blocks of 192 threads for Wan 1.3B, of which a
+# multiprocessor of 65,536 registers has four. All others have blocks of 256, four of them at least.
 cat >bounds <<'END'
 (forward|dq|dkv)_kernel< 255
+row_pass_kernel< 80
 . 64
 END
 
 # Which kernels move 128 bits at a time: at least so many loads, stores and asynchronous copies of that width. Sums over
-# tokens have four loads under way. (The compiler cuts the stores of add_row_kernel, for small tables, in four.)
+# tokens have four loads under way, backward passes those of two tokens, or as many bytes of one. (The compiler cuts the stores of add_row_kernel, for small tables, in four.)
 cat >wide <<'END'
 layer_norm_kernel<.*,[48]> 3 1 0
-layer_norm_backward_kernel<.*,[48]> 4 1 0
-rms_norm_kernel<.*,[48]> 3 1 0
-rms_norm_backward_kernel<.*,[48], 4 1 0
+rms_norm_kernel<.*,[48], 3 1 0
 squares_kernel<.*,[48]> 1 0 0
 squares_backward_kernel<.*,[48]> 1 1 0
 kn_row_sum_kernel<.*,[48]> 4 0 0
+kn_row_pass_kernel<.*,[48]> 4 2 0
 modulate_kernel<.*,[48]> 2 1 0
 map_one< 1 1 0
 map_two< 2 1 0

@@ -369,6 +369,168 @@ static void a_product_does_not_move_past_a_change_of_its_operand(void **state)
     trial_end(&t);
 }
 
+/* ---- adding another tensor ---- */
+
+static double rounded_as(KnDtype dtype, double value)
+{
+    return dtype == KN_BF16 ? (double)kn_bf16_to_float(kn_bf16_from_float((float)value)) : value;
+}
+
+/* Values are such that float32 holds each sum, and bfloat16 what it is rounded to once. */
+static void assert_rounded(const Trial *t, const KnTensor *tensor, const double *truth)
+{
+    double *got = read_values(t, tensor);
+    for (int64_t i = 0; i < kn_tensor_elements(tensor); i++)
+        if (got[i] != rounded_as(tensor->dtype, truth[i]))
+            fail_msg("element %d is %.9g, should be %.9g", (int)i, got[i], rounded_as(tensor->dtype, truth[i]));
+    free(got);
+}
+
+static void assert_counts(const Trial *t, int products, int additions)
+{
+    assert_int_equal(count_nodes(t, KN_OP_MATMUL), products);
+    assert_int_equal(count_nodes(t, KN_OP_ADD), additions);
+}
+
+static void add_values(double *sum, const double *values, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        sum[i] += values[i];
+}
+
+static void an_addition_is_part_of_its_product(void **state)
+{
+    static const struct {
+        KnDtype dtype, result;
+        int64_t m, n, k;
+        int has_bias, product_first;
+    } rows[] = {
+        {KN_BF16, KN_BF16, 24, 40, 16, 0, 0}, {KN_BF16, KN_BF16, 24, 40, 16, 1, 1}, {KN_BF16, KN_BF16, 7, 5, 3, 1, 0},
+        {KN_BF16, KN_F32, 24, 40, 16, 0, 1},  {KN_BF16, KN_F32, 1, 13, 9, 0, 0},    {KN_F32, KN_F32, 24, 40, 16, 1, 0},
+        {KN_F32, KN_F32, 5, 31, 1, 0, 1},     {KN_BF16, KN_BF16, 0, 40, 16, 1, 0},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        int64_t m = rows[i].m, n = rows[i].n, k = rows[i].k;
+        Trial t = trial_begin();
+        KnTensor *a = leaf(&t, KN_ROLE_INPUT, rows[i].dtype, m, k, 1);
+        KnTensor *b = leaf(&t, KN_ROLE_INPUT, rows[i].dtype, n, k, 1);
+        KnTensor *other = leaf(&t, KN_ROLE_INPUT, rows[i].result, m, n, 9);
+        KnTensor *bias = rows[i].has_bias ? leaf(&t, KN_ROLE_PARAMETER, KN_F32, 1, n, 2) : NULL;
+        KnTensor *product = kn_matmul(t.graph, a, 0, b, 1, bias, rows[i].result);
+        KnTensor *sum = rows[i].product_first ? kn_add(t.graph, product, other) : kn_add(t.graph, other, product);
+        double *truth = linear(t.values[0], t.values[1], bias ? t.values[3] : NULL, m, n, k);
+        add_values(truth, t.values[2], m * n);
+        run(&t, &sum, 1);
+        assert_counts(&t, 1, 0);
+        assert_rounded(&t, sum, truth);
+        free(truth);
+        trial_end(&t);
+    }
+}
+
+/* As the gradients of q, k and v: the first product is as it was, each other one adds what was there. */
+static void sums_of_products_are_made_by_them(void **state)
+{
+    (void)state;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        Trial t = trial_begin();
+        KnDtype dtype = bf16 ? KN_BF16 : KN_F32;
+        KnTensor *sum = NULL;
+        double *truth = NULL;
+        for (int i = 0; i < 3; i++) {
+            KnTensor *a = leaf(&t, KN_ROLE_INPUT, dtype, ROWS, IN, 1), *b = leaf(&t, KN_ROLE_INPUT, dtype, OUT, IN, 1);
+            KnTensor *product = kn_matmul(t.graph, a, 0, b, 1, NULL, dtype);
+            double *values = linear(t.values[2 * i], t.values[2 * i + 1], NULL, ROWS, OUT, IN);
+            sum = sum ? kn_add(t.graph, sum, product) : product;
+            for (int64_t j = 0; j < ROWS * OUT && truth; j++)
+                values[j] += rounded_as(dtype, truth[j]);
+            free(truth);
+            truth = values;
+        }
+        run(&t, &sum, 1);
+        assert_counts(&t, 3, 0);
+        assert_rounded(&t, sum, truth);
+        free(truth);
+        trial_end(&t);
+    }
+}
+
+static void an_addition_stays_apart_where_its_product_has_other_readers(void **state)
+{
+    (void)state;
+    for (int twice = 0; twice < 2; twice++) { /* another node, or the addition itself */
+        Trial t = trial_begin();
+        KnTensor *a = leaf(&t, KN_ROLE_INPUT, KN_F32, ROWS, IN, 1), *b = leaf(&t, KN_ROLE_INPUT, KN_F32, OUT, IN, 1);
+        KnTensor *other = leaf(&t, KN_ROLE_INPUT, KN_F32, ROWS, OUT, 9);
+        KnTensor *product = kn_matmul(t.graph, a, 0, b, 1, NULL, KN_F32);
+        KnTensor *keep[2] = {kn_add(t.graph, twice ? product : other, product), twice ? NULL : product};
+        if (!twice)
+            keep[1] = kn_scale(t.graph, product, 1);
+        double *alone = linear(t.values[0], t.values[1], NULL, ROWS, OUT, IN);
+        double *truth = linear(t.values[0], t.values[1], NULL, ROWS, OUT, IN);
+        add_values(truth, twice ? alone : t.values[2], ROWS * OUT);
+        run(&t, keep, 2 - twice);
+        assert_counts(&t, 1, 1);
+        assert_rounded(&t, keep[0], truth);
+        if (!twice)
+            assert_rounded(&t, keep[1], alone);
+        free(alone);
+        free(truth);
+        trial_end(&t);
+    }
+}
+
+/* Between product and addition the other operand changes, which the sum must see, or one of the product's, which it
+ * must not. */
+static void an_addition_sees_what_it_would_have_seen(void **state)
+{
+    (void)state;
+    for (int of_product = 0; of_product < 2; of_product++) {
+        Trial t = trial_begin();
+        KnTensor *a = leaf(&t, KN_ROLE_STATE, KN_F32, ROWS, OUT, 1), *b = leaf(&t, KN_ROLE_INPUT, KN_F32, OUT, OUT, 1);
+        KnTensor *other = leaf(&t, KN_ROLE_STATE, KN_F32, ROWS, OUT, 9);
+        KnTensor *more = leaf(&t, KN_ROLE_INPUT, KN_F32, ROWS, OUT, 2);
+        KnTensor *product = kn_matmul(t.graph, a, 0, b, 1, NULL, KN_F32);
+        kn_accumulate(t.graph, of_product ? a : other, more);
+        KnTensor *sum = kn_add(t.graph, other, product);
+        double *truth = linear(t.values[0], t.values[1], NULL, ROWS, OUT, OUT);
+        add_values(truth, t.values[2], ROWS * OUT);
+        if (!of_product)
+            add_values(truth, t.values[3], ROWS * OUT);
+        run(&t, &sum, 1);
+        assert_counts(&t, 1, of_product);
+        assert_rounded(&t, sum, truth);
+        free(truth);
+        trial_end(&t);
+    }
+}
+
+/* A sum is not what cuBLASLt's GELU was measured for, and a product over nothing is not cuBLASLt's. */
+static void other_sums_stay_passes(void **state)
+{
+    (void)state;
+    for (int nothing = 0; nothing < 2; nothing++) {
+        Trial t = trial_begin();
+        int64_t in = nothing ? 0 : IN;
+        KnTensor *a = leaf(&t, KN_ROLE_INPUT, KN_BF16, ROWS, in, 1), *b = leaf(&t, KN_ROLE_INPUT, KN_BF16, OUT, in, 1);
+        KnTensor *other = leaf(&t, KN_ROLE_INPUT, KN_BF16, ROWS, OUT, 1);
+        KnTensor *sum = kn_add(t.graph, other, kn_matmul(t.graph, a, 0, b, 1, NULL, KN_BF16));
+        KnTensor *after = kn_activation(t.graph, sum, KN_GELU_TANH);
+        double *truth = linear(t.values[0], t.values[1], NULL, ROWS, OUT, in);
+        add_values(truth, t.values[2], ROWS * OUT);
+        run(&t, &after, 1);
+        assert_counts(&t, 1, nothing);
+        assert_int_equal(count_nodes(&t, KN_OP_ACTIVATION), 1);
+        double *got = read_values(&t, after);
+        for (int i = 0; i < ROWS * OUT; i++)
+            assert_gelu(got[i], rounded_as(KN_BF16, truth[i]));
+        free(got);
+        free(truth);
+        trial_end(&t);
+    }
+}
+
 /* ---- 8 bits ---- */
 
 enum { TOKENS = 40, WIDTH = 32, INNER = 48 };
@@ -470,6 +632,34 @@ static void operands_are_rounded_by_the_scale_that_is_given(void **state)
     trial_end(&t);
 }
 
+/* The cross-attention's residual. */
+static void an_addition_is_part_of_a_product_of_8_bits(void **state)
+{
+    (void)state;
+    skip_without_8_bits();
+    Trial t = trial_begin();
+    KnTensor *x = leaf(&t, KN_ROLE_INPUT, KN_BF16, TOKENS, WIDTH, 1);
+    KnTensor *weight = leaf(&t, KN_ROLE_PARAMETER, KN_F32, INNER, WIDTH, 1);
+    KnTensor *bias = leaf(&t, KN_ROLE_PARAMETER, KN_F32, 1, INNER, 2);
+    KnTensor *other = leaf(&t, KN_ROLE_INPUT, KN_BF16, TOKENS, INNER, 9);
+    KnTensor *scales = leaf(&t, KN_ROLE_STATE, KN_F32, 2, 2, 1);
+    scales->name = KN_FP8_LEAF;
+    memset(t.memory[4], 0, 4 * sizeof(float));
+    kn_block_begin(t.graph);
+    KnTensor *sum = kn_add(t.graph, other, kn_linear(t.graph, x, weight, bias));
+    kn_block_end(t.graph);
+    run(&t, &sum, 1);
+    assert_int_equal(count_nodes(&t, KN_OP_QUANTIZE), 2);
+    assert_counts(&t, 1, 0);
+    double *got = read_values(&t, sum), *truth = linear(t.values[0], t.values[1], t.values[2], TOKENS, INNER, WIDTH);
+    add_values(truth, t.values[3], TOKENS * INNER);
+    for (int i = 0; i < TOKENS * INNER; i++)
+        assert_true(is_near(got[i], truth[i]));
+    free(got);
+    free(truth);
+    trial_end(&t);
+}
+
 static void other_products_stay_as_they_are(void **state)
 {
     (void)state;
@@ -503,8 +693,14 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_product_of_no_rows_adds_nothing),
         cmocka_unit_test(a_product_with_other_readers_is_added_by_itself),
         cmocka_unit_test(a_product_does_not_move_past_a_change_of_its_operand),
+        cmocka_unit_test(an_addition_is_part_of_its_product),
+        cmocka_unit_test(sums_of_products_are_made_by_them),
+        cmocka_unit_test(an_addition_stays_apart_where_its_product_has_other_readers),
+        cmocka_unit_test(an_addition_sees_what_it_would_have_seen),
+        cmocka_unit_test(other_sums_stay_passes),
         cmocka_unit_test(products_of_blocks_are_of_8_bits),
         cmocka_unit_test(operands_are_rounded_by_the_scale_that_is_given),
+        cmocka_unit_test(an_addition_is_part_of_a_product_of_8_bits),
         cmocka_unit_test(other_products_stay_as_they_are),
     };
     on_gpu = argc > 1 && strcmp(argv[1], "--gpu") == 0;

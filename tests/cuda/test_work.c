@@ -34,10 +34,19 @@ static void kernels_of_a_node_are_added_up_by_hand(void **state)
     assert_true(k[0].bytes == x_bytes + 32 * row_bytes);
     assert_true(k[0].at_once == 32 * (64 / 8) * 16 * 4); /* slabs x threads x bytes x tokens at once */
     assert_string_equal(k[1].name, "add_slabs");
-    assert_true(k[1].bytes == 33 * row_bytes && k[1].at_once == 3 * 8 * 4 * row_bytes);
+    assert_true(k[1].bytes == 33 * row_bytes && k[1].at_once == 3 * 16 * 4 * row_bytes);
 
     assert_int_equal(cuda->kernels(kn_sum_rows(graph, few)->producer, k), 1);
     assert_true(k[0].bytes == 30 * 64 * 2 + row_bytes);
+
+    KnTensor *row = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 1, (int64_t[]){64}, ""), *gradients[KN_MAX_INPUTS] = {0};
+    const KnNode *norm = kn_layer_norm(graph, x, row, row, 1e-6f)->producer;
+    norm->op->gradient(graph, norm, (KnTensor *[]){x, NULL}, (int[KN_MAX_INPUTS]){1, 1, 1}, gradients);
+    assert_int_equal(cuda->kernels(gradients[0]->producer, k), 2);
+    assert_string_equal(k[0].name, "layer_norm_backward");
+    assert_true(k[0].bytes == 3 * x_bytes + 64 * 2 * row_bytes); /* 64 slabs of 16, gradients of weight and bias */
+    assert_true(k[0].at_once == 64 * (64 / 8) * 2 * 32);         /* slabs x threads x operands x bytes */
+    assert_true(k[1].bytes == 65 * 2 * row_bytes);
 
     assert_int_equal(cuda->kernels(kn_concatenate(graph, x, few, 0)->producer, k), 1);
     assert_true(k[0].launches == 2 && k[0].bytes == 2 * (1024 + 30) * 64 * 2);
@@ -85,11 +94,10 @@ static void clear_training(Training *t)
     kn_model_destroy(&t->model);
 }
 
-/* Gradients of norms and modulation read two operands twice, for three that are moved once, and sum slabs: 5 / 3 and a
- * little. */
+/* What is summed over tokens is written and read once more, for each slab. */
 static void no_node_moves_much_more_than_its_operands(void **state)
 {
-    static const double most = 1.9;
+    static const double most = 1.2;
     Training t;
     int seen = 0;
     (void)state;
@@ -113,6 +121,29 @@ static void no_node_moves_much_more_than_its_operands(void **state)
     clear_training(&t);
 }
 
+/* How many backward nodes give the sum of what they write: of a block the norms of q and k, twice, both gates and GELU;
+ * and the text's GELU. */
+static int count_sums(const KnGraph *graph)
+{
+    int sums = 0;
+    for (int i = 0; i < graph->node_count; i++) {
+        const KnNode *node = graph->nodes[i];
+        int id = node->op->id, usual = id == KN_OP_ACTIVATION_BACKWARD ? 1 : 2;
+        if (id == KN_OP_RMS_NORM_BACKWARD || id == KN_OP_GATED_RESIDUAL_BACKWARD || id == KN_OP_ACTIVATION_BACKWARD)
+            sums += node->output_count > usual;
+    }
+    return sums;
+}
+
+/* How many layer norms' backwards give the gradient of the residual: all three of a block. */
+static int count_residuals(const KnGraph *graph)
+{
+    int residuals = 0;
+    for (int i = 0; i < graph->node_count; i++)
+        residuals += graph->nodes[i]->op->id == KN_OP_LAYER_NORM_BACKWARD && graph->nodes[i]->input_count > 6;
+    return residuals;
+}
+
 /* Biases of bfloat16 products are rounded by the backend's own form of the graph. */
 static void the_graph_is_the_backends(void **state)
 {
@@ -126,7 +157,105 @@ static void the_graph_is_the_backends(void **state)
             biases += node->inputs[2]->dtype == KN_BF16;
     }
     assert_true(biases >= 20); /* ten a block */
+    assert_int_equal(count_sums(t.pass.built.graph), 2 * 7 + 1);
+    assert_int_equal(count_residuals(t.pass.built.graph), 2 * 3);
     clear_training(&t);
+}
+
+/* In each of two blocks the cross-attention's residual and the gradients of what q, k and v are made of; of the text's
+ * all products but the first, whose sum goes through both blocks. */
+static void products_that_add_are_named_and_counted(void **state)
+{
+    Training t;
+    int adding = 0, apart = 0;
+    (void)state;
+    build_training(&t, cuda);
+    for (int i = 0; i < t.pass.built.graph->node_count; i++) {
+        const KnNode *node = t.pass.built.graph->nodes[i];
+        for (int k = 0; k < 2 && node->op->id == KN_OP_ADD; k++)
+            apart += node->inputs[k]->producer && node->inputs[k]->producer->op->id == KN_OP_MATMUL;
+        if (node->op->id != KN_OP_MATMUL || node->input_count < 4 || node->output_count == 0)
+            continue;
+        const KnMatmulAttributes *p = (const KnMatmulAttributes *)node->attributes;
+        KnDevice device = {0};
+        KnKernelTimes times = {0};
+        KnTimeKind kind;
+        double bias = node->inputs[2] ? 2.0 * (double)p->n : 0;
+        kn_node_seconds(node, cuda, &device, &kind, &times);
+        assert_int_equal(times.count, 1);
+        assert_non_null(strstr(times.rows[0].shape, " and sum"));
+        assert_int_equal(node->inputs[2] != NULL, strstr(times.rows[0].shape, "input gradient") == NULL);
+        assert_true(kn_node_work(node).bytes == 2.0 * (double)(p->m * p->k + p->k * p->n + 2 * p->m * p->n) + bias);
+        kn_kernel_times_clear(&times);
+        adding++;
+    }
+    assert_int_equal(adding, 2 * 3 + 3);
+    assert_int_equal(apart, 0);
+    clear_training(&t);
+}
+
+static int count_nodes(const KnGraph *graph, KnOpId id, int inputs)
+{
+    int count = 0;
+    for (int i = 0; i < graph->node_count; i++)
+        count += graph->nodes[i]->op->id == (int)id && (inputs == 0 || graph->nodes[i]->input_count == inputs);
+    return count;
+}
+
+/* Of queries and keys of self-attention in two blocks; the attention to text has norms of its own, without positions.
+ */
+static void rotary_positions_are_part_of_norms(void **state)
+{
+    Training t;
+    (void)state;
+    build_training(&t, cuda);
+    const KnGraph *graph = t.pass.built.graph;
+    assert_int_equal(count_nodes(graph, KN_OP_ROPE, 0), 0);
+    assert_int_equal(count_nodes(graph, KN_OP_RMS_NORM, 5), 4);
+    assert_int_equal(count_nodes(graph, KN_OP_RMS_NORM, 2), 4);
+    assert_int_equal(count_nodes(graph, KN_OP_RMS_NORM_BACKWARD, 6), 4);
+    assert_int_equal(count_nodes(graph, KN_OP_RMS_NORM_BACKWARD, 4), 4);
+    for (int i = 0; i < graph->node_count; i++) {
+        const KnNode *node = graph->nodes[i];
+        KnKernelWork k[KN_MOST_KERNELS];
+        double x = 2048 * 128 * 2, positions = 2048 * 3 * 4, table = KN_ROPE_POSITIONS * 64 * 4;
+        if (node->op->id != KN_OP_RMS_NORM || node->input_count != 5)
+            continue;
+        assert_int_equal(cuda->kernels(node, k), 1);
+        assert_true(k[0].bytes == 2 * x + 128 * 4 + 2048 * 4 + positions + table);
+    }
+    clear_training(&t);
+}
+
+/* What keeps them apart: another reader of the norm's result, positions that are made after the norm, another reader of
+ * the gradient that was turned back. */
+static void rotary_positions_stay_apart_where_they_must(void **state)
+{
+    (void)state;
+    for (int reason = 0; reason < 4; reason++) {
+        KnGraph *graph = kn_graph_create();
+        KnRopeAttributes attributes = {.heads = 2, .axis_pairs = {2, 1, 1}};
+        KnTensor *x = input(graph, KN_BF16, 30, 16), *table = input(graph, KN_F32, 9, 8);
+        KnTensor *weight = kn_leaf(graph, KN_ROLE_PARAMETER, KN_F32, 1, (int64_t[]){16}, "weight"), *gradient;
+        KnTensor *places = kn_leaf(graph, KN_ROLE_INPUT, KN_I32, 2, (int64_t[]){30, 3}, "positions");
+        KnTensor *normed = kn_rms_norm(graph, x, weight, 1e-6f);
+        if (reason == 1)
+            kn_scale(graph, normed, 2);
+        if (reason == 2)
+            places = kn_view(graph, places, 0, 2, (int64_t[]){30, 3});
+        KnTensor *turned = kn_rope(graph, normed, places, table, &attributes);
+        KnTensor *target = input(graph, KN_F32, 30, 16);
+        KnTensor *loss =
+            kn_masked_mse(graph, turned, target, kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 1, (int64_t[]){30}, "weights"));
+        kn_gradient(graph, loss, &x, 1, &gradient, kn_add);
+        if (reason == 3)
+            kn_scale(graph, gradient->producer->inputs[3], 2);
+        cuda->lower(cuda, graph);
+        assert_int_equal(count_nodes(graph, KN_OP_ROPE, 0), reason > 0);
+        assert_int_equal(count_nodes(graph, KN_OP_RMS_NORM, 5), reason == 0 || reason == 3);
+        assert_int_equal(count_nodes(graph, KN_OP_RMS_NORM_BACKWARD, 6), reason < 3);
+        kn_graph_destroy(graph);
+    }
 }
 
 int main(void)
@@ -142,6 +271,9 @@ int main(void)
         cmocka_unit_test(kernels_of_a_node_are_added_up_by_hand),
         cmocka_unit_test(no_node_moves_much_more_than_its_operands),
         cmocka_unit_test(the_graph_is_the_backends),
+        cmocka_unit_test(products_that_add_are_named_and_counted),
+        cmocka_unit_test(rotary_positions_are_part_of_norms),
+        cmocka_unit_test(rotary_positions_stay_apart_where_they_must),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,7 +6,7 @@
  * not), not both e5m2, with results of bfloat16 or float32, addresses, the sum's length and the result's rows multiples
  * of 16. Scales of other operands are refused.
  *
- * A bias of another type than the result's is refused. */
+ * A bias of another type than the result's is refused, and so is a C that lies partly in D. */
 #include "cudart.h"
 
 #include <cublasLt.h>
@@ -239,6 +239,13 @@ static int run_product(void *argument)
     return 1;
 }
 
+/* D may be C, but not lie across it. */
+static int overlaps(const Product *p, uintptr_t c, uintptr_t d)
+{
+    uint64_t bytes = p->d.rows * p->d.columns * (uint64_t)p->d.batch * (p->d.type == CUDA_R_32F ? 4 : 2);
+    return c != d && c < d + bytes && d < c + bytes;
+}
+
 /* ---- the functions ---- */
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle)
@@ -277,8 +284,11 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     Product *product = malloc(sizeof *product);
     cublasStatus_t status = describe(product, desc, a_layout, b_layout, c_layout, d_layout);
     (void)handle, (void)algorithm, (void)workspace, (void)workspace_bytes;
-    if (status == CUBLAS_STATUS_SUCCESS && is_fp8(&product->a) && (((uintptr_t)a | (uintptr_t)b | (uintptr_t)d) & 15))
+    if (status == CUBLAS_STATUS_SUCCESS && is_fp8(&product->a) &&
+        (((uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d) & 15))
         status = CUBLAS_STATUS_NOT_SUPPORTED;
+    if (status == CUBLAS_STATUS_SUCCESS && *(const float *)beta != 0 && overlaps(product, (uintptr_t)c, (uintptr_t)d))
+        status = CUBLAS_STATUS_INVALID_VALUE;
     if (status != CUBLAS_STATUS_SUCCESS) {
         free(product);
         return status;

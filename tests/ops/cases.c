@@ -32,6 +32,25 @@ static KnTensor *build_linear(OpTrial *t, const int64_t *n)
     return kn_linear(t->graph, x, w, bias);
 }
 
+/* n: rows, in, out, the sum's first operand is the product */
+static KnTensor *build_linear_residual(OpTrial *t, const int64_t *n)
+{
+    KnTensor *y = build_linear(t, n), *x = leaf_x(t, n[0], n[2]);
+    return n[3] ? kn_add(t->graph, y, x) : kn_add(t->graph, x, y);
+}
+
+/* Two products of one x, so that its gradient is a sum of two as well. n: rows, in, out */
+static KnTensor *build_two_linears(OpTrial *t, const int64_t *n)
+{
+    LeafKind weight = {.role = KN_ROLE_PARAMETER, .dtype = KN_F32, .wanted = 1, .spread = 0.5};
+    KnTensor *x = leaf_x(t, n[0], n[1]), *y[2];
+    for (int i = 0; i < 2; i++) {
+        KnTensor *w = leaf(t, weight, 2, (int64_t[]){n[2], n[1]});
+        y[i] = kn_linear(t->graph, x, w, i ? leaf_f32(t, 1, n[2]) : NULL);
+    }
+    return kn_add(t->graph, y[0], y[1]);
+}
+
 static KnTensor *build_sum_rows(OpTrial *t, const int64_t *n)
 {
     return kn_sum_rows(t->graph, leaf_x(t, n[0], n[1]));
@@ -138,10 +157,47 @@ static KnTensor *build_layer_norm_modulated(OpTrial *t, const int64_t *n)
     return kn_layer_norm_modulated(t->graph, x, scale, shift, leaf_index(t, n[0], n[3], n[2]), 1e-6f);
 }
 
+/* A residual round a norm: the gradient of x has two parts. n as of the norm */
+static KnTensor *build_residual_of_layer_norm(OpTrial *t, const int64_t *n)
+{
+    KnTensor *norm = build_layer_norm_modulated(t, n);
+    return kn_add(t->graph, norm->producer->inputs[0], norm);
+}
+
+static KnTensor *build_residual_of_plain_norm(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]);
+    return kn_add(t->graph, kn_layer_norm(t->graph, x, NULL, NULL, 1e-6f), x);
+}
+
 static KnTensor *build_rms_norm(OpTrial *t, const int64_t *n)
 {
     KnTensor *x = leaf_x(t, n[0], n[1]);
     return kn_rms_norm(t->graph, x, leaf_f32(t, 1, n[1]), 1e-6f);
+}
+
+/* What a bias was added to before; n as without it. */
+static KnTensor *biased(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]);
+    return kn_add_row(t->graph, x, leaf_f32(t, 1, n[1]));
+}
+
+static KnTensor *build_rms_norm_of_biased(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = biased(t, n);
+    return kn_rms_norm(t->graph, x, leaf_f32(t, 1, n[1]), 1e-6f);
+}
+
+static KnTensor *build_gated_residual_of_biased(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]), *y = biased(t, n), *gate = leaf_f32(t, n[2], n[1]);
+    return kn_gated_residual(t->graph, x, y, gate, leaf_index(t, n[0], n[3], n[2]));
+}
+
+static KnTensor *build_gelu_of_biased(OpTrial *t, const int64_t *n)
+{
+    return kn_activation(t->graph, biased(t, n), KN_GELU_TANH);
 }
 
 static KnTensor *build_row_squares(OpTrial *t, const int64_t *n)
@@ -178,16 +234,33 @@ static KnTensor *build_gated_residual(OpTrial *t, const int64_t *n)
     return kn_gated_residual(t->graph, x, y, gate, leaf_index(t, n[0], n[3], n[2]));
 }
 
+static int64_t head_size(const int64_t *n)
+{
+    return 2 * (n[2] + n[3] + n[4]);
+}
+
+/* n: tokens, heads, pairs of t, y, x */
+static KnTensor *turned(OpTrial *t, KnTensor *x, const int64_t *n, int inverse)
+{
+    enum { POSITIONS = 11 };
+    KnRopeAttributes attributes = {.heads = n[1], .axis_pairs = {n[2], n[3], n[4]}, .inverse = inverse};
+    LeafKind table = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .spread = 1};
+    KnTensor *positions = leaf_index(t, 3 * n[0], 0, POSITIONS);
+    KnTensor *angles = leaf(t, table, 2, (int64_t[]){POSITIONS, head_size(n)});
+    return kn_rope(t->graph, x, positions, angles, &attributes);
+}
+
 /* n: tokens, heads, pairs of t, y, x, inverse */
 static KnTensor *build_rope(OpTrial *t, const int64_t *n)
 {
-    enum { POSITIONS = 11 };
-    KnRopeAttributes attributes = {.heads = n[1], .axis_pairs = {n[2], n[3], n[4]}, .inverse = (int)n[5]};
-    int64_t d = 2 * (n[2] + n[3] + n[4]);
-    LeafKind table = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .spread = 1};
-    KnTensor *x = leaf_x(t, n[0], n[1] * d), *positions = leaf_index(t, 3 * n[0], 0, POSITIONS);
-    KnTensor *angles = leaf(t, table, 2, (int64_t[]){POSITIONS, d});
-    return kn_rope(t->graph, x, positions, angles, &attributes);
+    return turned(t, leaf_x(t, n[0], n[1] * head_size(n)), n, (int)n[5]);
+}
+
+/* n: tokens, heads, pairs of t, y, x, split */
+static KnTensor *build_rms_norm_turned(OpTrial *t, const int64_t *n)
+{
+    int64_t columns = n[1] * head_size(n), shape[] = {n[0], columns, columns + 7};
+    return turned(t, n[5] ? build_rms_norm_split(t, shape) : build_rms_norm(t, shape), n, 0);
 }
 
 static KnTensor *build_timestep_embedding(OpTrial *t, const int64_t *n)
@@ -431,7 +504,8 @@ enum {
     ONE = OP_ONE_DTYPE,
     FORWARD = OP_NO_GRADIENT,
     STATE = OP_ONE_DTYPE | OP_NO_GRADIENT,
-    PART = OP_NO_GRADIENT | OP_BF16_PRODUCT
+    PART = OP_NO_GRADIENT | OP_BF16_PRODUCT,
+    SUM = OP_LAST | OP_BF16_PRODUCT /* what is made on the way is rounded, or not where it is part of another */
 };
 
 const OpCase op_cases[] = {
@@ -448,6 +522,13 @@ const OpCase op_cases[] = {
     {"linear 1x1x1", build_linear, {1, 1, 1}, 0},
     {"linear 12x7x10", build_linear, {12, 7, 10}, 0},
     {"linear 257x96x131", build_linear, {257, 96, 131}, OP_LARGE},
+    {"linear and a residual 1x1x1", build_linear_residual, {1, 1, 1, 0}, SUM},
+    {"linear and a residual 12x7x10", build_linear_residual, {12, 7, 10, 1}, SUM},
+    {"linear and a residual 67x32x48", build_linear_residual, {67, 32, 48, 0}, SUM | OP_LARGE},
+    {"linear and a residual over nothing", build_linear_residual, {5, 0, 10, 0}, SUM},
+    {"linear and a residual of no rows", build_linear_residual, {0, 7, 10, 0}, SUM},
+    {"two linears 9x13x7", build_two_linears, {9, 13, 7}, SUM},
+    {"two linears 67x32x48", build_two_linears, {67, 32, 48}, SUM | OP_LARGE},
     {"sum_rows 1x1", build_sum_rows, {1, 1}, FORWARD},
     {"sum_rows 131x37", build_sum_rows, {131, 37}, FORWARD},
     {"sum_rows 521x261", build_sum_rows, {521, 261}, FORWARD | OP_LARGE},
@@ -515,17 +596,38 @@ const OpCase op_cases[] = {
     {"layer_norm affine 3x64", build_layer_norm_affine, {3, 64}, 0},
     {"layer_norm affine 7x13", build_layer_norm_affine, {7, 13}, 0},
     {"layer_norm affine 389x203", build_layer_norm_affine, {389, 203}, OP_LARGE},
+    {"layer_norm affine 53x1544", build_layer_norm_affine, {53, 1544}, OP_LARGE},
     {"layer_norm modulated 1x3", build_layer_norm_modulated, {1, 3, 1, 0}, 0},
     {"layer_norm modulated 11x19", build_layer_norm_modulated, {11, 19, 4, 1}, 0},
     {"layer_norm modulated 613x131", build_layer_norm_modulated, {613, 131, 3, 1}, OP_LARGE},
     {"layer_norm modulated, a row each", build_layer_norm_modulated, {311, 128, 701, 5}, OP_LARGE},
     {"layer_norm modulated 9x3200", build_layer_norm_modulated, {9, 3200, 3, 1}, OP_LARGE},
+    {"layer_norm modulated 101x264", build_layer_norm_modulated, {101, 264, 5, 0}, OP_LARGE},
+    {"layer_norm modulated 35x6152", build_layer_norm_modulated, {35, 6152, 3, 1}, OP_LARGE},
+    {"residual of layer_norm 5x17", build_residual_of_plain_norm, {5, 17}, OP_BF16_PRODUCT},
+    {"residual of layer_norm modulated 11x19", build_residual_of_layer_norm, {11, 19, 4, 1}, OP_BF16_PRODUCT},
+    {"residual of layer_norm modulated 101x264",
+     build_residual_of_layer_norm,
+     {101, 264, 5, 0},
+     OP_LARGE | OP_BF16_PRODUCT},
+    {"residual of layer_norm modulated 35x6152",
+     build_residual_of_layer_norm,
+     {35, 6152, 3, 1},
+     OP_LARGE | OP_BF16_PRODUCT},
+    {"residual of layer_norm modulated, no rows", build_residual_of_layer_norm, {0, 19, 4, 0}, OP_BF16_PRODUCT},
     {"rms_norm 1x1", build_rms_norm, {1, 1}, FORWARD},
     {"rms_norm 2x2", build_rms_norm, {2, 2}, 0},
     {"rms_norm 6x29", build_rms_norm, {6, 29}, 0},
     {"rms_norm 401x197", build_rms_norm, {401, 197}, OP_LARGE},
     {"rms_norm 9x3200", build_rms_norm, {9, 3200}, OP_LARGE},
     {"rms_norm 300x256", build_rms_norm, {300, 256}, OP_LARGE},
+    {"rms_norm 33x6153", build_rms_norm, {33, 6153}, OP_LARGE},
+    {"rms_norm of a biased 6x29", build_rms_norm_of_biased, {6, 29}, OP_BF16_PRODUCT},
+    {"rms_norm of a biased 83x520", build_rms_norm_of_biased, {83, 520}, OP_LARGE | OP_BF16_PRODUCT},
+    {"rms_norm of a biased 33x6153", build_rms_norm_of_biased, {33, 6153}, OP_LARGE | OP_BF16_PRODUCT},
+    {"gelu of a biased 5x19", build_gelu_of_biased, {5, 19}, OP_BF16_PRODUCT},
+    {"gelu of a biased 101x2056", build_gelu_of_biased, {101, 2056}, OP_LARGE | OP_BF16_PRODUCT},
+    {"gelu of a biased, no rows", build_gelu_of_biased, {0, 19}, OP_BF16_PRODUCT},
 
     {"row_squares 1x1", build_row_squares, {1, 1}, 0},
     {"row_squares 7x13", build_row_squares, {7, 13}, 0},
@@ -533,19 +635,36 @@ const OpCase op_cases[] = {
     {"rms_norm_split 1x1 of 1", build_rms_norm_split, {1, 1, 1}, 0},
     {"rms_norm_split 6x29 of 87", build_rms_norm_split, {6, 29, 87}, 0},
     {"rms_norm_split 401x197 of 197", build_rms_norm_split, {401, 197, 197}, OP_LARGE},
+    {"rms_norm_split 67x296 of 300", build_rms_norm_split, {67, 296, 300}, OP_LARGE},
+    {"rms_norm_split 5x6153 of 7000", build_rms_norm_split, {5, 6153, 7000}, OP_LARGE},
     {"rms_norm of two parts", build_rms_norm_of_two, {5, 17, 22}, 0},
 
     {"modulate 1x1", build_modulate, {1, 1, 1, 0}, 0},
     {"modulate 9x23", build_modulate, {9, 23, 3, 1}, 0},
     {"modulate 613x131", build_modulate, {613, 131, 5, 1}, OP_LARGE},
+    {"modulate 45x2056", build_modulate, {45, 2056, 5, 0}, OP_LARGE},
+    {"gated_residual of a biased 9x23", build_gated_residual_of_biased, {9, 23, 3, 1}, OP_BF16_PRODUCT},
+    {"gated_residual of a biased 203x64", build_gated_residual_of_biased, {203, 64, 7, 0}, OP_LARGE | OP_BF16_PRODUCT},
+    {"gated_residual of a biased, no rows", build_gated_residual_of_biased, {0, 23, 3, 0}, OP_BF16_PRODUCT},
     {"gated_residual 1x1", build_gated_residual, {1, 1, 1, 0}, 0},
     {"gated_residual 9x23", build_gated_residual, {9, 23, 3, 1}, 0},
     {"gated_residual 613x131", build_gated_residual, {613, 131, 5, 1}, OP_LARGE},
+    {"gated_residual 203x64", build_gated_residual, {203, 64, 7, 0}, OP_LARGE},
 
     {"rope 1 token", build_rope, {1, 1, 1, 0, 0, 0}, 0},
     {"rope 12/10/10", build_rope, {5, 3, 6, 5, 5, 0}, 0},
     {"rope inverse", build_rope, {7, 2, 4, 2, 2, 1}, 0},
     {"rope 509 tokens of 2x66", build_rope, {509, 2, 13, 10, 10, 0}, OP_LARGE},
+    {"rms_norm, turned, 1 token", build_rms_norm_turned, {1, 1, 1, 0, 0, 0}, SUM},
+    {"rms_norm, turned, 3x32", build_rms_norm_turned, {5, 3, 6, 5, 5, 0}, SUM},
+    {"rms_norm, turned, 5x6", build_rms_norm_turned, {7, 5, 1, 1, 1, 0}, SUM},
+    {"rms_norm, turned, 4x12", build_rms_norm_turned, {7, 4, 2, 2, 2, 0}, SUM},
+    {"rms_norm, turned, 25x128", build_rms_norm_turned, {9, 25, 22, 21, 21, 0}, SUM | OP_LARGE},
+    {"rms_norm, turned, 300x2x128", build_rms_norm_turned, {300, 2, 22, 21, 21, 0}, SUM | OP_LARGE},
+    {"rms_norm, turned, of no rows", build_rms_norm_turned, {0, 3, 6, 5, 5, 0}, SUM},
+    {"rms_norm_split, turned, 3x32", build_rms_norm_turned, {5, 3, 6, 5, 5, 1}, SUM},
+    {"rms_norm_split, turned, 5x6", build_rms_norm_turned, {7, 5, 1, 1, 1, 1}, SUM},
+    {"rms_norm_split, turned, of no heads", build_rms_norm_turned, {5, 0, 6, 5, 5, 1}, SUM},
     {"timestep_embedding", build_timestep_embedding, {7, 26}, STATE},
 
     {"gelu_tanh 3x7", build_activation, {3, 7, KN_GELU_TANH, 3}, 0},
@@ -637,61 +756,7 @@ const OpCase op_cases[] = {
     {"view of rows", build_view, {7, 5, 2, 6}, FORWARD},
     {"zeros 5x19", build_zeros, {5, 19}, 0},
 
-    /* A rank may own no row of a batch, or no column of a matrix. */
-    {"matmul of no rows", build_matmul, {0, 5, 7, 4}, 0},
-    {"matmul of no columns", build_matmul, {5, 0, 7, 4}, 0},
-    {"matmul over nothing is the bias", build_matmul, {5, 7, 0, 4}, 0},
-    {"matmul of no rows, packed", build_matmul, {0, 33, 37, 16 | 4}, 0},
-    {"matmul of no columns, packed b^T", build_matmul, {5, 0, 37, 16 | 2}, 0},
-    {"matmul over nothing, transposed", build_matmul, {5, 7, 0, 3}, 0},
-    {"linear of no rows", build_linear, {0, 7, 10}, 0},
-    {"linear from no columns", build_linear, {5, 0, 10}, 0},
-    {"linear to no columns", build_linear, {5, 7, 0}, 0},
-    {"sum_rows of no rows", build_sum_rows, {0, 7}, FORWARD},
-    {"sum_rows of no columns", build_sum_rows, {5, 0}, FORWARD},
-    {"layer_norm of no rows", build_layer_norm, {0, 17}, 0},
-    {"layer_norm affine of no rows", build_layer_norm_affine, {0, 17}, 0},
-    {"layer_norm modulated, no rows", build_layer_norm_modulated, {0, 19, 4, 0}, 0},
-    {"rms_norm of no rows", build_rms_norm, {0, 29}, 0},
-    {"row_squares of no rows", build_row_squares, {0, 29}, 0},
-    {"row_squares of no columns", build_row_squares, {5, 0}, 0},
-    {"rms_norm_split of no rows", build_rms_norm_split, {0, 29, 87}, 0},
-    {"rms_norm_split of no columns", build_rms_norm_split, {5, 0, 87}, 0},
-    {"modulate of no rows", build_modulate, {0, 23, 3, 0}, 0},
-    {"modulate of no columns", build_modulate, {9, 0, 3, 0}, 0},
-    {"gated_residual of no rows", build_gated_residual, {0, 23, 3, 0}, 0},
-    {"gated_residual of no columns", build_gated_residual, {9, 0, 3, 0}, 0},
-    {"rope of no rows", build_rope, {0, 3, 6, 5, 5, 0}, 0},
-    {"rope of no heads", build_rope, {5, 0, 6, 5, 5, 0}, 0},
-    {"gelu_tanh of no rows", build_activation, {0, 7, KN_GELU_TANH, 3}, 0},
-    {"silu of no columns", build_activation, {3, 0, KN_SILU, 3}, 0},
-    {"add of no rows", build_add, {0, 7}, 0},
-    {"add_row of no rows", build_add_row, {0, 19}, 0},
-    {"add_row of no columns", build_add_row, {5, 0}, 0},
-    {"multiply of no rows", build_multiply, {0, 19, 0}, 0},
-    {"scale of no rows", build_scale, {0, 19}, 0},
-    {"cast of no rows", build_cast, {0, 19}, 0},
-    {"gather_rows of no rows", build_gather_rows, {4, 9, 0, 0}, 0},
-    {"gather_rows of no columns", build_gather_rows, {4, 0, 13, -2}, 0},
-    {"gather_rows from no rows", build_gather_rows, {0, 9, 5, -3}, 0},
-    {"scatter_rows of no rows", build_scatter_rows, {5, 9, 0, 0}, 0},
-    {"scatter_rows of no columns", build_scatter_rows, {5, 0, 13, -2}, 0},
-    {"scatter_rows into no rows", build_scatter_rows, {0, 9, 13, -3}, 0},
-    {"concatenate with no rows", build_concatenate, {3, 7, 0, 0}, 0},
-    {"concatenate with no columns", build_concatenate, {3, 7, 0, 1}, 0},
-    {"concatenate columns of no rows", build_concatenate, {0, 7, 5, 1}, 0},
-    {"slice of no rows", build_slice, {9, 7, 4, 0, 0}, 0},
-    {"slice of no columns", build_slice, {9, 7, 7, 0, 1}, 0},
-    {"slice columns of no rows", build_slice, {0, 7, 3, 2, 1}, 0},
-    {"pad no rows", build_pad, {0, 7, 2, 8, 0}, 0},
-    {"pad no columns", build_pad, {3, 0, 6, 13, 1}, 0},
-    {"swap_axes of no columns", build_swap_axes, {6, 0, 3, 2}, 0},
-    {"group_columns of no rows", build_group_columns, {0, 13, 4}, 0},
-    {"group_columns of no columns", build_group_columns, {5, 0, 4}, 0},
-    {"ungroup_columns of no rows", build_ungroup_columns, {0, 13, 4}, 0},
-    {"masked_mse of no rows", build_masked_mse, {0, 7}, 0},
-    {"masked_mse of no columns", build_masked_mse, {5, 0}, 0},
-    {"sum_of_squares of nothing", build_sum_of_squares, {0, 7}, FORWARD},
+#include "ops/empty_cases.inc"
 
 #define SPEED_ROWS(rows, columns)                                                                                      \
     {"speed of linear", build_linear, {rows, columns, columns}, OP_SPEED},                                             \

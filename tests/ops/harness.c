@@ -167,7 +167,8 @@ static Built build(const OpCase *row, KnDtype dtype)
         built.has_bias |= node->op->id == KN_OP_MATMUL && node->inputs[2];
         for (int k = 0; k < node->output_count; k++) {
             built.in_bf16 |= node->outputs[k]->dtype == KN_BF16;
-            built.kept[built.kept_count++] = node->outputs[k];
+            if (i == trial->graph->node_count - 1 || !(row->flags & OP_LAST))
+                built.kept[built.kept_count++] = node->outputs[k];
         }
     }
     if (output && !(row->flags & OP_NO_GRADIENT))

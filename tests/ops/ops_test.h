@@ -18,7 +18,8 @@ enum {
     OP_NO_GRADIENT = 4,   /* forward only */
     OP_SPEED = 8,         /* only measured */
     OP_BF16_INSIDE = 16,  /* the op itself computes in bf16: compared with a relative L2 error */
-    OP_BF16_PRODUCT = 32, /* bf16 operands of an inner product are made on the way: softmax's probabilities */
+    OP_BF16_PRODUCT = 32, /* bf16 operands are made on the way: softmax's probabilities, a sum with a bias */
+    OP_LAST = 64,         /* only the last node's results are looked at: backends may make it part of others */
 };
 
 typedef struct OpTrial OpTrial;
