@@ -1,4 +1,4 @@
-/* Attention: which kernel, and the statistics that the backward begins with. */
+/* Attention: which kernel, in how many parts, and the statistics that the backward begins with. */
 #include "core/cuda/attention.h"
 
 namespace
@@ -49,7 +49,46 @@ bool fits_tensor_cores(int bf16, const KnCudaAttention &a)
            kn_aligned(a.dq, a.dk, a.dv);
 }
 
+/* ---- parts ---- */
+
+/* What the kernel for dk and dv takes on a device of 132 multiprocessors (H100, H200) with two blocks each, in thirds
+ * of the time that two blocks together take for a tile of 64 queries each: one alone takes two for it. */
+constexpr int64_t PLACES = 264, MOST_WAVES = 4, STEP = 64;
+
+int64_t waves(int64_t blocks)
+{
+    const int64_t rest = blocks % PLACES;
+    return 3 * (blocks / PLACES) + (rest > PLACES / 2 ? 3 : rest > 0 ? 2 : 0);
+}
+
+/* A block takes two tiles' time to begin and to end, and two more where float32 sums are written and read again; their
+ * kernel's launch takes that of one. */
+int64_t thirds(int64_t blocks, int64_t steps, int parts)
+{
+    const int64_t of_part = (steps + parts - 1) / parts;
+    return parts == 1 ? waves(blocks) * (of_part + 2) : waves(blocks * parts) * (of_part + 4) + 3;
+}
+
 } // namespace
+
+/* The most blocks also keep the parts' sums small: 69 MB with heads of 128. */
+int kn_cuda_attention_parts(int bf16, const KnCudaAttention *shape)
+{
+    const int64_t tile = shape->size <= 64 ? 128 : 64, blocks = (shape->keys + tile - 1) / tile * shape->heads;
+    const int64_t steps = (shape->queries + STEP - 1) / STEP;
+    int best = 1;
+    if (!bf16 || blocks == 0)
+        return 1;
+    for (int parts = 2; parts <= KN_CUDA_MOST_PARTS && blocks * parts <= PLACES * MOST_WAVES; parts++)
+        if (thirds(blocks, steps, parts) < thirds(blocks, steps, best))
+            best = parts;
+    return 10 * thirds(blocks, steps, best) <= 9 * thirds(blocks, steps, 1) ? best : 1;
+}
+
+size_t kn_cuda_attention_bytes(const KnCudaAttention *shape)
+{
+    return (size_t)kn_parts_place(*shape, shape->parts > 1 ? 2 : 0) * sizeof(float);
+}
 
 cudaError_t kn_cuda_attention(int bf16, const KnCudaAttention *attention, cudaStream_t stream)
 {
