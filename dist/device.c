@@ -99,11 +99,14 @@ static KnNodeWork product_work(const KnNode *node, const KnCost *cost)
                         .size = cost->matmul_flops};
 }
 
-/* The curve of attention that a library has no part in: float32, heads of other widths, spans in any order. */
+/* The curve of attention that a library has no part in: float32, heads of other widths, spans in any order, backwards
+ * to few keys. */
 static const char *own_attention(const KnNode *node, int64_t width)
 {
     const KnAttentionAttributes *p = (const KnAttentionAttributes *)node->attributes;
     int library = p->packed && node->inputs[0]->dtype == KN_BF16 && (width == 64 || width == 128);
+    if (node->inputs[0]->dtype == KN_BF16 && kn_attention_has_few_keys(node))
+        return "own_attention_few_keys";
     if (library)
         return NULL;
     return node->op->id == KN_OP_ATTENTION_BACKWARD ? "own_attention_backward" : "own_attention";
@@ -159,11 +162,11 @@ static double rate_of(const KnDevice *device, const KnNodeWork *w)
         [KN_TIME_MATMUL] = "matmul", [KN_TIME_ATTENTION] = "attention", [KN_TIME_MEMORY] = "memory"};
     char own[64];
     snprintf(own, sizeof own, "own_%s", w->kind);
-    const char *first = device->own_attention && w->time == KN_TIME_ATTENTION ? own : w->finer;
-    const char *const kinds[] = {first ? first : w->kind, w->kind, classes[w->time]};
+    int is_own = device->own_attention && w->time == KN_TIME_ATTENTION;
+    const char *const kinds[] = {w->finer, is_own ? own : NULL, w->kind, classes[w->time]};
     double rate = 0;
-    for (int i = 0; i < 3 && rate == 0; i++)
-        rate = kn_device_rate(device, kinds[i], w->dtype, w->width, w->size);
+    for (int i = 0; i < 4 && rate == 0; i++)
+        rate = kinds[i] ? kn_device_rate(device, kinds[i], w->dtype, w->width, w->size) : 0;
     return rate;
 }
 

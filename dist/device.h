@@ -8,8 +8,8 @@
  *
  * A device may have finer curves of products: `matmul_input` for gradients of inputs, `matmul_accumulated` for
  * those of weights that are added to a sum, `matmul_gelu`, `matmul_deep` and `matmul_input_deep` for sums more than
- * four times as long as rows are wide; and where a backend says by which kernels a node runs, curves named after these.
- */
+ * four times as long as rows are wide; `own_attention_few_keys` for what kn_attention_has_few_keys says; and where a
+ * backend says by which kernels a node runs, curves named after these. */
 #ifndef KN_DIST_DEVICE_H
 #define KN_DIST_DEVICE_H
 

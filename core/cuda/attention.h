@@ -4,7 +4,8 @@
  * A block takes a tile of rows of the whole stream, of queries (forward, dq) or of keys (dk, dv), and visits the spans
  * that it meets, in the table's order. So the grid depends on shapes alone, each row is written by one block, zeros
  * where it belongs to no span, and what keys get from several spans is added in a fixed order. The other side of a span
- * is cut into tiles from its first row on, so that a span's bits depend neither on other spans nor on where it lies. */
+ * is cut into tiles from its first row on, so that a span's bits depend neither on other spans nor on where it lies. For
+ * dk and dv these tiles may be cut into parts, one for each of several blocks: their number depends on shapes alone. */
 #ifndef KN_CUDA_ATTENTION_H
 #define KN_CUDA_ATTENTION_H
 
@@ -84,6 +85,31 @@ __device__ __forceinline__ float *kn_lse_of(const KnCudaAttention &a, int head)
 __device__ __forceinline__ float *kn_delta_of(const KnCudaAttention &a, int head)
 {
     return a.workspace + (a.heads + head) * a.queries;
+}
+
+/* On the host. Beyond them, at a multiple of 16 bytes: each part's dk, then each part's dv. */
+static inline int64_t kn_parts_place(const KnCudaAttention &a, int which)
+{
+    return (2 * a.heads * a.queries + 3) / 4 * 4 + which * a.parts * a.keys * a.heads * a.size;
+}
+
+/* Sums of the block's part, of which blockIdx.z says the number; where there is one part, the result. */
+__device__ __forceinline__ void *kn_part_of(const KnCudaAttention &a, void *sums)
+{
+    return (float *)sums + blockIdx.z * a.keys * a.heads * a.size;
+}
+
+/* The part's queries of a span: whole tiles, as many as other parts have or one more; perhaps none. */
+struct KnQueries {
+    int first, end;
+};
+
+template <int TILE> __device__ __forceinline__ KnQueries kn_queries_of_part(const KnSpan &span)
+{
+    const int first = span.first[KN_QUERIES], count = span.count[KN_QUERIES], tiles = (count + TILE - 1) / TILE;
+    const int begin = (int)((unsigned)tiles * blockIdx.z / gridDim.z) * TILE;
+    const int end = (int)((unsigned)tiles * (blockIdx.z + 1) / gridDim.z) * TILE;
+    return {first + begin, first + (end < count ? end : count)};
 }
 
 __device__ __forceinline__ void kn_put(void *to, int bf16, int64_t at, float value)

@@ -1,6 +1,7 @@
 /* Attention of bfloat16 on tensor cores, backward, in two kernels: one has a tile of queries and passes over keys for
  * dq, one has a tile of keys and passes over queries for dk and dv. Scores and probabilities are found in both, seven
- * products where five would do, so that nothing is added by atomics: the same bits in each run. Source: Dao,
+ * products where five would do, so that nothing is added by atomics: the same bits in each run. Where tiles of keys are
+ * few, several blocks have parts of the queries for each, and a third kernel adds their sums. Source: Dao,
  * "FlashAttention-2", 2023, algorithm 2. */
 #include "core/cuda/attention_tensor.h"
 
@@ -161,8 +162,11 @@ template <int D, int WANTED> __global__ void __launch_bounds__(KN_TENSOR_THREADS
         kn_begin_tile<S::keys, D>(v, a, a.v, first, (int)a.keys - first);
     kn_close_copies();
     for (KnSpanSearch search(KN_KEYS, first, S::keys); search.next(a, span);) {
-        int query = span.first[KN_QUERIES], turn = 0;
-        const int end = query + span.count[KN_QUERIES];
+        const KnQueries part = kn_queries_of_part<S::queries>(span);
+        int query = part.first, turn = 0;
+        const int end = part.end;
+        if (query == end)
+            continue;
         tiles.begin(0, a, query, end - query);
         for (; query < end; query += S::queries, turn ^= 1) {
             kn_wait_copies<0>();
@@ -189,17 +193,75 @@ template <int D, int WANTED> __global__ void __launch_bounds__(KN_TENSOR_THREADS
     }
     kn_wait_copies<0>();
     if (WANTED & DV)
-        kn_write_sums<D, S::m>(a, a.dv, a.gradients_bf16, first, a.keys, dv, 1);
+        kn_write_sums<D, S::m>(a, kn_part_of(a, a.dv), a.gradients_bf16, first, a.keys, dv, 1);
     if (WANTED & DK)
-        kn_write_sums<D, S::m>(a, a.dk, a.gradients_bf16, first, a.keys, dk, a.scale);
+        kn_write_sums<D, S::m>(a, kn_part_of(a, a.dk), a.gradients_bf16, first, a.keys, dk, a.scale);
+}
+
+/* ---- sums of parts ---- */
+
+/* Adds the parts' sums in their order, of dk where blockIdx.y is 0, of dv where it is 1. */
+template <class T>
+__global__ void __launch_bounds__(KN_THREADS, 4)
+    add_parts_kernel(const float *of_dk, const float *of_dv, int parts, int64_t size, T *dk, T *dv)
+{
+    constexpr int lanes = KnLanes<T>::count;
+    const int64_t at = kn_first() * lanes;
+    if (at >= size)
+        return;
+    const float *from = (blockIdx.y ? of_dv : of_dk) + at;
+    float sums[lanes], next[lanes];
+    kn_read_floats<lanes>(from, sums);
+#pragma unroll 4
+    for (int part = 1; part < parts; part++) {
+        kn_read_floats<lanes>(from + part * size, next);
+#pragma unroll
+        for (int i = 0; i < lanes; i++)
+            sums[i] += next[i];
+    }
+    kn_store((blockIdx.y ? dv : dk) + at, sums);
+}
+
+template <class T> cudaError_t add_parts(const KnCudaAttention &a, cudaStream_t stream)
+{
+    const int64_t size = a.keys * a.heads * a.size, block = KN_THREADS * KnLanes<T>::count;
+    const dim3 grid((unsigned)((size + block - 1) / block), 2);
+    KN_LAUNCH(add_parts_kernel<T>, grid, KN_THREADS, 0, stream, a.workspace + kn_parts_place(a, 0),
+              a.workspace + kn_parts_place(a, 1), a.parts, size, (T *)a.dk, (T *)a.dv);
+    return cudaGetLastError();
 }
 
 /* ---- launching ---- */
 
-template <int D, int WANTED> cudaError_t key_gradients(const KnCudaAttention &a, cudaStream_t stream)
+template <int D, int WANTED> cudaError_t launch_keys(const KnCudaAttention &a, int parts, cudaStream_t stream)
 {
-    return kn_launch_attention(dkv_kernel<D, WANTED>, kn_tiles(a.keys, Keys<D>::keys, a.heads), KN_TENSOR_THREADS,
-                               Keys<D>::bytes, a, stream);
+    dim3 grid = kn_tiles(a.keys, Keys<D>::keys, a.heads);
+    grid.z = (unsigned)parts;
+    return kn_launch_attention(dkv_kernel<D, WANTED>, grid, KN_TENSOR_THREADS, Keys<D>::bytes, a, stream);
+}
+
+template <int D> cudaError_t find_key_gradients(const KnCudaAttention &a, int parts, cudaStream_t stream)
+{
+    if constexpr (D <= 128) {
+        return launch_keys<D, DK | DV>(a, parts, stream);
+    } else {
+        if (cudaError_t error = launch_keys<D, DK>(a, parts, stream))
+            return error;
+        return launch_keys<D, DV>(a, parts, stream);
+    }
+}
+
+template <int D> cudaError_t key_gradients(const KnCudaAttention &a, cudaStream_t stream)
+{
+    if (a.parts <= 1 || a.keys * a.heads == 0)
+        return find_key_gradients<D>(a, 1, stream);
+    KnCudaAttention sums = a;
+    sums.dk = a.workspace + kn_parts_place(a, 0);
+    sums.dv = a.workspace + kn_parts_place(a, 1);
+    sums.gradients_bf16 = 0;
+    if (cudaError_t error = find_key_gradients<D>(sums, a.parts, stream))
+        return error;
+    return a.gradients_bf16 ? add_parts<__nv_bfloat16>(a, stream) : add_parts<float>(a, stream);
 }
 
 template <int D> cudaError_t backward(const KnCudaAttention &a, cudaStream_t stream)
@@ -207,13 +269,7 @@ template <int D> cudaError_t backward(const KnCudaAttention &a, cudaStream_t str
     if (cudaError_t error = kn_launch_attention(dq_kernel<D>, kn_tiles(a.queries, Queries<D>::queries, a.heads),
                                                 KN_TENSOR_THREADS, Queries<D>::bytes, a, stream))
         return error;
-    if constexpr (D <= 128) {
-        return key_gradients<D, DK | DV>(a, stream);
-    } else {
-        if (cudaError_t error = key_gradients<D, DK>(a, stream))
-            return error;
-        return key_gradients<D, DV>(a, stream);
-    }
+    return key_gradients<D>(a, stream);
 }
 
 } // namespace

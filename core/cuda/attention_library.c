@@ -153,8 +153,11 @@ static void place(Layout *l, const KnCudnnPlan *plan)
         l->bytes += 2 * sizeof(float) * (size_t)(n->queries * n->row_heads);
 }
 
+/* Of few keys, cuDNN's backward keeps few multiprocessors at work, and ours all (attention_backward.cu). */
 static int pays(const KnNode *node, const Layout *l)
 {
+    if (kn_attention_has_few_keys(node))
+        return 0;
     double flops = 4 * attributes_of(node)->pairs * (double)kn_tensor_columns(node->inputs[0]);
     double launches = LAUNCHES_BESIDE + LAUNCHES_OF_CALL * (double)(l->span_calls * l->head_calls);
     int backward = l->shape.backward != 0;

@@ -222,11 +222,20 @@ typedef struct KnCudaAttention {
     float *lse;
     const void *grad_out;
     void *dq, *dk, *dv;
-    float *workspace; /* of the backward: 2 heads * queries */
+    int parts;        /* of the backward (kn_cuda_attention_parts); 0: one */
+    float *workspace; /* of the backward: kn_cuda_attention_bytes */
     KnCudaFault *fault;
 } KnCudaAttention;
 cudaError_t kn_cuda_attention(int bf16, const KnCudaAttention *attention, cudaStream_t stream);
 cudaError_t kn_cuda_attention_backward(int bf16, const KnCudaAttention *attention, cudaStream_t stream);
+
+/* Into how many parts a span's queries are cut where they are summed over, for dk and dv: more than one where tiles of
+ * keys are too few to keep a device busy. By shapes alone, on every device the same, as the order of sums follows from
+ * it; in float32 always one, so that it follows from the span alone. */
+enum { KN_CUDA_MOST_PARTS = 32 };
+int kn_cuda_attention_parts(int bf16, const KnCudaAttention *shape);
+/* The backward's workspace: statistics, and the sums of parts where there are several. */
+size_t kn_cuda_attention_bytes(const KnCudaAttention *shape);
 
 /* ---- packed.cu: spans as libraries want packed sequences (core/cuda/cudnn), in bfloat16, heads of multiples of 8 ----
  */

@@ -2,23 +2,31 @@
 #include "core/base/error.h"
 #include "core/cuda/cuda.h"
 
+static KnCudaAttention shape_of(const KnNode *node)
+{
+    const KnAttentionAttributes *p = (const KnAttentionAttributes *)node->attributes;
+    const KnTensor *q = node->inputs[0];
+    KnCudaAttention shape = {.queries = kn_tensor_rows(q),
+                             .keys = kn_tensor_rows(node->inputs[1]),
+                             .heads = p->heads,
+                             .size = p->heads ? kn_tensor_columns(q) / p->heads : 0,
+                             .span_count = node->inputs[3]->shape[0],
+                             .scale = p->scale};
+    shape.parts = kn_cuda_attention_parts(kn_cuda_is_bf16(q), &shape);
+    return shape;
+}
+
 /* What forward and backward have in common. */
 static KnCudaAttention attention_of(KnCuda *cuda, const KnCall *call)
 {
-    const KnAttentionAttributes *p = (const KnAttentionAttributes *)call->node->attributes;
-    const KnTensor *q = call->node->inputs[0];
-    KN_ASSERT(p->scale > 0);
-    return (KnCudaAttention){.queries = kn_tensor_rows(q),
-                             .keys = kn_tensor_rows(call->node->inputs[1]),
-                             .heads = p->heads,
-                             .size = p->heads ? kn_tensor_columns(q) / p->heads : 0,
-                             .span_count = call->node->inputs[3]->shape[0],
-                             .scale = p->scale,
-                             .q = call->inputs[0],
-                             .k = call->inputs[1],
-                             .v = call->inputs[2],
-                             .spans = call->inputs[3],
-                             .fault = cuda->fault};
+    KnCudaAttention attention = shape_of(call->node);
+    KN_ASSERT(attention.scale > 0);
+    attention.q = call->inputs[0];
+    attention.k = call->inputs[1];
+    attention.v = call->inputs[2];
+    attention.spans = call->inputs[3];
+    attention.fault = cuda->fault;
+    return attention;
 }
 
 static int is_too_wide(const KnCudaAttention *attention)
@@ -50,8 +58,9 @@ static size_t forward_bytes(const KnNode *node)
 
 static size_t backward_bytes(const KnNode *node)
 {
+    KnCudaAttention shape = shape_of(node);
     size_t by_library = forward_bytes(node);
-    return by_library ? by_library : 2 * kn_tensor_bytes(node->inputs[5]);
+    return by_library ? by_library : kn_cuda_attention_bytes(&shape);
 }
 
 static cudaError_t run_attention_backward(KnCuda *cuda, const KnCall *call)

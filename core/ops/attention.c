@@ -64,6 +64,13 @@ void kn_attention_promise_packed(KnTensor *result)
     attributes_of_result(result)->packed = 1;
 }
 
+int kn_attention_has_few_keys(const KnNode *node)
+{
+    enum { BLOCK_KEYS = 128, MULTIPROCESSORS = 132 }; /* of an H100 or H200 */
+    int64_t blocks = (kn_tensor_rows(node->inputs[1]) + BLOCK_KEYS - 1) / BLOCK_KEYS * attention_of(node)->heads;
+    return node->op->id == KN_OP_ATTENTION_BACKWARD && 2 * blocks < MULTIPROCESSORS;
+}
+
 void kn_attention_backward(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, KnTensor *out,
                            KnTensor *lse, KnTensor *grad_out, int64_t heads, float scale, int partial,
                            KnTensor *gradients[3])

@@ -184,6 +184,9 @@ void kn_attention_expect_pairs(KnTensor *result, double pairs);
 /* Promises that spans are packed: empty ones aside, they are in order of both queries and keys, and no row is in two.
  * Backends may then use kernels that know no others. Call it as the former. */
 void kn_attention_promise_packed(KnTensor *result);
+/* Is this a backward to so few keys that kernels with a block for each 128 of them, of a head, leave more than half of
+ * a GPU idle? Libraries' do so: a backend with its own for such shapes runs those, and plans price them. */
+int kn_attention_has_few_keys(const KnNode *node);
 
 /* --- ring.c: attention to keys that come in parts ---------------------------------------------------------------- */
 

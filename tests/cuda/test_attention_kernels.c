@@ -1,6 +1,7 @@
 /* Attention's kernels on the emulated device: what the op table, which compares them with float64, leaves open. Tensor
- * cores agree with float32 for head sizes that fill their fragments and that do not; bits depend neither on the order
- * of CUDA threads nor on other spans; spans that leave the rows are reported. */
+ * cores agree with float32 for head sizes that fill their fragments and that do not, with queries in any number of
+ * parts; bits depend neither on the order of CUDA threads nor on other spans; spans that leave the rows are reported.
+ */
 #include "core/base/bf16.h"
 #include "core/base/memory.h"
 #include "core/cuda/kernels.h"
@@ -23,7 +24,7 @@ static const int32_t spans[SPANS][4] = {
 
 typedef struct Trial {
     int64_t size;
-    int bf16, partial, span_count;
+    int bf16, partial, span_count, parts;
     int64_t shift; /* elements by which the rows lie off their alignment */
     const int32_t (*spans)[4];
     KnCudaFault fault;
@@ -104,8 +105,9 @@ static void attend(Trial *t)
                          .spans = on_device((size_t)t->span_count * sizeof *t->spans, t->spans),
                          .out = results[0],
                          .lse = results[1],
-                         .workspace = on_device(2 * HEADS * QUERIES * sizeof(float), NULL),
+                         .parts = t->parts,
                          .fault = on_device(sizeof t->fault, &t->fault)};
+    a.workspace = on_device(kn_cuda_attention_bytes(&a), NULL);
     SUCCEEDS(kn_cuda_attention(t->bf16, &a, NULL));
     a.grad_out = moved(t, rows[3]);
     a.dq = results[2];
@@ -146,8 +148,8 @@ static void expect_close(const Trial *t, const Trial *truth, int result, double 
         truth2 += y * y;
     }
     if (!(sqrt(error2) <= bound * sqrt(truth2)))
-        fail_msg("heads of %d%s: result %d has a relative error of %.3g", (int)t->size, t->partial ? ", partial" : "",
-                 result, sqrt(error2 / truth2));
+        fail_msg("heads of %d%s, %d parts: result %d has a relative error of %.3g", (int)t->size,
+                 t->partial ? ", partial" : "", t->parts, result, sqrt(error2 / truth2));
 }
 
 /* Sanitizers are slow, and they see bugs in any order. */
@@ -157,14 +159,19 @@ enum { SANITIZED = 1 };
 enum { SANITIZED = 0 };
 #endif
 
+/* Of 70, 60, 3 and 1 queries, in tiles of 64, 32 or 16: parts of several tiles, of the last one, of none. */
 static void tensor_cores_agree_with_float32(void **state)
 {
-    static const int64_t sizes[] = {40, 136, 8, 64, 72, 128, 256};
+    static const struct {
+        int64_t size;
+        int partial, parts;
+    } cases[] = {{40, 0, 2}, {136, 1, 3}, {8, 0, 1}, {64, 1, 4}, {72, 0, 1}, {128, 1, 1}, {128, 0, 3}, {256, 0, 2}};
     (void)state;
-    for (size_t i = 0; i < (SANITIZED ? 2 : sizeof sizes / sizeof *sizes); i++) {
-        Trial truth = trial_of(sizes[i], 0), t = trial_of(sizes[i], 1);
+    for (size_t i = 0; i < (SANITIZED ? 2 : sizeof cases / sizeof *cases); i++) {
+        Trial truth = trial_of(cases[i].size, 0), t = trial_of(cases[i].size, 1);
         attend(&truth);
-        t.partial = i % 2;
+        t.partial = cases[i].partial;
+        t.parts = cases[i].parts;
         attend(&t);
         for (int result = 0; result < RESULTS; result++)
             expect_close(&t, &truth, result, result == 1 ? 1e-5 : result == 0 ? 0.005 : 0.012);
@@ -185,15 +192,17 @@ static void bits_do_not_depend_on_the_order_of_threads(void **state)
     static const char *const orders[] = {"backward", "random:1"};
     static const struct {
         int64_t size;
-        int bf16;
-    } cases[] = {{20, 0}, {64, 1}, {128, 1}, {256, 1}};
+        int bf16, parts;
+    } cases[] = {{20, 0, 1}, {64, 1, 3}, {128, 1, 1}, {256, 1, 2}};
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases && !SANITIZED; i++) {
         Trial first = trial_of(cases[i].size, cases[i].bf16);
+        first.parts = cases[i].parts;
         unsetenv("KINORA_EMULATED_THREADS");
         attend(&first);
         for (size_t k = 0; k < sizeof orders / sizeof *orders; k++) {
             Trial t = trial_of(cases[i].size, cases[i].bf16);
+            t.parts = cases[i].parts;
             setenv("KINORA_EMULATED_THREADS", orders[k], 1);
             attend(&t);
             expect_same_bits(&first, &t, orders[k]);
@@ -201,6 +210,48 @@ static void bits_do_not_depend_on_the_order_of_threads(void **state)
         }
         unsetenv("KINORA_EMULATED_THREADS");
         release(&first);
+    }
+}
+
+/* Sums of float32 differ by their order alone, which is that of the parts. */
+static void queries_in_parts_give_the_same_sums(void **state)
+{
+    static const struct {
+        int64_t size;
+        int parts;
+    } cases[] = {{64, 2}, {64, KN_CUDA_MOST_PARTS}, {128, 2}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases && !SANITIZED; i++) {
+        Trial whole = trial_of(cases[i].size, 1), t = trial_of(cases[i].size, 1);
+        whole.partial = t.partial = 1;
+        t.parts = cases[i].parts;
+        attend(&whole);
+        attend(&t);
+        for (int result = 3; result < RESULTS; result++)
+            expect_close(&t, &whole, result, 1e-6);
+        release(&whole);
+        release(&t);
+    }
+}
+
+/* As many as keep 264 blocks at work, but not for few queries, nor in float32. */
+static void parts_follow_from_shapes(void **state)
+{
+    static const struct {
+        int bf16;
+        int64_t queries, keys, heads, size;
+        int parts;
+    } cases[] = {
+        {1, 32760, 512, 12, 128, 8}, {1, 4096, 512, 12, 128, 4},    {1, 32760, 512, 2, 128, 16},
+        {1, 1 << 20, 1, 1, 128, 32}, {1, 32760, 32760, 12, 128, 1}, {1, 4096, 4096, 12, 128, 1},
+        {1, 640, 512, 12, 128, 1},   {0, 32760, 512, 12, 128, 1},   {1, 32760, 0, 12, 128, 1},
+        {1, 32760, 512, 0, 128, 1},  {1, 32760, 512, 12, 64, 11},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const KnCudaAttention shape = {
+            .queries = cases[i].queries, .keys = cases[i].keys, .heads = cases[i].heads, .size = cases[i].size};
+        assert_int_equal(kn_cuda_attention_parts(cases[i].bf16, &shape), cases[i].parts);
     }
 }
 
@@ -259,6 +310,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tensor_cores_agree_with_float32),
         cmocka_unit_test(bits_do_not_depend_on_the_order_of_threads),
+        cmocka_unit_test(queries_in_parts_give_the_same_sums),
+        cmocka_unit_test(parts_follow_from_shapes),
         cmocka_unit_test(bits_do_not_depend_on_other_spans),
         cmocka_unit_test(rows_may_lie_anywhere),
         cmocka_unit_test(spans_that_leave_the_rows_are_reported),

@@ -171,7 +171,8 @@ static void large_spans_are_chosen_and_others_are_not(void **state)
         int forward, backward;
     } rows[] = {
         {NULL, {.name = "large", .queries = 4096, .keys = 4096, .heads = 4, .size = 128, .span_count = 1}, 1, 1},
-        {NULL, {.name = "text", .queries = 32768, .keys = 512, .heads = 4, .size = 128, .span_count = 1}, 1, 1},
+        {NULL, {.name = "few keys", .queries = 32768, .keys = 512, .heads = 4, .size = 128, .span_count = 1}, 1, 0},
+        {NULL, {.name = "more keys", .queries = 8192, .keys = 2048, .heads = 6, .size = 128, .span_count = 1}, 1, 1},
         {NULL, {.name = "small", .queries = 512, .keys = 256, .heads = 4, .size = 128, .span_count = 1}, 0, 0},
         {"1", {.name = "small, wanted", .queries = 512, .keys = 256, .heads = 4, .size = 128, .span_count = 1}, 1, 1},
         {"0", {.name = "not wanted", .queries = 4096, .keys = 4096, .heads = 4, .size = 128, .span_count = 1}, 0, 0},

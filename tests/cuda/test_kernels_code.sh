@@ -37,6 +37,8 @@ copy_kernel<uint4, 1 1 0
 gather_kernel<uint4> 1 1 0
 squares_kernel<(float|__nv_bfloat16)> 1 0 0
 adamw_kernel 4 3 0
+add_parts_kernel< 1 1 0
+statistics_kernel<.*,[48]> 2 0 0
 (forward|dq|dkv)_kernel<[0-9] 0 0 2
 END
 

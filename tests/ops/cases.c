@@ -552,6 +552,7 @@ const OpCase op_cases[] = {
     {"attention without spans", build_attention, {14, 2, 8}, OP_BF16_PRODUCT},
     {"attention of no rows at all", build_attention, {15, 1, 8}, OP_BF16_PRODUCT},
     {"attention of no heads", build_attention, {1, 0, 8}, OP_BF16_PRODUCT},
+    {"attention of few keys", build_attention, {16, 2, 64}, OP_BF16_PRODUCT | OP_LARGE},
     {"attention many small clips", build_attention_many, {50, 2, 20}, OP_BF16_PRODUCT | OP_LARGE},
 
 #define PART_ROWS(name, table, heads, size, flags)                                                                     \
@@ -571,6 +572,7 @@ const OpCase op_cases[] = {
     PART_ROWS("one query", 7, 2, 32, OP_LARGE),
     PART_ROWS("long, heads of 20", 9, 1, 20, OP_LARGE),
     PART_ROWS("overlapping keys", 10, 1, 17, OP_LARGE),
+    PART_ROWS("few keys", 16, 1, 128, OP_LARGE),
     PART_ROWS("no query", 12, 2, 8, 0),
     PART_ROWS("no key", 13, 2, 8, 0),
     PART_ROWS("no rows at all", 15, 1, 8, 0),

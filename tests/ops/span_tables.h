@@ -1,5 +1,5 @@
 /* The span tables of attention's tests, by number: one clip; packed clips; cross attention; keys shared by spans;
- * nothing at all to see; long ones; no queries, no keys, no spans. */
+ * nothing at all to see; long ones; no queries, no keys, no spans; few keys. */
 #ifndef KN_TESTS_CPU_SPAN_TABLES_H
 #define KN_TESTS_CPU_SPAN_TABLES_H
 
@@ -26,6 +26,7 @@ static const struct {
     {9, 0, 2, {{0, 5, 0, 0}, {5, 3, 0, 0}}},
     {7, 5, 0, {{0}}},
     {0, 0, 0, {{0}}},
+    {610, 20, 4, {{0, 333, 0, 20}, {333, 7, 3, 9}, {340, 0, 4, 8}, {344, 260, 11, 9}}}, /* many queries of few keys */
 };
 
 #endif

@@ -452,11 +452,14 @@ static void products_and_attention_have_finer_curves(void **state)
                  {{.kind = "matmul", .finer = "matmul_input", .time = KN_TIME_MATMUL, .work = 8}, 0, 8},
                  {{.kind = "attention", .time = KN_TIME_ATTENTION, .work = 8}, 0, 2},
                  {{.kind = "attention", .time = KN_TIME_ATTENTION, .work = 8}, 1, 1},
-                 {{.kind = "attention", .finer = "own_attention", .time = KN_TIME_ATTENTION, .work = 8}, 0, 1}};
-    static const char *const kinds[] = {"matmul", "matmul_deep", "attention", "own_attention"};
+                 {{.kind = "attention", .finer = "own_attention", .time = KN_TIME_ATTENTION, .work = 8}, 0, 1},
+                 {{.kind = "attention", .finer = "few", .time = KN_TIME_ATTENTION, .work = 8}, 1, 0.5},
+                 {{.kind = "attention", .finer = "none", .time = KN_TIME_ATTENTION, .work = 8}, 1, 1},
+                 {{.kind = "attention", .finer = "none", .time = KN_TIME_ATTENTION, .work = 8}, 0, 2}};
+    static const char *const kinds[] = {"matmul", "matmul_deep", "attention", "own_attention", "few"};
     KnDevice device = {0};
     (void)state;
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         KnRate *rate = kn_device_add_rate(&device, kinds[i], KN_DTYPE_COUNT, 0);
         rate->points[0] = (KnRatePoint){1, (double)(1 << i)};
         rate->count = 1;
@@ -466,6 +469,42 @@ static void products_and_attention_have_finer_curves(void **state)
         assert_float_equal(kn_device_seconds(&device, &cases[i].work), cases[i].seconds, 1e-9);
     }
     kn_device_clear(&device);
+}
+
+/* Twelve heads have 60 tiles of 128 at 640 keys and 72 at 641: half of 132 multiprocessors lies between. */
+static void attention_that_a_library_does_not_compute_has_own_curves(void **state)
+{
+    static const struct {
+        KnDtype dtype;
+        int64_t keys, width;
+        int partial;
+        const char *forward, *backward;
+    } cases[] = {{KN_BF16, 640, 128, 0, NULL, "own_attention_few_keys"},
+                 {KN_BF16, 641, 128, 0, NULL, NULL},
+                 {KN_BF16, 641, 96, 0, "own_attention", "own_attention_backward"},
+                 {KN_BF16, 641, 128, 1, "own_attention", "own_attention_backward"},
+                 {KN_F32, 640, 128, 0, "own_attention", "own_attention_backward"}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        enum { QUERIES = 4096, HEADS = 12 };
+        KnGraph *graph = kn_graph_create();
+        KnTensor *leaves[4], *gradients[3];
+        for (int k = 0; k < 3; k++)
+            leaves[k] = kn_leaf(graph, KN_ROLE_INPUT, cases[i].dtype, 2,
+                                (int64_t[]){k ? cases[i].keys : QUERIES, HEADS * cases[i].width}, "");
+        leaves[3] = kn_leaf(graph, KN_ROLE_INPUT, KN_I32, 2, (int64_t[]){1, 4}, "");
+        KnTensor *out = (cases[i].partial ? kn_attention_partial : kn_attention)(graph, leaves[0], leaves[1], leaves[2],
+                                                                                 leaves[3], HEADS, 1);
+        kn_attention_backward(graph, leaves[0], leaves[1], leaves[2], leaves[3], out, out->producer->outputs[1], out,
+                              HEADS, 1, cases[i].partial, gradients);
+        const KnNode *nodes[] = {out->producer, gradients[0]->producer};
+        const char *const expected[] = {cases[i].forward, cases[i].backward};
+        for (int k = 0; k < 2; k++) {
+            const char *finer = kn_node_work(nodes[k]).finer;
+            assert_string_equal(finer ? finer : "none", expected[k] ? expected[k] : "none");
+        }
+        kn_graph_destroy(graph);
+    }
 }
 
 static void rates_are_read_between_their_points(void **state)
@@ -617,6 +656,7 @@ int main(void)
         cmocka_unit_test(a_timeline_adds_up_by_hand),
         cmocka_unit_test(kernels_are_priced_by_hand),
         cmocka_unit_test(products_and_attention_have_finer_curves),
+        cmocka_unit_test(attention_that_a_library_does_not_compute_has_own_curves),
         cmocka_unit_test(rates_are_read_between_their_points),
         cmocka_unit_test(devices_survive_writing_and_say_what_is_wrong),
         cmocka_unit_test(a_device_may_be_like_another),
