@@ -111,7 +111,7 @@ typedef struct KnCudaNorm {
     const void *added;    /* [tokens, columns]: to layer norm's dx, or NULL */
     float *sums[2];   /* gradients of weight and bias, or of scale and shift; RMS norm: of weight, and the sum of dx */
     float *workspace; /* of a backward: kn_cuda_row_pass_floats (core/cuda/slabs.h) */
-    KnCudaRope rope;  /* of an RMS norm: how its result is turned; without a table not at all */
+    KnCudaRope rope;  /* of an RMS norm: how its result, or its gradient first, is turned; without a table not at all */
     KnCudaFault *fault;
 } KnCudaNorm;
 /* y = (x - mean) / deviation, times weight plus bias, or times 1 + scale plus shift. */

@@ -17,7 +17,7 @@ void kn_cuda_find_additions(const KnNodeList *nodes, const int *readers, KnNode 
 /* The product as it stands in the addition's place. */
 KnNode *kn_cuda_add_to(KnNode *product, const KnNode *addition);
 
-/* Rotary positions in the pass of the norm before them (lower_rope.c): those nodes are then gone. */
+/* Rotary positions in the passes of RMS norms (lower_rope.c): those nodes are then gone. */
 void kn_cuda_turn_in_norms(const KnNodeList *nodes, const int *readers, char *gone);
 
 /* Sums that backward nodes make beside their results (lower_sums.c). */

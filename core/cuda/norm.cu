@@ -274,6 +274,14 @@ struct RmsNormSplitPass : RmsNormPass {
     }
 };
 
+struct RmsNormTurnedPass : RmsNormPass {
+    static constexpr bool turns = true;
+};
+
+struct RmsNormSplitTurnedPass : RmsNormSplitPass {
+    static constexpr bool turns = true;
+};
+
 KnRowPass backward_of(const KnCudaNorm &n, const float *factor, int64_t rows, float one)
 {
     KnRowPass pass = {};
@@ -292,6 +300,7 @@ KnRowPass backward_of(const KnCudaNorm &n, const float *factor, int64_t rows, fl
     pass.dsquares = n.dsquares;
     pass.sums[0] = n.sums[0];
     pass.sums[1] = n.sums[1];
+    pass.rope = n.rope;
     pass.workspace = n.workspace;
     pass.fault = n.fault;
     return pass;
@@ -318,6 +327,9 @@ cudaError_t kn_cuda_rms_norm(int bf16, const KnCudaNorm *n, cudaStream_t stream)
 cudaError_t kn_cuda_rms_norm_backward(int bf16, const KnCudaNorm *n, cudaStream_t stream)
 {
     const KnRowPass pass = backward_of(*n, n->weight, 1, 0);
+    if (n->rope.table)
+        return n->split ? kn_row_pass<RmsNormSplitTurnedPass>(bf16, pass, stream)
+                        : kn_row_pass<RmsNormTurnedPass>(bf16, pass, stream);
     return n->split ? kn_row_pass<RmsNormSplitPass>(bf16, pass, stream) : kn_row_pass<RmsNormPass>(bf16, pass, stream);
 }
 

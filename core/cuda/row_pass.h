@@ -14,6 +14,7 @@
 #ifndef KN_CUDA_ROW_PASS_H
 #define KN_CUDA_ROW_PASS_H
 
+#include "core/cuda/rope.h"
 #include "core/cuda/row_sum.h"
 #include "core/cuda/tensor_core.h"
 
@@ -31,6 +32,7 @@ struct KnRowPass {
     const int32_t *row_of; /* [tokens]; NULL: all of row 0 */
     float *dsquares;       /* [tokens]: of split RMS norm */
     float *sums[2];
+    KnCudaRope rope; /* with P::turns */
     int slabs;
     float *workspace;
     KnCudaFault *fault;
@@ -45,6 +47,7 @@ struct KnPass {
     static constexpr int averages = 0;   /* over a token's columns: 1: of h u; 2: of h too */
     static constexpr int results = 2;    /* sums */
     static constexpr bool joins = false; /* the last of them is over all rows */
+    static constexpr bool turns = false; /* the gradient, as kn_rope does it, before all else */
     static __device__ __forceinline__ KnPassToken token(const KnRowPass &, int64_t)
     {
         return {};
@@ -95,6 +98,10 @@ template <class T, int LANES> struct KnVector {
     {
         return kn_widen(reinterpret_cast<const T *>(&raw)[lane]);
     }
+    __device__ __forceinline__ void put(int lane, float value)
+    {
+        reinterpret_cast<T *>(&raw)[lane] = kn_narrow<T>(value);
+    }
 };
 
 template <class T> struct KnVector<T, 1> {
@@ -113,6 +120,10 @@ template <class T> struct KnVector<T, 1> {
     __device__ __forceinline__ float value(int) const
     {
         return kn_widen(raw);
+    }
+    __device__ __forceinline__ void put(int, float value)
+    {
+        raw = kn_narrow<T>(value);
     }
 };
 
@@ -248,6 +259,32 @@ template <class P, class T, int LANES> struct KnPassTokens {
         }
     }
 
+    /* Rounded as if another pass had written it. */
+    __device__ __forceinline__ void turn(const KnRowPass &s, int token, int column, int apart)
+    {
+#pragma unroll
+        for (int i = 0; i < at_once; i++) {
+            if (!role[i])
+                continue;
+            const KnAngles angles = kn_angles_of(s.rope, token + i);
+            const T *of_token = (const T *)s.grad + (token + i) * s.columns;
+#pragma unroll
+            for (int v = 0; v < vectors; v++) {
+                const int c = column + v * apart;
+                float g[LANES];
+                if (c >= s.columns)
+                    continue;
+#pragma unroll
+                for (int k = 0; k < LANES; k++)
+                    g[k] = grad[i][v].value(k);
+                kn_turn(s.rope, angles, c, g, [&] { return kn_widen(of_token[c ^ 1]); });
+#pragma unroll
+                for (int k = 0; k < LANES; k++)
+                    grad[i][v].put(k, g[k]);
+            }
+        }
+    }
+
     __device__ __forceinline__ void average(const KnRowPass &s, int token, int row, int column, int apart, int turn)
     {
         constexpr int count = P::averages;
@@ -350,6 +387,8 @@ static __global__ void __launch_bounds__(KN_PASS_MOST_THREADS, 1) kn_row_pass_ke
             if (!tokens.find(s, token, end, row))
                 continue;
             tokens.read(s, token, column, apart);
+            if constexpr (P::turns)
+                tokens.turn(s, token, column, apart);
             if constexpr (P::averages > 0)
                 tokens.average(s, token, row, column, apart, turn ^= 1);
             tokens.finish(s, token, row, column, apart, sums);
@@ -383,12 +422,19 @@ static __global__ void __launch_bounds__(KN_PASS_MOST_THREADS, 1) kn_long_row_pa
             if (!role)
                 continue;
             const T *x = (const T *)s.x + token * s.columns, *grad = (const T *)s.grad + token * s.columns;
+            const KnAngles angles = P::turns ? kn_angles_of(s.rope, token) : KnAngles{};
+            const auto gradient = [&](int64_t c) {
+                float g[1] = {kn_widen(grad[c])};
+                if constexpr (P::turns)
+                    kn_turn(s.rope, angles, c, g, [&] { return kn_widen(grad[c ^ 1]); });
+                return g[0];
+            };
             KnPassToken t = P::token(s, token);
             float averages[P::averages] = {};
             for (int64_t c = threadIdx.x; c < s.columns; c += blockDim.x) {
                 float factor[1];
                 kn_pass_factor<1>(s, row, c, factor);
-                const float h = kn_widen(grad[c]) * factor[0];
+                const float h = gradient(c) * factor[0];
                 if (P::averages > 1)
                     averages[0] += h;
                 averages[P::averages - 1] += h * P::unit(t, kn_widen(x[c]));
@@ -398,7 +444,7 @@ static __global__ void __launch_bounds__(KN_PASS_MOST_THREADS, 1) kn_long_row_pa
             for (int64_t c = threadIdx.x; c < s.columns; c += blockDim.x) {
                 float factor[1];
                 kn_pass_factor<1>(s, row, c, factor);
-                const float g = kn_widen(grad[c]), u = P::unit(t, kn_widen(x[c]));
+                const float g = gradient(c), u = P::unit(t, kn_widen(x[c]));
                 const float dx = P::slope(t, g * factor[0], u);
 #pragma unroll
                 for (int which = 0; which < P::results; which++)
@@ -418,7 +464,9 @@ static __global__ void __launch_bounds__(KN_PASS_MOST_THREADS, 1) kn_long_row_pa
 template <class P, class T> static void kn_launch_row_pass(const KnRowPass &s, cudaStream_t stream)
 {
     constexpr int lanes = KnLanes<T>::count;
-    const bool wide = s.columns % lanes == 0 && kn_aligned(s.x, s.grad, s.dx) && kn_aligned(s.added, s.factor);
+    const bool heads_fit = !P::turns || s.rope.head % lanes == 0;
+    const bool wide =
+        s.columns % lanes == 0 && heads_fit && kn_aligned(s.x, s.grad, s.dx) && kn_aligned(s.added, s.factor);
     const int64_t each = kn_pass_columns(wide), needed = s.columns ? (s.columns + each - 1) / each : 1;
     const int64_t tiles = P::averages > 0 ? 1 : (needed + KN_PASS_TILE_THREADS - 1) / KN_PASS_TILE_THREADS;
     const int64_t threads = ((needed + tiles - 1) / tiles + 31) / 32 * 32;

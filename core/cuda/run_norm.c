@@ -111,17 +111,20 @@ static cudaError_t run_rms_norm_backward(KnCuda *cuda, const KnCall *call)
     norm.grad = call->inputs[3];
     norm.sums[0] = call->outputs[1];
     norm.sums[1] = call->node->output_count > 2 ? call->outputs[2] : NULL;
+    norm.rope = turn_of(cuda, call, &((const KnNormAttributes *)call->node->attributes)->rope, 4);
     return kn_cuda_rms_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
 static cudaError_t run_rms_norm_split_backward(KnCuda *cuda, const KnCall *call)
 {
+    const KnSplitNormAttributes *p = (const KnSplitNormAttributes *)call->node->attributes;
     KnCudaNorm norm = norm_of(cuda, call, 0);
-    norm.total_columns = ((const KnSplitNormAttributes *)call->node->attributes)->total_columns;
+    norm.total_columns = p->total_columns;
     norm.stats = call->inputs[1];
     norm.weight = call->inputs[2];
     norm.grad = call->inputs[3];
     norm.sums[0] = call->outputs[1];
+    norm.rope = turn_of(cuda, call, &p->rope, 4);
     norm.split = 1;
     norm.dsquares = call->outputs[2];
     return kn_cuda_rms_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);

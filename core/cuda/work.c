@@ -84,14 +84,23 @@ static int layer_norm_backward(const KnNode *node, KnKernelWork *list)
     return row_pass(node, list, added, scale ? kn_tensor_rows(scale) : 1, node->output_count - 1);
 }
 
+/* May turn the gradient by positions and a table. */
+static int turning_backward(const KnNode *node, KnKernelWork *list, int results)
+{
+    int count = row_pass(node, list, NULL, 1, results);
+    for (int i = 4; i < node->input_count; i++)
+        list[0].bytes += bytes_of(node->inputs[i]);
+    return count;
+}
+
 static int rms_norm_backward(const KnNode *node, KnKernelWork *list)
 {
-    return row_pass(node, list, NULL, 1, node->output_count - 1);
+    return turning_backward(node, list, node->output_count - 1);
 }
 
 static int rms_norm_split_backward(const KnNode *node, KnKernelWork *list)
 {
-    return row_pass(node, list, NULL, 1, 1);
+    return turning_backward(node, list, 1);
 }
 
 /* With the sum of what it writes, or by one kernel. */

@@ -228,7 +228,8 @@ KnTensor *kn_layer_norm_modulated(KnGraph *graph, KnTensor *x, KnTensor *scale, 
 /* x / sqrt(mean(x^2) + eps) * weight[D]. Output 1: f32 [L] of 1/sqrt(...). Backends' lowering passes alone make norms
  * whose result is turned as kn_rope does it, positions and table being inputs 3 and 4, of whole and of split rows. */
 KnTensor *kn_rms_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, float eps);
-/* RMS_NORM_BACKWARD inputs: x, rstd, weight, grad_out; outputs: dx, dweight f32 [D]. Backends' lowering passes alone
+/* RMS_NORM_BACKWARD inputs: x, rstd, weight, grad_out; outputs: dx, dweight f32 [D]. Where a lowering pass gives it, or
+ * that of split rows, positions and table as inputs 4 and 5, grad_out is turned first. Backends' lowering passes alone
  * add an output to it, to GATED_RESIDUAL_BACKWARD and to ACTIVATION_BACKWARD of KN_GELU_TANH: the sum of their first
  * one over its rows, f32 [D]. */
 
