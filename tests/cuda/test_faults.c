@@ -35,6 +35,14 @@ static KnTensor *build_modulate(KnGraph *graph, KnTensor *x, KnTensor *table, Kn
     return kn_modulate(graph, x, table, table, index);
 }
 
+static KnTensor *build_modulate_backward(KnGraph *graph, KnTensor *x, KnTensor *table, KnTensor *index)
+{
+    const KnNode *node = kn_modulate(graph, x, table, table, index)->producer;
+    KnTensor *gradients[KN_MAX_INPUTS] = {0};
+    node->op->gradient(graph, node, &x, (int[KN_MAX_INPUTS]){1}, gradients);
+    return gradients[0];
+}
+
 static KnTensor *build_rope(KnGraph *graph, KnTensor *x, KnTensor *table, KnTensor *index)
 {
     return kn_rope(graph, x, index, table, &(KnRopeAttributes){.heads = 1, .axis_pairs = {2, 1, 1}});
@@ -49,6 +57,12 @@ static KnTensor *build_attention(KnGraph *graph, KnTensor *x, KnTensor *table, K
 static const Case cases[] = {
     {1, {TOKENS}, 2, 4, build_gather, "gather_rows: index 4 at position 2 does not name one of 4 rows"},
     {1, {TOKENS}, 5, -1, build_modulate, "modulate: index -1 at position 5 does not name one of 4 rows"},
+    {1,
+     {TOKENS},
+     3,
+     4,
+     build_modulate_backward,
+     "modulate_backward: index 4 at position 3 does not name one of 4 rows"},
     {2, {TOKENS, 3}, 7, 99, build_rope, "rope: index 99 at position 7 does not name one of 4 rows"},
     {2, {2, 4}, 5, 7, build_attention, "attention: span 1 "},
 };

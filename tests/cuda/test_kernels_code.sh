@@ -26,7 +26,7 @@ rms_norm_kernel<.*,[48], 3 1 0
 squares_kernel<.*,[48]> 1 0 0
 squares_backward_kernel<.*,[48]> 1 1 0
 kn_row_sum_kernel<.*,[48]> 4 0 0
-kn_row_pass_kernel<.*,[48]> 4 2 0
+kn_row_pass_kernel<.*,[48]> 8 4 0
 modulate_kernel<.*,[48]> 2 1 0
 map_one< 1 1 0
 map_two< 2 1 0

@@ -599,6 +599,7 @@ const OpCase op_cases[] = {
     {"layer_norm affine 53x1544", build_layer_norm_affine, {53, 1544}, OP_LARGE},
     {"layer_norm modulated 1x3", build_layer_norm_modulated, {1, 3, 1, 0}, 0},
     {"layer_norm modulated 11x19", build_layer_norm_modulated, {11, 19, 4, 1}, 0},
+    {"layer_norm modulated 6x264", build_layer_norm_modulated, {6, 264, 2, 0}, 0},
     {"layer_norm modulated 613x131", build_layer_norm_modulated, {613, 131, 3, 1}, OP_LARGE},
     {"layer_norm modulated, a row each", build_layer_norm_modulated, {311, 128, 701, 5}, OP_LARGE},
     {"layer_norm modulated 9x3200", build_layer_norm_modulated, {9, 3200, 3, 1}, OP_LARGE},
