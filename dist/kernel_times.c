@@ -131,9 +131,7 @@ double kn_node_seconds(const KnNode *node, const KnBackend *backend, const KnDev
     KnNodeWork w = kn_node_work(node);
     *kind = w.time;
     int says = backend && backend->kernels, count = says ? backend->kernels(node, kernels) : 0;
-    if (count == 0)
-        return computing_seconds(node, &w, device, says, times);
-    double sum = 0;
+    double sum = count == 0 || w.time != KN_TIME_MEMORY ? computing_seconds(node, &w, device, says, times) : 0;
     for (int i = 0; i < count; i++) {
         const KnKernelWork *k = &kernels[i];
         double seconds = kn_device_kernel_seconds(device, k, w.dtype, w.width);
@@ -145,7 +143,7 @@ double kn_node_seconds(const KnNode *node, const KnBackend *backend, const KnDev
         if (times)
             times->moved += k->bytes;
     }
-    if (times)
+    if (times && count && w.time == KN_TIME_MEMORY)
         times->least += w.bytes;
     return sum;
 }

@@ -64,7 +64,7 @@ static const char *setting(void)
     return text ? text : "";
 }
 
-static int is_fit(const KnNode *node)
+int kn_cuda_fits_library(const KnNode *node)
 {
     const KnAttentionAttributes *p = attributes_of(node);
     const KnTensor *q = node->inputs[0], *k = node->inputs[1];
@@ -200,7 +200,8 @@ static void choose(KnCuda *cuda, KnNode *node)
 {
     Layout layout;
     KnCudnnPlan *plan;
-    if (!is_fit(node) || !make_layout(node, &layout) || (strcmp(setting(), "1") != 0 && !pays(node, &layout)))
+    if (!kn_cuda_fits_library(node) || !make_layout(node, &layout) ||
+        (strcmp(setting(), "1") != 0 && !pays(node, &layout)))
         return;
     if (!knows_device(cuda, is_backward(node)) || !library_of(cuda))
         return;

@@ -137,6 +137,7 @@ void kn_cuda_lower(KnGraph *graph);
 /* attention_library.c: after lowering, chooses nodes (KnAttentionAttributes.library_bytes); what is chosen is run by
  * it, with a workspace of that size. */
 void kn_cuda_choose_attention(KnCuda *cuda, KnGraph *graph);
+int kn_cuda_fits_library(const KnNode *node); /* by dtype and shape, whether or not it pays */
 int kn_cuda_is_by_library(const KnNode *node, const KnCudaAttention *attention);
 cudaError_t kn_cuda_attention_by_library(KnCuda *cuda, const KnNode *node, const KnCudaAttention *attention,
                                          void *workspace);

@@ -89,7 +89,8 @@ struct KnBackend {
     int (*run)(KnBackend *backend, const KnCall *call); /* 0 or KN_E* */
     /* Rewrites a finished graph into the backend's favoured form (packed weights ...); may be NULL. */
     void (*lower)(KnBackend *backend, KnGraph *graph);
-    /* By which kernels a node runs, as far as they are bound by memory; 0: by one that is not. For plans; may be NULL.
+    /* By which kernels a node runs, as far as they are bound by memory; 0: by one that is not, which may also have some
+     * of these beside it. For plans; may be NULL.
      */
     int (*kernels)(const KnNode *node, KnKernelWork kernels[KN_MOST_KERNELS]);
     int (*allocate)(KnBackend *backend, void **memory, size_t bytes, const char *what);
