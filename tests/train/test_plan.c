@@ -477,13 +477,13 @@ static void attention_that_a_library_does_not_compute_has_own_curves(void **stat
     static const struct {
         KnDtype dtype;
         int64_t keys, width;
-        int partial;
+        int promised;
         const char *forward, *backward;
-    } cases[] = {{KN_BF16, 640, 128, 0, NULL, "own_attention_few_keys"},
-                 {KN_BF16, 641, 128, 0, NULL, NULL},
-                 {KN_BF16, 641, 96, 0, "own_attention", "own_attention_backward"},
-                 {KN_BF16, 641, 128, 1, "own_attention", "own_attention_backward"},
-                 {KN_F32, 640, 128, 0, "own_attention", "own_attention_backward"}};
+    } cases[] = {{KN_BF16, 640, 128, 1, NULL, "own_attention_few_keys"},
+                 {KN_BF16, 641, 128, 1, NULL, NULL},
+                 {KN_BF16, 641, 96, 1, "own_attention", "own_attention_backward"},
+                 {KN_BF16, 641, 128, 0, "own_attention", "own_attention_backward"},
+                 {KN_F32, 640, 128, 1, "own_attention", "own_attention_backward"}};
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         enum { QUERIES = 4096, HEADS = 12 };
@@ -493,10 +493,13 @@ static void attention_that_a_library_does_not_compute_has_own_curves(void **stat
             leaves[k] = kn_leaf(graph, KN_ROLE_INPUT, cases[i].dtype, 2,
                                 (int64_t[]){k ? cases[i].keys : QUERIES, HEADS * cases[i].width}, "");
         leaves[3] = kn_leaf(graph, KN_ROLE_INPUT, KN_I32, 2, (int64_t[]){1, 4}, "");
-        KnTensor *out = (cases[i].partial ? kn_attention_partial : kn_attention)(graph, leaves[0], leaves[1], leaves[2],
-                                                                                 leaves[3], HEADS, 1);
+        KnTensor *out = kn_attention(graph, leaves[0], leaves[1], leaves[2], leaves[3], HEADS, 1);
         kn_attention_backward(graph, leaves[0], leaves[1], leaves[2], leaves[3], out, out->producer->outputs[1], out,
-                              HEADS, 1, cases[i].partial, gradients);
+                              HEADS, 1, 0, gradients);
+        if (cases[i].promised) {
+            kn_attention_promise_packed(out);
+            kn_attention_promise_packed(gradients[0]);
+        }
         const KnNode *nodes[] = {out->producer, gradients[0]->producer};
         const char *const expected[] = {cases[i].forward, cases[i].backward};
         for (int k = 0; k < 2; k++) {
