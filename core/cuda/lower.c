@@ -7,8 +7,7 @@
  *   its own, and a block that is computed again must have the bits of its first time. In float32 it stays a pass:
  *   cuBLASLt's tanh is approximate.
  * - Adding a product to a sum, or to another tensor (lower_add.c).
- *
- * - What the backward's passes sum beside their results: lower_sums.c.
+ * - What the backward's passes sum beside their results (lower_sums.c).
  *
  * What stays a pass of its own, since it is faster so than within a product: gradients of biases and of GELU
  * (docs/gpu.md). */

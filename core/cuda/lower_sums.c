@@ -32,23 +32,11 @@ static int outputs_without_sum(const KnNode *node)
     }
 }
 
-/* Whether a node between the two changes the tensor's memory, or gives it away. */
-static int is_touched(const Sums *s, const KnTensor *tensor, const KnNode *first, const KnNode *last)
-{
-    for (int i = first->id + 1; i < last->id; i++) {
-        const KnNode *node = s->old.nodes[i];
-        for (int k = 0; node->op->has_effect && k < node->input_count; k++)
-            if (node->inputs[k] && kn_tensor_root(node->inputs[k], NULL) == kn_tensor_root(tensor, NULL))
-                return 1;
-    }
-    return 0;
-}
-
 static int can_give_sum(const Sums *s, const KnNode *maker, const KnNode *sum)
 {
     const KnTensor *x = sum->inputs[0];
     return outputs_without_sum(maker) == maker->output_count && maker->outputs[0] == x && !maker->inputs[0]->base &&
-           !is_touched(s, x, maker, sum);
+           !kn_cuda_is_changed(&s->old, x, maker->id, sum->id);
 }
 
 static void give_sum(KnNode *maker, const KnNode *sum)
@@ -62,7 +50,8 @@ static int can_add(const Sums *s, const KnNode *norm, const KnNode *add, const K
 {
     return norm && norm->op->id == KN_OP_LAYER_NORM_BACKWARD && norm->input_count == 6 &&
            s->readers[norm->outputs[0]->id] == 1 && !norm->inputs[0]->base &&
-           (!other->producer || other->producer->id < norm->id) && !is_touched(s, other, norm, add);
+           (!other->producer || other->producer->id < norm->id) &&
+           !kn_cuda_is_changed(&s->old, other, norm->id, add->id);
 }
 
 static int add_within(const Sums *s, const KnNode *add)
