@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Labels: slow
 # The same YAML on one and two ranks sees the same global batch: losses agree to 1e-5 over 50 steps in f32.
 source "$(dirname "$0")/run.sh"
 prepare 64
