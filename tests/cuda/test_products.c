@@ -398,6 +398,16 @@ static void add_values(double *sum, const double *values, int64_t count)
         sum[i] += values[i];
 }
 
+/* The trial's end: the sum is right and made by so many products and additions. Frees the truth. */
+static void finish(Trial *t, KnTensor *sum, double *truth, int products, int additions)
+{
+    run(t, &sum, 1);
+    assert_counts(t, products, additions);
+    assert_rounded(t, sum, truth);
+    free(truth);
+    trial_end(t);
+}
+
 static void an_addition_is_part_of_its_product(void **state)
 {
     static const struct {
@@ -421,11 +431,7 @@ static void an_addition_is_part_of_its_product(void **state)
         KnTensor *sum = rows[i].product_first ? kn_add(t.graph, product, other) : kn_add(t.graph, other, product);
         double *truth = linear(t.values[0], t.values[1], bias ? t.values[3] : NULL, m, n, k);
         add_values(truth, t.values[2], m * n);
-        run(&t, &sum, 1);
-        assert_counts(&t, 1, 0);
-        assert_rounded(&t, sum, truth);
-        free(truth);
-        trial_end(&t);
+        finish(&t, sum, truth, 1, 0);
     }
 }
 
@@ -448,11 +454,7 @@ static void sums_of_products_are_made_by_them(void **state)
             free(truth);
             truth = values;
         }
-        run(&t, &sum, 1);
-        assert_counts(&t, 3, 0);
-        assert_rounded(&t, sum, truth);
-        free(truth);
-        trial_end(&t);
+        finish(&t, sum, truth, 3, 0);
     }
 }
 
@@ -498,11 +500,7 @@ static void an_addition_sees_what_it_would_have_seen(void **state)
         add_values(truth, t.values[2], ROWS * OUT);
         if (!of_product)
             add_values(truth, t.values[3], ROWS * OUT);
-        run(&t, &sum, 1);
-        assert_counts(&t, 1, of_product);
-        assert_rounded(&t, sum, truth);
-        free(truth);
-        trial_end(&t);
+        finish(&t, sum, truth, 1, of_product);
     }
 }
 
