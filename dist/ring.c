@@ -1,9 +1,10 @@
 /* Ring attention: the pass that takes its nodes apart.
  *
  * At step i rank r attends from its own queries to the keys and values of rank r - i, while those of the next step are
- * already on their way from r - 1; partial results are merged by log-sum-exp in float32. Backward, each step has the
+ * already on their way from r - 1; results are merged by log-sum-exp. Backward, each step has the
  * final output and log-sum-exp; the gradients of the keys and values of a rank travel behind them, every rank adds its
- * part, and after a whole round they are home. Source: Liu, Zaharia, Abbeel, "Ring Attention with Blockwise
+ * part, and after a whole round they are home. What is not yet whole is float32, but for the first part, which has been
+ * rounded already. Source: Liu, Zaharia, Abbeel, "Ring Attention with Blockwise
  * Transformers", 2023. */
 #include "core/base/error.h"
 #include "core/graph/edit.h"
@@ -47,10 +48,21 @@ static KnTensor *spans_at(const Ring *r, int step)
                           rows_of(r, owner));
 }
 
-/* What the whole promised holds for a part of it. */
-static void promise(const Ring *r, KnTensor *result)
+/* Of the sum so far and the part of `step`. */
+static KnDtype dtype_at(const Ring *r, int step)
 {
-    kn_attention_expect_pairs(result, r->attributes->pairs / r->ring->ranks);
+    return step == r->ring->ranks - 1 ? r->q->dtype : KN_F32;
+}
+
+static KnTensor *sum_at(const Ring *r, int step, KnTensor *so_far, KnTensor *part)
+{
+    return so_far ? kn_add_parts(r->graph, so_far, part, dtype_at(r, step)) : part;
+}
+
+/* What the whole promised holds for one of `parts` of it. */
+static void promise(const Ring *r, KnTensor *result, int parts)
+{
+    kn_attention_expect_pairs(result, r->attributes->pairs / parts);
     if (r->attributes->packed)
         kn_attention_promise_packed(result);
 }
@@ -65,15 +77,15 @@ static void expand_forward(Ring *r, KnTensor *results[2])
             next_v = pass_on(r, v, rows_of(r, owner_at(r, step + 1)), "ring v");
         }
         KnTensor *part =
-            kn_attention_partial(r->graph, r->q, k, v, spans_at(r, step), r->attributes->heads, r->attributes->scale);
-        promise(r, part);
+            kn_attention(r->graph, r->q, k, v, spans_at(r, step), r->attributes->heads, r->attributes->scale);
+        promise(r, part, r->ring->ranks);
         KnTensor *part_lse = part->producer->outputs[1];
-        out = out ? kn_attention_merge(r->graph, out, lse, part, part_lse) : part;
+        out = out ? kn_attention_merge(r->graph, out, lse, part, part_lse, dtype_at(r, step)) : part;
         lse = out->producer->outputs[1];
         k = next_k;
         v = next_v;
     }
-    results[0] = kn_cast(r->graph, out, r->q->dtype);
+    results[0] = out;
     results[1] = lse;
 }
 
@@ -88,18 +100,18 @@ static void expand_backward(Ring *r, const KnNode *node, KnTensor *results[3])
         }
         kn_attention_backward(r->graph, r->q, k, v, spans_at(r, step), node->inputs[4], node->inputs[5],
                               node->inputs[6], r->attributes->heads, r->attributes->scale, 1, part);
-        promise(r, part[0]);
-        dq = dq ? kn_add(r->graph, dq, part[0]) : part[0];
-        dk = dk ? kn_add(r->graph, dk, part[1]) : part[1];
-        dv = dv ? kn_add(r->graph, dv, part[2]) : part[2];
+        promise(r, part[0], r->ring->ranks);
+        dq = sum_at(r, step, dq, part[0]);
+        dk = sum_at(r, step, dk, part[1]);
+        dv = sum_at(r, step, dv, part[2]);
         dk = pass_on(r, dk, rows_of(r, owner_at(r, step + 1)), "ring dk");
         dv = pass_on(r, dv, rows_of(r, owner_at(r, step + 1)), "ring dv");
         k = next_k;
         v = next_v;
     }
-    results[0] = kn_cast(r->graph, dq, r->q->dtype);
-    results[1] = kn_cast(r->graph, dk, r->k->dtype);
-    results[2] = kn_cast(r->graph, dv, r->v->dtype);
+    results[0] = dq;
+    results[1] = dk;
+    results[2] = dv;
 }
 
 /* --- Gathering in place of passing on ----------------------------------------------------------------------------- */
@@ -138,7 +150,7 @@ static void gather_forward(Ring *r, KnTensor *results[2])
     KnTensor *k = gathered(r, r->k, width, "ring k"), *v = gathered(r, r->v, width, "ring v");
     results[0] = kn_attention(r->graph, r->q, k, v, window(r, 1, 0), r->attributes->heads, r->attributes->scale);
     results[1] = results[0]->producer->outputs[1];
-    promise(r, results[0]);
+    promise(r, results[0], 1);
 }
 
 /* Own queries against all keys give dq; all queries against own keys give dk and dv. */
@@ -152,8 +164,8 @@ static void gather_backward(Ring *r, const KnNode *node, KnTensor *results[3])
     KnTensor *q = gathered(r, r->q, width, "ring q"), *outs = gathered(r, out, width, "ring out");
     kn_attention_backward(r->graph, q, r->k, r->v, window(r, 0, 1), outs, gathered_lse(r, lse),
                           gathered(r, grad, width, "ring grad"), r->attributes->heads, r->attributes->scale, 1, all);
-    promise(r, mine[0]);
-    promise(r, all[0]);
+    promise(r, mine[0], 1);
+    promise(r, all[0], 1);
     results[0] = mine[0];
     results[1] = all[1];
     results[2] = all[2];

@@ -4,18 +4,8 @@
 namespace
 {
 
-template <int LANES> __device__ __forceinline__ void read_row(const float *from, float (&values)[LANES])
-{
-    kn_read_floats<LANES>(from, values);
-}
-
-template <int LANES> __device__ __forceinline__ void read_row(const __nv_bfloat16 *from, float (&values)[LANES])
-{
-    kn_read<LANES>(from, values);
-}
-
 /* A block takes some rows of one head, 2^shift threads each; the heads of the same rows come one after another. */
-template <class Out, class T, int LANES>
+template <class T, int LANES>
 __global__ void __launch_bounds__(KN_THREADS, 4) statistics_kernel(KnCudaAttention a, float lse_factor, int shift)
 {
     const unsigned heads = (unsigned)a.heads, head = blockIdx.x % heads;
@@ -25,8 +15,8 @@ __global__ void __launch_bounds__(KN_THREADS, 4) statistics_kernel(KnCudaAttenti
     float delta = 0;
     for (int c = lane * LANES; c < a.size && row < a.queries; c += LANES << shift) {
         float out[LANES], grad[LANES];
-        read_row<LANES>((const Out *)a.out + start + c, out);
-        read_row<LANES>((const T *)a.grad_out + start + c, grad);
+        kn_read<LANES>((const T *)a.out + start + c, out);
+        kn_read<LANES>((const T *)a.grad_out + start + c, grad);
 #pragma unroll
         for (int k = 0; k < LANES; k++)
             delta += out[k] * grad[k];
@@ -40,34 +30,31 @@ __global__ void __launch_bounds__(KN_THREADS, 4) statistics_kernel(KnCudaAttenti
     kn_delta_of(a, (int)head)[row] = delta;
 }
 
-template <class Out, class T, int LANES>
+template <class T, int LANES>
 cudaError_t launch_statistics(const KnCudaAttention &a, float lse_factor, cudaStream_t stream)
 {
     int shift = 0;
     while (shift < 5 && (LANES << shift) < a.size)
         shift++;
     const int64_t rows = KN_THREADS >> shift;
-    KN_LAUNCH((statistics_kernel<Out, T, LANES>), (unsigned)((a.queries + rows - 1) / rows * a.heads), KN_THREADS, 0,
-              stream, a, lse_factor, shift);
+    KN_LAUNCH((statistics_kernel<T, LANES>), (unsigned)((a.queries + rows - 1) / rows * a.heads), KN_THREADS, 0, stream,
+              a, lse_factor, shift);
     return cudaGetLastError();
 }
 
-template <class Out, class T> cudaError_t statistics_of(const KnCudaAttention &a, float lse_factor, cudaStream_t stream)
+template <class T> cudaError_t statistics_of(const KnCudaAttention &a, float lse_factor, cudaStream_t stream)
 {
     constexpr int lanes = KnLanes<T>::count;
     if (a.size % lanes == 0 && kn_aligned(a.out, a.grad_out))
-        return launch_statistics<Out, T, lanes>(a, lse_factor, stream);
-    return launch_statistics<Out, T, 1>(a, lse_factor, stream);
+        return launch_statistics<T, lanes>(a, lse_factor, stream);
+    return launch_statistics<T, 1>(a, lse_factor, stream);
 }
 
 cudaError_t find_statistics(int bf16, const KnCudaAttention &a, float lse_factor, cudaStream_t stream)
 {
     if (a.queries * a.heads == 0)
         return cudaSuccess;
-    if (!bf16)
-        return statistics_of<float, float>(a, lse_factor, stream);
-    return a.out_bf16 ? statistics_of<__nv_bfloat16, __nv_bfloat16>(a, lse_factor, stream)
-                      : statistics_of<float, __nv_bfloat16>(a, lse_factor, stream);
+    return bf16 ? statistics_of<__nv_bfloat16>(a, lse_factor, stream) : statistics_of<float>(a, lse_factor, stream);
 }
 
 bool fits_tensor_cores(int bf16, const KnCudaAttention &a)

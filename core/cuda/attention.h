@@ -4,8 +4,9 @@
  * A block takes a tile of rows of the whole stream, of queries (forward, dq) or of keys (dk, dv), and visits the spans
  * that it meets, in the table's order. So the grid depends on shapes alone, each row is written by one block, zeros
  * where it belongs to no span, and what keys get from several spans is added in a fixed order. The other side of a span
- * is cut into tiles from its first row on, so that a span's bits depend neither on other spans nor on where it lies. For
- * dk and dv these tiles may be cut into parts, one for each of several blocks: their number depends on shapes alone. */
+ * is cut into tiles from its first row on, so that a span's bits depend neither on other spans nor on where it lies.
+ * For dk and dv these tiles may be cut into parts, one for each of several blocks: their number depends on shapes
+ * alone. */
 #ifndef KN_CUDA_ATTENTION_H
 #define KN_CUDA_ATTENTION_H
 
@@ -110,14 +111,6 @@ template <int TILE> __device__ __forceinline__ KnQueries kn_queries_of_part(cons
     const int begin = (int)((unsigned)tiles * blockIdx.z / gridDim.z) * TILE;
     const int end = (int)((unsigned)tiles * (blockIdx.z + 1) / gridDim.z) * TILE;
     return {first + begin, first + (end < count ? end : count)};
-}
-
-__device__ __forceinline__ void kn_put(void *to, int bf16, int64_t at, float value)
-{
-    if (bf16)
-        ((__nv_bfloat16 *)to)[at] = __float2bfloat16_rn(value);
-    else
-        ((float *)to)[at] = value;
 }
 
 /* On the host. Blocks of a grid over tiles of rows, for each head. */

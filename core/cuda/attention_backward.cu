@@ -80,7 +80,7 @@ template <int D> __global__ void __launch_bounds__(KN_TENSOR_THREADS, 2) dq_kern
         __syncthreads();
     }
     kn_wait_copies<0>();
-    kn_write_sums<D, S::m>(a, a.dq, a.gradients_bf16, first, a.queries, dq, a.scale);
+    kn_write_sums<D, S::m>(a, a.dq, 1, first, a.queries, dq, a.scale);
 }
 
 /* ---- dk and dv, of which heads of more than 128 columns have registers for one at a time ---- */
@@ -192,20 +192,20 @@ template <int D, int WANTED> __global__ void __launch_bounds__(KN_TENSOR_THREADS
         __syncthreads();
     }
     kn_wait_copies<0>();
+    const int bf16 = gridDim.z == 1; /* parts are not rounded before they are added */
     if (WANTED & DV)
-        kn_write_sums<D, S::m>(a, kn_part_of(a, a.dv), a.gradients_bf16, first, a.keys, dv, 1);
+        kn_write_sums<D, S::m>(a, kn_part_of(a, a.dv), bf16, first, a.keys, dv, 1);
     if (WANTED & DK)
-        kn_write_sums<D, S::m>(a, kn_part_of(a, a.dk), a.gradients_bf16, first, a.keys, dk, a.scale);
+        kn_write_sums<D, S::m>(a, kn_part_of(a, a.dk), bf16, first, a.keys, dk, a.scale);
 }
 
 /* ---- sums of parts ---- */
 
 /* Adds the parts' sums in their order, of dk where blockIdx.y is 0, of dv where it is 1. */
-template <class T>
 __global__ void __launch_bounds__(KN_THREADS, 4)
-    add_parts_kernel(const float *of_dk, const float *of_dv, int parts, int64_t size, T *dk, T *dv)
+    add_parts_kernel(const float *of_dk, const float *of_dv, int parts, int64_t size, KnBf16 *dk, KnBf16 *dv)
 {
-    constexpr int lanes = KnLanes<T>::count;
+    constexpr int lanes = KnLanes<KnBf16>::count;
     const int64_t at = kn_first() * lanes;
     if (at >= size)
         return;
@@ -222,12 +222,12 @@ __global__ void __launch_bounds__(KN_THREADS, 4)
     kn_store((blockIdx.y ? dv : dk) + at, sums);
 }
 
-template <class T> cudaError_t add_parts(const KnCudaAttention &a, cudaStream_t stream)
+cudaError_t add_parts(const KnCudaAttention &a, cudaStream_t stream)
 {
-    const int64_t size = a.keys * a.heads * a.size, block = KN_THREADS * KnLanes<T>::count;
+    const int64_t size = a.keys * a.heads * a.size, block = KN_THREADS * KnLanes<KnBf16>::count;
     const dim3 grid((unsigned)((size + block - 1) / block), 2);
-    KN_LAUNCH(add_parts_kernel<T>, grid, KN_THREADS, 0, stream, a.workspace + kn_parts_place(a, 0),
-              a.workspace + kn_parts_place(a, 1), a.parts, size, (T *)a.dk, (T *)a.dv);
+    KN_LAUNCH(add_parts_kernel, grid, KN_THREADS, 0, stream, a.workspace + kn_parts_place(a, 0),
+              a.workspace + kn_parts_place(a, 1), a.parts, size, (KnBf16 *)a.dk, (KnBf16 *)a.dv);
     return cudaGetLastError();
 }
 
@@ -258,10 +258,9 @@ template <int D> cudaError_t key_gradients(const KnCudaAttention &a, cudaStream_
     KnCudaAttention sums = a;
     sums.dk = a.workspace + kn_parts_place(a, 0);
     sums.dv = a.workspace + kn_parts_place(a, 1);
-    sums.gradients_bf16 = 0;
     if (cudaError_t error = find_key_gradients<D>(sums, a.parts, stream))
         return error;
-    return a.gradients_bf16 ? add_parts<__nv_bfloat16>(a, stream) : add_parts<float>(a, stream);
+    return add_parts(a, stream);
 }
 
 template <int D> cudaError_t backward(const KnCudaAttention &a, cudaStream_t stream)

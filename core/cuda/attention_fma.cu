@@ -122,8 +122,8 @@ __device__ __forceinline__ void put_weights(float *weights, const float (&values
 }
 
 /* Writes the thread's sums, times `factor` of their row, to rows of a result. */
-template <int D>
-__device__ __forceinline__ void write_sums(const KnCudaAttention &a, void *to, int bf16, int64_t first, int64_t rows,
+template <class T, int D>
+__device__ __forceinline__ void write_sums(const KnCudaAttention &a, void *to, int64_t first, int64_t rows,
                                            const float (&sums)[Shape<D>::rows][Shape<D>::sums],
                                            const float (&factor)[Shape<D>::rows])
 {
@@ -135,7 +135,7 @@ __device__ __forceinline__ void write_sums(const KnCudaAttention &a, void *to, i
 #pragma unroll
         for (int c = 0; c < S::sums; c++)
             if (row < rows && place_x() + c * SIDE < a.size)
-                kn_put(to, bf16, start + place_x() + c * SIDE, sums[i][c] * factor[i]);
+                ((T *)to)[start + place_x() + c * SIDE] = kn_narrow<T>(sums[i][c] * factor[i]);
     }
 }
 
@@ -240,7 +240,7 @@ template <class T, int D> __global__ void __launch_bounds__(KN_THREADS, 1) forwa
         if (query < a.queries && place_x() == 0)
             a.lse[blockIdx.y * a.queries + query] = sum > 0 ? s.top[i] + logf(sum) : -INFINITY;
     }
-    write_sums<D>(a, a.out, a.out_bf16, first, a.queries, s.out, factor);
+    write_sums<T, D>(a, a.out, first, a.queries, s.out, factor);
 }
 
 /* ---- backward ---- */
@@ -293,7 +293,7 @@ template <class T, int D> __global__ void __launch_bounds__(KN_THREADS, 1) dq_ke
             __syncthreads();
             accumulate<D>(weights, k, dq);
         }
-    write_sums<D>(a, a.dq, a.gradients_bf16, first, a.queries, dq, factor);
+    write_sums<T, D>(a, a.dq, first, a.queries, dq, factor);
 }
 
 /* Rows are keys here, and columns queries. */
@@ -341,11 +341,11 @@ template <class T, int D> __global__ void __launch_bounds__(KN_THREADS, 1) dkv_k
 #pragma unroll
     for (int i = 0; i < S::rows; i++)
         factor[i] = 1;
-    write_sums<D>(a, a.dv, a.gradients_bf16, first, a.keys, dv, factor);
+    write_sums<T, D>(a, a.dv, first, a.keys, dv, factor);
 #pragma unroll
     for (int i = 0; i < S::rows; i++)
         factor[i] = a.scale;
-    write_sums<D>(a, a.dk, a.gradients_bf16, first, a.keys, dk, factor);
+    write_sums<T, D>(a, a.dk, first, a.keys, dk, factor);
 }
 
 /* ---- launching ---- */

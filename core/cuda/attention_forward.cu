@@ -95,7 +95,7 @@ template <int D> __device__ __forceinline__ void finish(const KnCudaAttention &a
                 s.out[m][n][2 * h + 1] *= factor;
             }
         }
-    kn_write_sums<D, M>(a, a.out, a.out_bf16, first, a.queries, s.out, 1);
+    kn_write_sums<D, M>(a, a.out, 1, first, a.queries, s.out, 1);
 }
 
 template <int D> __global__ void __launch_bounds__(KN_TENSOR_THREADS, 2) forward_kernel(KnCudaAttention a)

@@ -5,9 +5,6 @@
  * device: a plan is for as many spans as the table has room for, each as long as the stream. KINORA_CUDNN=0 chooses
  * none, 1 all that can be.
  *
- * Parts of a ring want results in float32. Gradients come so only from engines that add them in any order; so all
- * results come in bfloat16, into the workspace, and are widened before they are merged or added.
- *
  * A call of the backward writes the gradient of all its scores to memory, since that makes its bits repeat. So its
  * spans or its heads are taken in several calls where one would need more than KINORA_CUDNN_MIB. */
 #include "core/base/error.h"
@@ -20,7 +17,6 @@
 #include <string.h>
 
 enum { DEFAULT_MIB = 2304, ALIGNMENT = 256, LAUNCHES_BESIDE = 3, LAUNCHES_OF_CALL = 3, BF16_BYTES = 2 };
-enum { MOST_RESULTS = 3 };
 
 /* FLOP/s and seconds, as measured on an H200 (docs/gpu.md): forward, backward; of cuDNN for heads of 64 and of 128. */
 static const double own_rates[2] = {300e12, 230e12}, library_rates[2][2] = {{400e12, 215e12}, {560e12, 410e12}};
@@ -36,15 +32,7 @@ typedef struct Layout {
     KnCudnnShape shape;
     int64_t span_calls, head_calls;
     size_t lists, stats, delta, workspace, bytes;
-    int widens;
-    size_t results[MOST_RESULTS]; /* before they are widened */
 } Layout;
-
-/* Results of the forward (one) or the backward, and how long they are. */
-typedef struct Result {
-    void **at;
-    int64_t elements;
-} Result;
 
 static const KnAttentionAttributes *attributes_of(const KnNode *node)
 {
@@ -69,8 +57,6 @@ int kn_cuda_fits_library(const KnNode *node)
     const KnAttentionAttributes *p = attributes_of(node);
     const KnTensor *q = node->inputs[0], *k = node->inputs[1];
     if (!p->packed || p->ring || q->dtype != KN_BF16 || p->heads == 0 || node->inputs[3]->shape[0] == 0)
-        return 0;
-    if (is_backward(node) && node->inputs[4]->dtype != KN_BF16)
         return 0;
     int64_t size = kn_tensor_columns(q) / p->heads;
     return (size == 64 || size == 128) && kn_tensor_rows(q) > 0 && kn_tensor_rows(k) > 0;
@@ -105,8 +91,7 @@ static int make_layout(const KnNode *node, Layout *l)
                             .keys = kn_tensor_rows(node->inputs[1]),
                             .heads = p->heads,
                             .row_heads = p->heads,
-                            .size = kn_tensor_columns(node->inputs[0]) / p->heads},
-                  .widens = p->partial};
+                            .size = kn_tensor_columns(node->inputs[0]) / p->heads}};
     if (l->shape.backward) {
         l->shape.heads = heads_of_call(&l->shape);
         if (!l->shape.heads) {
@@ -128,15 +113,6 @@ static size_t take(Layout *l, size_t bytes)
     return at;
 }
 
-static int results_of(const KnCudnnShape *n, KnCudaAttention *a, Result results[MOST_RESULTS])
-{
-    int64_t row = n->row_heads * n->size;
-    results[0] = (Result){n->backward ? &a->dq : &a->out, n->queries * row};
-    results[1] = (Result){&a->dk, n->keys * row};
-    results[2] = (Result){&a->dv, n->keys * row};
-    return n->backward ? MOST_RESULTS : 1;
-}
-
 static void place(Layout *l, const KnCudnnPlan *plan)
 {
     const KnCudnnShape *n = &l->shape;
@@ -145,10 +121,6 @@ static void place(Layout *l, const KnCudnnPlan *plan)
     l->stats = take(l, sizeof(float) * (size_t)(n->queries * n->row_heads));
     l->delta = take(l, n->backward ? sizeof(float) * (size_t)(n->spans * n->heads * n->queries) : 0);
     l->workspace = take(l, kn_cudnn_plan_bytes(plan));
-    Result results[MOST_RESULTS];
-    int count = results_of(n, &(KnCudaAttention){0}, results);
-    for (int i = 0; i < count && l->widens; i++)
-        l->results[i] = take(l, BF16_BYTES * (size_t)results[i].elements);
     if (n->backward) /* what our own kernels want, should rows not lie as they must */
         l->bytes += 2 * sizeof(float) * (size_t)(n->queries * n->row_heads);
 }
@@ -263,29 +235,6 @@ static KnCudnnCall call_of(const Layout *l, const KnCudaAttention *a, unsigned c
 #undef ROWS
 }
 
-/* The same with results where they are not yet widened. */
-static KnCudaAttention narrowed(const Layout *l, const KnCudaAttention *a, unsigned char *memory)
-{
-    KnCudaAttention narrow = *a;
-    Result results[MOST_RESULTS];
-    int count = results_of(&l->shape, &narrow, results);
-    for (int i = 0; i < count && l->widens; i++)
-        *results[i].at = memory + l->results[i];
-    return narrow;
-}
-
-static int widen(KnCuda *cuda, const Layout *l, const KnCudaAttention *from, const KnCudaAttention *to)
-{
-    KnCudaAttention narrow = *from, wide = *to;
-    Result sources[MOST_RESULTS], results[MOST_RESULTS];
-    int count = results_of(&l->shape, &narrow, sources);
-    results_of(&l->shape, &wide, results);
-    for (int i = 0; i < count && l->widens; i++)
-        KN_TRY(kn_cuda_check(kn_cuda_cast(1, *sources[i].at, *results[i].at, results[i].elements, cuda->stream),
-                             "widening a part's results"));
-    return KN_OK;
-}
-
 static int run_calls(KnCuda *cuda, const Layout *l, const KnCudnnPlan *plan, const KnCudaAttention *a,
                      unsigned char *memory)
 {
@@ -297,7 +246,7 @@ static int run_calls(KnCuda *cuda, const Layout *l, const KnCudnnPlan *plan, con
     return KN_OK;
 }
 
-static int queue(KnCuda *cuda, const KnNode *node, const KnCudaAttention *attention, unsigned char *memory)
+static int queue(KnCuda *cuda, const KnNode *node, const KnCudaAttention *a, unsigned char *memory)
 {
     Layout l;
     KnCudnnPlan *plan;
@@ -305,14 +254,13 @@ static int queue(KnCuda *cuda, const KnNode *node, const KnCudaAttention *attent
     KN_TRY(kn_cudnn_plan(cuda->library->cudnn, &l.shape, &plan));
     place(&l, plan);
     float *stats = (float *)(memory + l.stats);
-    const KnCudaAttention narrow = narrowed(&l, attention, memory), *a = &narrow;
     KN_TRY(kn_cuda_check(kn_cuda_pack_spans(a, l.shape.spans, memory + l.lists, cuda->stream), "packing spans"));
     if (l.shape.backward)
         KN_TRY(kn_cuda_check(kn_cuda_pack_backward(a, stats, cuda->stream), "packing statistics"));
     KN_TRY(run_calls(cuda, &l, plan, a, memory));
     if (!l.shape.backward)
         KN_TRY(kn_cuda_check(kn_cuda_unpack_forward(a, stats, cuda->stream), "unpacking statistics"));
-    return widen(cuda, &l, a, attention);
+    return KN_OK;
 }
 
 static int is_aligned(const void *address)

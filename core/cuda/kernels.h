@@ -33,6 +33,13 @@ cudaError_t kn_cuda_activation_backward(int kind, int bf16, const void *x, const
 cudaError_t kn_cuda_gelu_backward_sum(int bf16, const void *x, const void *grad, void *out, float *sum, int64_t rows,
                                       int64_t columns, float *workspace, cudaStream_t stream);
 cudaError_t kn_cuda_add(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream);
+/* out = a + b, each float32 or bfloat16. */
+typedef struct KnCudaParts {
+    const void *a, *b;
+    void *out;
+    int a_bf16, b_bf16, out_bf16;
+} KnCudaParts;
+cudaError_t kn_cuda_add_parts(const KnCudaParts *parts, int64_t n, cudaStream_t stream);
 cudaError_t kn_cuda_multiply(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream);
 cudaError_t kn_cuda_scale(int bf16, const void *x, float factor, void *out, int64_t n, cudaStream_t stream);
 /* out[r][c] = x[r][c] + row[c] */
@@ -215,7 +222,6 @@ enum { KN_CUDA_MOST_HEAD_SIZE = 256 };
 typedef struct KnCudaAttention {
     int64_t queries, keys, heads, size, span_count;
     float scale;
-    int out_bf16, gradients_bf16; /* else float32 */
     const void *q, *k, *v;
     const int32_t *spans; /* [span_count, 4] of first query, queries, first key, keys */
     void *out;            /* what the forward gives and the backward is given, as `lse` [heads, queries] */
@@ -258,10 +264,13 @@ cudaError_t kn_cuda_pack_backward(const KnCudaAttention *attention, float *stats
 
 /* ---- ring.cu ---- */
 
-/* a, b, out [rows, columns]; lse [heads, rows]. A part that saw nothing has lse = -inf. */
+/* a, b, out [rows, columns], float32 or bfloat16; lse [heads, rows]. A part that saw nothing has lse = -inf. */
 typedef struct KnCudaMerge {
-    const float *a, *lse_a, *b, *lse_b;
-    float *out, *lse;
+    const void *a, *b;
+    const float *lse_a, *lse_b;
+    void *out;
+    float *lse;
+    int a_bf16, b_bf16, out_bf16;
     int64_t rows, columns, heads;
 } KnCudaMerge;
 cudaError_t kn_cuda_attention_merge(const KnCudaMerge *merge, cudaStream_t stream);

@@ -120,6 +120,21 @@ __global__ void __launch_bounds__(KN_THREADS) map_two(F f, const T *a, const T *
         out[i] = kn_narrow<T>(f(kn_widen(a[i]), kn_widen(b[i])));
 }
 
+__global__ void __launch_bounds__(KN_THREADS) add_parts_kernel(KnCudaParts p, int64_t n, int64_t vectors)
+{
+    for (int64_t i = kn_first(); i < vectors; i += kn_step()) {
+        float a[8], b[8];
+        kn_get_eight(p.a, p.a_bf16, 8 * i, a);
+        kn_get_eight(p.b, p.b_bf16, 8 * i, b);
+#pragma unroll
+        for (int k = 0; k < 8; k++)
+            a[k] += b[k];
+        kn_put_eight(p.out, p.out_bf16, 8 * i, a);
+    }
+    for (int64_t i = 8 * vectors + kn_first(); i < n; i += kn_step())
+        kn_put(p.out, p.out_bf16, i, kn_get(p.a, p.a_bf16, i) + kn_get(p.b, p.b_bf16, i));
+}
+
 template <class T, class F> cudaError_t run_one(F f, const void *a, void *out, int64_t n, cudaStream_t stream)
 {
     int64_t vectors = kn_aligned(a, out) ? n / KnLanes<T>::count : 0;
@@ -275,6 +290,15 @@ cudaError_t kn_cuda_gelu_backward_sum(int bf16, const void *x, const void *grad,
 cudaError_t kn_cuda_add(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream)
 {
     return map(Add{}, bf16, a, b, out, n, stream);
+}
+
+cudaError_t kn_cuda_add_parts(const KnCudaParts *parts, int64_t n, cudaStream_t stream)
+{
+    int64_t vectors = kn_aligned(parts->a, parts->b, parts->out) ? n / 8 : 0;
+    if (n == 0)
+        return cudaSuccess;
+    KN_LAUNCH(add_parts_kernel, kn_blocks(vectors ? vectors : n), KN_THREADS, 0, stream, *parts, n, vectors);
+    return cudaGetLastError();
 }
 
 cudaError_t kn_cuda_multiply(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream)

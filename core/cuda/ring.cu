@@ -8,22 +8,41 @@
 namespace
 {
 
-/* A warp takes one head of one row. */
-__global__ void __launch_bounds__(KN_THREADS) merge_kernel(KnCudaMerge m)
+/* The shares of both parts in head `head` of row `row`; who has the head's first column merges their log-sum-exp. */
+__device__ __forceinline__ void find_shares(const KnCudaMerge &m, int64_t row, int64_t head, bool first, float &share_a,
+                                            float &share_b)
 {
-    const int64_t item = (int64_t)blockIdx.x * (KN_THREADS / 32) + threadIdx.x / 32;
-    if (item >= m.rows * m.heads)
-        return;
-    const int64_t row = item / m.heads, head = item % m.heads, at = head * m.rows + row;
-    const int64_t size = m.columns / m.heads, start = row * m.columns + head * size;
+    const int64_t at = head * m.rows + row;
     const float a = m.lse_a[at], b = m.lse_b[at], top = fmaxf(a, b);
     const bool nothing = top == -INFINITY;
     const float of_a = a == -INFINITY ? 0.0f : expf(a - top), of_b = b == -INFINITY ? 0.0f : expf(b - top);
     const float total = nothing ? 1.0f : of_a + of_b;
-    for (int64_t c = start + threadIdx.x % 32; c < start + size; c += 32)
-        m.out[c] = m.a[c] * (of_a / total) + m.b[c] * (of_b / total);
-    if (threadIdx.x % 32 == 0)
+    share_a = of_a / total;
+    share_b = of_b / total;
+    if (first)
         m.lse[at] = nothing ? -INFINITY : top + logf(total);
+}
+
+/* A thread takes eight columns, or one, of one head. */
+template <int LANES> __global__ void __launch_bounds__(KN_THREADS) merge_kernel(KnCudaMerge m)
+{
+    const int64_t size = m.columns / m.heads, vectors = m.columns / LANES;
+    for (int64_t i = kn_first(); i < m.rows * vectors; i += kn_step()) {
+        const int64_t row = i / vectors, column = i % vectors * LANES, head = column / size;
+        float share_a, share_b;
+        find_shares(m, row, head, column == head * size, share_a, share_b);
+        if constexpr (LANES == 8) {
+            float a[8], b[8];
+            kn_get_eight(m.a, m.a_bf16, 8 * i, a);
+            kn_get_eight(m.b, m.b_bf16, 8 * i, b);
+#pragma unroll
+            for (int k = 0; k < 8; k++)
+                a[k] = a[k] * share_a + b[k] * share_b;
+            kn_put_eight(m.out, m.out_bf16, 8 * i, a);
+        } else {
+            kn_put(m.out, m.out_bf16, i, kn_get(m.a, m.a_bf16, i) * share_a + kn_get(m.b, m.b_bf16, i) * share_b);
+        }
+    }
 }
 
 /* One (start, length) cut to [first, first + count). */
@@ -52,10 +71,13 @@ __global__ void __launch_bounds__(KN_THREADS)
 
 cudaError_t kn_cuda_attention_merge(const KnCudaMerge *merge, cudaStream_t stream)
 {
-    const int64_t items = merge->rows * merge->heads, warps = KN_THREADS / 32;
-    if (items == 0)
+    const int64_t elements = merge->rows * merge->columns;
+    if (elements == 0)
         return cudaSuccess;
-    KN_LAUNCH(merge_kernel, (unsigned)((items + warps - 1) / warps), KN_THREADS, 0, stream, *merge);
+    if (merge->columns / merge->heads % 8 == 0 && kn_aligned(merge->a, merge->b, merge->out))
+        KN_LAUNCH(merge_kernel<8>, kn_blocks(elements / 8), KN_THREADS, 0, stream, *merge);
+    else
+        KN_LAUNCH(merge_kernel<1>, kn_blocks(elements), KN_THREADS, 0, stream, *merge);
     return cudaGetLastError();
 }
 

@@ -42,7 +42,6 @@ static cudaError_t run_attention(KnCuda *cuda, const KnCall *call)
 {
     KnCudaAttention attention = attention_of(cuda, call);
     attention.out = call->outputs[0];
-    attention.out_bf16 = kn_cuda_is_bf16(call->node->outputs[0]);
     attention.lse = call->outputs[1];
     if (is_too_wide(&attention))
         return (cudaError_t)KN_CUDA_SENTENCE;
@@ -67,13 +66,11 @@ static cudaError_t run_attention_backward(KnCuda *cuda, const KnCall *call)
 {
     KnCudaAttention attention = attention_of(cuda, call);
     attention.out = call->inputs[4];
-    attention.out_bf16 = kn_cuda_is_bf16(call->node->inputs[4]);
     attention.lse = call->inputs[5];
     attention.grad_out = call->inputs[6];
     attention.dq = call->outputs[0];
     attention.dk = call->outputs[1];
     attention.dv = call->outputs[2];
-    attention.gradients_bf16 = kn_cuda_is_bf16(call->node->outputs[0]);
     attention.workspace = call->workspace;
     if (is_too_wide(&attention))
         return (cudaError_t)KN_CUDA_SENTENCE;

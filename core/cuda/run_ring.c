@@ -10,6 +10,9 @@ static cudaError_t run_attention_merge(KnCuda *cuda, const KnCall *call)
                          .lse_b = call->inputs[3],
                          .out = call->outputs[0],
                          .lse = call->outputs[1],
+                         .a_bf16 = kn_cuda_is_bf16(a),
+                         .b_bf16 = kn_cuda_is_bf16(call->node->inputs[2]),
+                         .out_bf16 = kn_cuda_is_bf16(call->node->outputs[0]),
                          .rows = kn_tensor_rows(a),
                          .columns = kn_tensor_columns(a),
                          .heads = call->node->inputs[1]->shape[0]};

@@ -94,6 +94,36 @@ template <int LANES> __device__ __forceinline__ void kn_write_floats(float *to, 
     }
 }
 
+/* Elements of a type that is known at run time: one, or eight that are aligned to 16 bytes. */
+__device__ __forceinline__ float kn_get(const void *from, int bf16, int64_t at)
+{
+    return bf16 ? kn_widen(((const __nv_bfloat16 *)from)[at]) : ((const float *)from)[at];
+}
+
+__device__ __forceinline__ void kn_put(void *to, int bf16, int64_t at, float value)
+{
+    if (bf16)
+        ((__nv_bfloat16 *)to)[at] = kn_narrow<__nv_bfloat16>(value);
+    else
+        ((float *)to)[at] = value;
+}
+
+__device__ __forceinline__ void kn_get_eight(const void *from, int bf16, int64_t at, float (&values)[8])
+{
+    if (bf16)
+        kn_load((const __nv_bfloat16 *)from + at, values);
+    else
+        kn_read_floats<8>((const float *)from + at, values);
+}
+
+__device__ __forceinline__ void kn_put_eight(void *to, int bf16, int64_t at, const float (&values)[8])
+{
+    if (bf16)
+        kn_store((__nv_bfloat16 *)to + at, values);
+    else
+        kn_write_floats<8>((float *)to + at, values);
+}
+
 /* On the host: may all of these be read sixteen bytes at a time? */
 static inline bool kn_aligned(const void *a, const void *b = nullptr, const void *c = nullptr)
 {

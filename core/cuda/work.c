@@ -174,26 +174,10 @@ static int (*const special[KN_OP_COUNT])(const KnNode *node, KnKernelWork *list)
     [KN_OP_SUM_OF_SQUARES] = reduce,
 };
 
-/* A library's results of a part of a ring are widened. */
-static int attention(const KnNode *node, KnKernelWork *list)
-{
-    enum { FROM_BF16_TO_F32 = 6 };
-    double elements = 0;
-    if (!((const KnAttentionAttributes *)node->attributes)->partial || !kn_cuda_fits_library(node))
-        return 0;
-    int results = node->op->id == KN_OP_ATTENTION ? 1 : node->output_count;
-    for (int i = 0; i < results; i++)
-        elements += (double)kn_tensor_elements(node->outputs[i]);
-    list[0] = (KnKernelWork){.name = "widen", .launches = results, .bytes = FROM_BF16_TO_F32 * elements};
-    return 1;
-}
-
 int kn_cuda_kernels(const KnNode *node, KnKernelWork kernels[KN_MOST_KERNELS])
 {
     KnCost cost = {0};
     node->op->cost(node, &cost);
-    if (cost.attention_flops > 0)
-        return attention(node, kernels);
     if (cost.matmul_flops + cost.attention_flops > 0) /* and what is made of products: bound by arithmetic */
         return 0;
     if (special[node->op->id])

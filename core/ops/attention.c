@@ -21,30 +21,16 @@ static KnAttentionAttributes describe(const KnTensor *q, const KnTensor *k, cons
     return (KnAttentionAttributes){.heads = heads, .scale = scale, .pairs = (double)rows * (double)kn_tensor_rows(k)};
 }
 
-static KnTensor *attend(KnGraph *graph, KnTensor *const inputs[4], const KnAttentionAttributes *attributes)
-{
-    const KnTensor *q = inputs[0];
-    int64_t rows = kn_tensor_rows(q);
-    KnNode *node = kn_node_append(graph, &kn_op_attention, attributes, sizeof *attributes, inputs, 4);
-    KnTensor *out = kn_node_output(graph, node, attributes->partial ? KN_F32 : q->dtype, 2,
-                                   (int64_t[]){rows, kn_tensor_columns(q)});
-    kn_node_output(graph, node, KN_F32, 2, (int64_t[]){attributes->heads, rows});
-    return out;
-}
-
 KnTensor *kn_attention(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, int64_t heads,
                        float scale)
 {
     KnAttentionAttributes attributes = describe(q, k, v, spans, heads, scale);
-    return attend(graph, (KnTensor *[]){q, k, v, spans}, &attributes);
-}
-
-KnTensor *kn_attention_partial(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, int64_t heads,
-                               float scale)
-{
-    KnAttentionAttributes attributes = describe(q, k, v, spans, heads, scale);
-    attributes.partial = 1;
-    return attend(graph, (KnTensor *[]){q, k, v, spans}, &attributes);
+    KnTensor *inputs[] = {q, k, v, spans};
+    int64_t rows = kn_tensor_rows(q);
+    KnNode *node = kn_node_append(graph, &kn_op_attention, &attributes, sizeof attributes, inputs, 4);
+    KnTensor *out = kn_node_output(graph, node, q->dtype, 2, (int64_t[]){rows, kn_tensor_columns(q)});
+    kn_node_output(graph, node, KN_F32, 2, (int64_t[]){heads, rows});
+    return out;
 }
 
 static KnAttentionAttributes *attributes_of_result(KnTensor *result)
@@ -78,14 +64,13 @@ void kn_attention_backward(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v
     KnAttentionAttributes attributes = describe(q, k, v, spans, heads, scale);
     int64_t rows = kn_tensor_rows(q), columns = kn_tensor_columns(q);
     attributes.partial = partial;
-    KN_ASSERT(out->dtype == q->dtype || (partial && out->dtype == KN_F32));
-    KN_ASSERT(kn_tensor_rows(out) == rows && kn_tensor_columns(out) == columns);
+    KN_ASSERT(out->dtype == q->dtype && kn_tensor_rows(out) == rows && kn_tensor_columns(out) == columns);
     KN_ASSERT(kn_tensor_rows(grad_out) == rows && kn_tensor_columns(grad_out) == columns);
     KN_ASSERT(lse->dtype == KN_F32 && lse->dims == 2 && lse->shape[0] == heads && lse->shape[1] == rows);
     KnTensor *inputs[] = {q, k, v, spans, out, lse, kn_cast(graph, grad_out, q->dtype)};
     KnNode *node = kn_node_append(graph, &kn_op_attention_backward, &attributes, sizeof attributes, inputs, 7);
     for (int i = 0; i < 3; i++)
-        gradients[i] = kn_node_output(graph, node, partial ? KN_F32 : q->dtype, inputs[i]->dims, inputs[i]->shape);
+        gradients[i] = kn_node_output(graph, node, q->dtype, inputs[i]->dims, inputs[i]->shape);
 }
 
 static void attention_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *grad_outputs, const int *wanted,

@@ -153,7 +153,7 @@ typedef struct KnRing {
 typedef struct KnAttentionAttributes {
     int64_t heads;
     float scale;
-    int partial;          /* results in f32; the backward is given the log-sum-exp of more keys than it sees */
+    int partial;          /* the backward is given the log-sum-exp of more keys than it sees */
     double pairs;         /* query-key pairs that the spans are expected to hold: for the cost rule alone */
     const KnRing *ring;   /* NULL, or the rest of the keys is with other ranks: a pass takes such a node apart */
     int packed;           /* promised by kn_attention_promise_packed */
@@ -167,14 +167,10 @@ typedef struct KnAttentionAttributes {
  * Returns out [Lq, H*d]; output 1 of the node is lse f32 [H, Lq] (natural log of the sum of exponentials). */
 KnTensor *kn_attention(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, int64_t heads,
                        float scale);
-/* Attention to some of the keys, to be merged with others: `out` is f32, not rounded. No gradient: what belongs to the
- * whole is kn_attention_backward of every part. */
-KnTensor *kn_attention_partial(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, int64_t heads,
-                               float scale);
 /* Appends the backward; gradients: dq, dk, dv in the dtype of q. `grad_out` is cast to it.
- * `partial`: gradients are f32, and `out` (f32 or the dtype of q) and `lse` may be those of the whole attention where
- * k, v and spans are but a part of it: then dq is this part's share of the sum, dk and dv are its keys' own. Queries
- * whose lse is -inf get and give zeros. Inputs of the node: q, k, v, spans, out, lse, grad_out. */
+ * `partial`: `out` and `lse` may be those of the whole attention where k, v and spans are but a part of it: then dq is
+ * this part's share of the sum, dk and dv are its keys' own. Queries whose lse is -inf get and give zeros. Inputs of
+ * the node: q, k, v, spans, out, lse, grad_out. */
 void kn_attention_backward(KnGraph *graph, KnTensor *q, KnTensor *k, KnTensor *v, KnTensor *spans, KnTensor *out,
                            KnTensor *lse, KnTensor *grad_out, int64_t heads, float scale, int partial,
                            KnTensor *gradients[3]);
@@ -190,10 +186,10 @@ int kn_attention_has_few_keys(const KnNode *node);
 
 /* --- ring.c: attention to keys that come in parts ---------------------------------------------------------------- */
 
-/* The results of kn_attention_partial for two parts of the keys as that of both: a, b f32 [L, H*d], lse f32 [H, L].
- * Output 1 of the node is the merged lse. A part that saw nothing has lse = -inf; where both saw nothing, the result
- * is zeros and -inf. No gradient. */
-KnTensor *kn_attention_merge(KnGraph *graph, KnTensor *a, KnTensor *lse_a, KnTensor *b, KnTensor *lse_b);
+/* The results of kn_attention for two parts of the keys as that of both, in the given dtype: a, b [L, H*d], lse f32
+ * [H, L]. Output 1 of the node is the merged lse. A part that saw nothing has lse = -inf; where both saw nothing, the
+ * result is zeros and -inf. No gradient: what belongs to the whole is kn_attention_backward of every part. */
+KnTensor *kn_attention_merge(KnGraph *graph, KnTensor *a, KnTensor *lse_a, KnTensor *b, KnTensor *lse_b, KnDtype dtype);
 
 typedef struct KnSpanWindowAttributes {
     int64_t q_first, q_count, k_first, k_count;
@@ -281,7 +277,9 @@ typedef struct KnActivationAttributes {
 KnTensor *kn_activation(KnGraph *graph, KnTensor *x, KnActivation kind);
 /* ACTIVATION_BACKWARD inputs: x, grad_out; output dx. */
 
-KnTensor *kn_add(KnGraph *graph, KnTensor *a, KnTensor *b);       /* same shape and dtype */
+KnTensor *kn_add(KnGraph *graph, KnTensor *a, KnTensor *b); /* same shape and dtype */
+/* The same where a, b and the sum may each be f32 or bf16: `dtype` is the sum's, which is rounded once. */
+KnTensor *kn_add_parts(KnGraph *graph, KnTensor *a, KnTensor *b, KnDtype dtype);
 KnTensor *kn_add_row(KnGraph *graph, KnTensor *x, KnTensor *row); /* row f32 with columns(x) elements, to every row */
 KnTensor *kn_multiply(KnGraph *graph, KnTensor *a, KnTensor *b);  /* same shape and dtype */
 typedef struct KnScaleAttributes {

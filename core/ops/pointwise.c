@@ -8,9 +8,9 @@ static KnTensor *like(KnGraph *graph, const KnOp *op, const void *attributes, si
                           inputs[0]->shape);
 }
 
-static int same_kind(const KnTensor *a, const KnTensor *b)
+static int same_shape(const KnTensor *a, const KnTensor *b)
 {
-    return a->dtype == b->dtype && kn_is_float(a) && kn_tensor_elements(a) == kn_tensor_elements(b) &&
+    return kn_is_float(a) && kn_is_float(b) && kn_tensor_elements(a) == kn_tensor_elements(b) &&
            kn_tensor_columns(a) == kn_tensor_columns(b);
 }
 
@@ -32,17 +32,22 @@ static void activation_gradient(KnGraph *graph, const KnNode *node, KnTensor *co
 
 KnTensor *kn_add(KnGraph *graph, KnTensor *a, KnTensor *b)
 {
-    KN_ASSERT(same_kind(a, b));
-    return like(graph, &kn_op_add, NULL, 0, (KnTensor *[]){a, b}, 2);
+    KN_ASSERT(a->dtype == b->dtype);
+    return kn_add_parts(graph, a, b, a->dtype);
+}
+
+KnTensor *kn_add_parts(KnGraph *graph, KnTensor *a, KnTensor *b, KnDtype dtype)
+{
+    KN_ASSERT(same_shape(a, b));
+    return kn_node_simple(graph, &kn_op_add, NULL, 0, (KnTensor *[]){a, b}, 2, dtype, a->dims, a->shape);
 }
 
 static void add_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *grad_outputs, const int *wanted,
                          KnTensor **grad_inputs)
 {
-    (void)graph;
-    (void)node;
     (void)wanted;
-    grad_inputs[0] = grad_inputs[1] = grad_outputs[0];
+    for (int i = 0; i < 2; i++)
+        grad_inputs[i] = kn_cast(graph, grad_outputs[0], node->inputs[i]->dtype);
 }
 
 KnTensor *kn_add_row(KnGraph *graph, KnTensor *x, KnTensor *row)
@@ -62,7 +67,7 @@ static void add_row_gradient(KnGraph *graph, const KnNode *node, KnTensor *const
 
 KnTensor *kn_multiply(KnGraph *graph, KnTensor *a, KnTensor *b)
 {
-    KN_ASSERT(same_kind(a, b));
+    KN_ASSERT(a->dtype == b->dtype && same_shape(a, b));
     return like(graph, &kn_op_multiply, NULL, 0, (KnTensor *[]){a, b}, 2);
 }
 

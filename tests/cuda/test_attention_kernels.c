@@ -24,7 +24,7 @@ static const int32_t spans[SPANS][4] = {
 
 typedef struct Trial {
     int64_t size;
-    int bf16, partial, span_count, parts;
+    int bf16, span_count, parts;
     int64_t shift; /* elements by which the rows lie off their alignment */
     const int32_t (*spans)[4];
     KnCudaFault fault;
@@ -73,7 +73,7 @@ static void *moved(const Trial *t, void *start)
 static float *read_result(const Trial *t, int result, const void *device)
 {
     const size_t count = result_count(t, result);
-    const int in_bf16 = t->bf16 && !t->partial && result != 1;
+    const int in_bf16 = t->bf16 && result != 1;
     float *values = kn_alloc((count + 1) * sizeof *values);
     uint16_t *halves = kn_alloc((count + 1) * sizeof *halves);
     SUCCEEDS(cudaMemcpy(in_bf16 ? (void *)halves : values, device, count * (in_bf16 ? 2 : 4), cudaMemcpyDeviceToHost));
@@ -85,7 +85,6 @@ static float *read_result(const Trial *t, int result, const void *device)
 
 static void attend(Trial *t)
 {
-    const int in_bf16 = t->bf16 && !t->partial;
     void *rows[4], *results[RESULTS];
     for (int i = 0; i < 4; i++)
         rows[i] = random_rows(t, i == 1 || i == 2 ? KEYS : QUERIES, (uint32_t)i + 1);
@@ -97,8 +96,6 @@ static void attend(Trial *t)
                          .size = t->size,
                          .span_count = t->span_count,
                          .scale = 1 / sqrtf((float)t->size),
-                         .out_bf16 = in_bf16,
-                         .gradients_bf16 = in_bf16,
                          .q = moved(t, rows[0]),
                          .k = moved(t, rows[1]),
                          .v = moved(t, rows[2]),
@@ -148,8 +145,8 @@ static void expect_close(const Trial *t, const Trial *truth, int result, double 
         truth2 += y * y;
     }
     if (!(sqrt(error2) <= bound * sqrt(truth2)))
-        fail_msg("heads of %d%s, %d parts: result %d has a relative error of %.3g", (int)t->size,
-                 t->partial ? ", partial" : "", t->parts, result, sqrt(error2 / truth2));
+        fail_msg("heads of %d, %d parts: result %d has a relative error of %.3g", (int)t->size, t->parts, result,
+                 sqrt(error2 / truth2));
 }
 
 /* Sanitizers are slow, and they see bugs in any order. */
@@ -164,13 +161,12 @@ static void tensor_cores_agree_with_float32(void **state)
 {
     static const struct {
         int64_t size;
-        int partial, parts;
-    } cases[] = {{40, 0, 2}, {136, 1, 3}, {8, 0, 1}, {64, 1, 4}, {72, 0, 1}, {128, 1, 1}, {128, 0, 3}, {256, 0, 2}};
+        int parts;
+    } cases[] = {{40, 2}, {136, 3}, {8, 1}, {64, 4}, {72, 1}, {128, 1}, {128, 3}, {256, 2}};
     (void)state;
     for (size_t i = 0; i < (SANITIZED ? 2 : sizeof cases / sizeof *cases); i++) {
         Trial truth = trial_of(cases[i].size, 0), t = trial_of(cases[i].size, 1);
         attend(&truth);
-        t.partial = cases[i].partial;
         t.parts = cases[i].parts;
         attend(&t);
         for (int result = 0; result < RESULTS; result++)
@@ -213,7 +209,24 @@ static void bits_do_not_depend_on_the_order_of_threads(void **state)
     }
 }
 
-/* Sums of float32 differ by their order alone, which is that of the parts. */
+/* Another order of float32 sums turns the rounding to bfloat16 of few elements; parts that are rounded before they are
+ * added turn that of every third. */
+static void expect_rarely_differs(const Trial *t, const Trial *whole, int result)
+{
+    const size_t count = result_count(t, result);
+    size_t differs = 0;
+    for (size_t i = 0; i < count; i++) {
+        const float x = t->results[result][i], y = whole->results[result][i];
+        if (!(fabsf(x - y) <= fabsf(y) / 128))
+            fail_msg("heads of %d, %d parts: result %d has %g for %g", (int)t->size, t->parts, result, (double)x,
+                     (double)y);
+        differs += x != y;
+    }
+    if (differs > count / 100)
+        fail_msg("heads of %d, %d parts: %zu of %zu elements of result %d differ", (int)t->size, t->parts, differs,
+                 count, result);
+}
+
 static void queries_in_parts_give_the_same_sums(void **state)
 {
     static const struct {
@@ -223,12 +236,11 @@ static void queries_in_parts_give_the_same_sums(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases && !SANITIZED; i++) {
         Trial whole = trial_of(cases[i].size, 1), t = trial_of(cases[i].size, 1);
-        whole.partial = t.partial = 1;
         t.parts = cases[i].parts;
         attend(&whole);
         attend(&t);
         for (int result = 3; result < RESULTS; result++)
-            expect_close(&t, &whole, result, 1e-6);
+            expect_rarely_differs(&t, &whole, result);
         release(&whole);
         release(&t);
     }

@@ -79,20 +79,14 @@ static KnTensor *build_attention(OpTrial *t, const int64_t *n)
     return kn_attention(t->graph, a.q, a.k, a.v, a.spans, n[1], a.scale);
 }
 
-static KnTensor *build_attention_partial(OpTrial *t, const int64_t *n)
-{
-    Attention a = attention_leaves(t, n);
-    return kn_attention_partial(t->graph, a.q, a.k, a.v, a.spans, n[1], a.scale);
-}
-
 /* The log-sum-exp is any number, as that of other keys may be; every seventh query sees nothing anywhere.
- * n: span table, heads, head size, whether `out` is f32 */
+ * n: span table, heads, head size */
 static KnTensor *build_attention_part_backward(OpTrial *t, const int64_t *n)
 {
     Attention a = attention_leaves(t, n);
     LeafKind statistic = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .center = 2, .spread = 2};
     int64_t queries = kn_tensor_rows(a.q), width = kn_tensor_columns(a.q);
-    KnTensor *out = n[3] ? leaf_f32(t, queries, width) : leaf_x(t, queries, width), *gradients[3];
+    KnTensor *out = leaf_x(t, queries, width), *gradients[3];
     KnTensor *lse = leaf(t, statistic, 2, (int64_t[]){n[1], queries});
     for (int64_t i = 0; i < n[1] * queries; i += 7)
         t->values[t->leaf_count - 1][i] = -INFINITY;
@@ -101,18 +95,26 @@ static KnTensor *build_attention_part_backward(OpTrial *t, const int64_t *n)
     return gradients[0];
 }
 
-/* Every third row of a, and every fifth of b, saw nothing. n: rows, columns, heads, spread of the log-sum-exp */
+/* What is added or merged of parts: the first is a part, or the float32 sum of several; so may be the result. */
+enum { SUM_BEFORE = 1, SUM_AFTER = 2 };
+
+static KnTensor *leaf_of_parts(OpTrial *t, int64_t rows, int64_t columns, int64_t sums)
+{
+    return sums & SUM_BEFORE ? leaf_f32(t, rows, columns) : leaf_x(t, rows, columns);
+}
+
+/* Every third row of a, and every fifth of b, saw nothing. n: rows, columns, heads, spread of the log-sum-exp, sums */
 static KnTensor *build_attention_merge(OpTrial *t, const int64_t *n)
 {
     LeafKind statistic = {.role = KN_ROLE_INPUT, .dtype = KN_F32, .spread = (double)n[3]};
     KnTensor *out[2], *lse[2];
     for (int part = 0; part < 2; part++) {
-        out[part] = leaf_f32(t, n[0], n[1]);
+        out[part] = leaf_of_parts(t, n[0], n[1], part ? 0 : n[4]);
         lse[part] = leaf(t, statistic, 2, (int64_t[]){n[2], n[0]});
         for (int64_t i = 0; i < n[2] * n[0]; i += part ? 5 : 3)
             t->values[t->leaf_count - 1][i] = -INFINITY;
     }
-    return kn_attention_merge(t->graph, out[0], lse[0], out[1], lse[1]);
+    return kn_attention_merge(t->graph, out[0], lse[0], out[1], lse[1], n[4] & SUM_AFTER ? KN_F32 : t->dtype);
 }
 
 /* n: span table, first query, queries, first key, keys */
@@ -280,6 +282,13 @@ static KnTensor *build_add(OpTrial *t, const int64_t *n)
 {
     KnTensor *a = leaf_x(t, n[0], n[1]);
     return kn_add(t->graph, a, leaf_x(t, n[0], n[1]));
+}
+
+/* n: rows, columns, sums */
+static KnTensor *build_add_parts(OpTrial *t, const int64_t *n)
+{
+    KnTensor *a = leaf_of_parts(t, n[0], n[1], n[2]);
+    return kn_add_parts(t->graph, a, leaf_x(t, n[0], n[1]), n[2] & SUM_AFTER ? KN_F32 : t->dtype);
 }
 
 static KnTensor *build_add_row(OpTrial *t, const int64_t *n)
@@ -532,62 +541,7 @@ const OpCase op_cases[] = {
     {"sum_rows 131x37", build_sum_rows, {131, 37}, FORWARD},
     {"sum_rows 521x261", build_sum_rows, {521, 261}, FORWARD | OP_LARGE},
 
-    {"attention one clip", build_attention, {0, 2, 8}, OP_BF16_PRODUCT},
-    {"attention packed clips", build_attention, {1, 1, 12}, OP_BF16_PRODUCT},
-    {"attention cross", build_attention, {2, 3, 4}, OP_BF16_PRODUCT},
-    {"attention shared keys", build_attention, {3, 1, 16}, OP_BF16_PRODUCT},
-    {"attention empty spans", build_attention, {4, 2, 6}, OP_BF16_PRODUCT},
-    {"attention nothing", build_attention, {5, 1, 8}, OP_BF16_PRODUCT},
-    {"attention 300 tokens", build_attention, {6, 2, 64}, OP_BF16_PRODUCT | OP_LARGE},
-    {"attention one query", build_attention, {7, 2, 32}, OP_BF16_PRODUCT | OP_LARGE},
-    {"attention long, heads of 20", build_attention, {9, 1, 20}, OP_BF16_PRODUCT | OP_LARGE},
-    {"attention overlapping keys", build_attention, {10, 1, 17}, OP_BF16_PRODUCT | OP_LARGE},
-    {"attention same keys", build_attention, {11, 2, 64}, OP_BF16_PRODUCT | OP_LARGE},
-    {"attention heads of 128", build_attention, {1, 2, 128}, OP_BF16_PRODUCT | OP_LARGE},
-    {"attention heads of 256", build_attention, {3, 1, 256}, OP_BF16_PRODUCT | OP_LARGE},
-    {"attention heads of 1", build_attention, {1, 3, 1}, OP_BF16_PRODUCT},
-    {"attention of no query", build_attention, {12, 2, 8}, OP_BF16_PRODUCT},
-    {"attention to no key", build_attention, {13, 2, 8}, OP_BF16_PRODUCT},
-    {"attention without spans", build_attention, {14, 2, 8}, OP_BF16_PRODUCT},
-    {"attention of no rows at all", build_attention, {15, 1, 8}, OP_BF16_PRODUCT},
-    {"attention of no heads", build_attention, {1, 0, 8}, OP_BF16_PRODUCT},
-    {"attention of few keys", build_attention, {16, 1, 64}, OP_BF16_PRODUCT | OP_LARGE},
-    {"attention many small clips", build_attention_many, {50, 2, 20}, OP_BF16_PRODUCT | OP_LARGE},
-
-#define PART_ROWS(name, table, heads, size, flags)                                                                     \
-    {"attention_partial " name, build_attention_partial, {table, heads, size}, PART | (flags)},                        \
-        {"backward of a part, " name, build_attention_part_backward, {table, heads, size, 0}, PART | (flags)},         \
-    {                                                                                                                  \
-        "backward of a part, out in f32, " name, build_attention_part_backward, {table, heads, size, 1},               \
-            PART | (flags)                                                                                             \
-    }
-
-    PART_ROWS("one clip", 0, 2, 8, 0),
-    PART_ROWS("packed clips", 1, 1, 12, 0),
-    PART_ROWS("cross", 2, 3, 4, 0),
-    PART_ROWS("shared keys", 3, 1, 16, 0),
-    PART_ROWS("empty spans", 4, 2, 6, 0),
-    PART_ROWS("300 tokens", 6, 2, 64, OP_LARGE),
-    PART_ROWS("one query", 7, 2, 32, OP_LARGE),
-    PART_ROWS("long, heads of 20", 9, 1, 20, OP_LARGE),
-    PART_ROWS("overlapping keys", 10, 1, 17, OP_LARGE),
-    PART_ROWS("few keys", 16, 1, 128, OP_LARGE),
-    PART_ROWS("no query", 12, 2, 8, 0),
-    PART_ROWS("no key", 13, 2, 8, 0),
-    PART_ROWS("no rows at all", 15, 1, 8, 0),
-    PART_ROWS("no heads", 1, 0, 8, 0),
-    {"attention_merge 1x1", build_attention_merge, {1, 1, 1, 1}, STATE},
-    {"attention_merge 9x14", build_attention_merge, {9, 14, 2, 3}, STATE},
-    {"attention_merge far apart", build_attention_merge, {67, 33, 3, 300}, STATE},
-    {"attention_merge of many heads", build_attention_merge, {131, 17 * 37, 37, 5}, STATE | OP_LARGE},
-    {"attention_merge of no rows", build_attention_merge, {0, 12, 2, 1}, STATE},
-    {"attention_merge of no heads", build_attention_merge, {7, 0, 0, 1}, STATE},
-    {"span_window of all", build_span_window, {2, 0, 17, 0, 29}, STATE},
-    {"span_window inside spans", build_span_window, {2, 7, 5, 3, 20}, STATE},
-    {"span_window at the ends of spans", build_span_window, {1, 7, 1, 8, 23}, STATE},
-    {"span_window over empty spans", build_span_window, {4, 6, 7, 6, 4}, STATE},
-    {"span_window of no rows", build_span_window, {3, 9, 0, 11, 0}, STATE},
-    {"span_window of no spans", build_span_window, {14, 0, 7, 0, 5}, STATE},
+#include "ops/attention_cases.inc"
 
     {"layer_norm 3x1", build_layer_norm, {3, 1}, FORWARD},
     {"layer_norm 1x2", build_layer_norm, {1, 2}, FORWARD}, /* its gradient is a difference of equals */
@@ -674,6 +628,10 @@ const OpCase op_cases[] = {
     {"add 1x1", build_add, {1, 1}, 0},
     {"add 5x7", build_add, {5, 7}, 0},
     {"add 263x259", build_add, {263, 259}, OP_LARGE},
+    {"add_parts 1x1", build_add_parts, {1, 1, SUM_AFTER}, 0},
+    {"add_parts 5x7", build_add_parts, {5, 7, SUM_BEFORE | SUM_AFTER}, 0},
+    {"add_parts 263x259", build_add_parts, {263, 259, SUM_BEFORE}, OP_LARGE},
+    {"add_parts of no rows", build_add_parts, {0, 9, SUM_AFTER}, 0},
     {"add_row 1x1", build_add_row, {1, 1}, 0},
     {"add_row 5x19", build_add_row, {5, 19}, 0},
     {"add_row 263x259", build_add_row, {263, 259}, OP_LARGE},
@@ -759,7 +717,7 @@ const OpCase op_cases[] = {
         {"speed of layer_norm_affine", build_layer_norm_affine, {rows, columns}, OP_SPEED},                            \
         {"speed of rms_norm", build_rms_norm, {rows, columns}, OP_SPEED},                                              \
         {"speed of rms_norm_split", build_rms_norm_of_two, {rows, columns, columns}, OP_SPEED},                        \
-        {"speed of attention_merge", build_attention_merge, {rows, columns, columns / 64, 5}, STATE | OP_SPEED},       \
+        {"speed of attention_merge", build_attention_merge, {rows, columns, columns / 64, 5}, FORWARD | OP_SPEED},     \
         {"speed of modulate", build_modulate, {rows, columns, 32, 0}, OP_SPEED},                                       \
         {"speed of gated_residual", build_gated_residual, {rows, columns, 32, 0}, OP_SPEED},                           \
         {"speed of rope", build_rope, {rows, columns / 64, 12, 10, 10, 0}, OP_SPEED},                                  \

@@ -36,9 +36,8 @@ static KnTensor *leaf_of(KnGraph *graph, const PackedCase *c, int leaf)
 
 static KnTensor *attend(KnGraph *graph, const PackedCase *c, KnTensor *const *leaves)
 {
-    KnTensor *(*op)(KnGraph *, KnTensor *, KnTensor *, KnTensor *, KnTensor *, int64_t, float) =
-        c->partial ? kn_attention_partial : kn_attention;
-    KnTensor *out = op(graph, leaves[0], leaves[1], leaves[2], leaves[SPANS], c->heads, 1 / sqrtf((float)c->size));
+    KnTensor *out =
+        kn_attention(graph, leaves[0], leaves[1], leaves[2], leaves[SPANS], c->heads, 1 / sqrtf((float)c->size));
     if (!c->unpromised)
         kn_attention_promise_packed(out);
     return out;
@@ -49,9 +48,8 @@ static void differentiate(KnGraph *graph, const PackedCase *c, KnTensor *const *
 {
     KnTensor *all[LEAVES] = {NULL};
     if (c->partial) {
-        KnTensor *out = kn_cast(graph, node->outputs[0], leaves[0]->dtype);
-        kn_attention_backward(graph, leaves[0], leaves[1], leaves[2], leaves[SPANS], out, node->outputs[1], leaves[3],
-                              c->heads, 1 / sqrtf((float)c->size), 1, all);
+        kn_attention_backward(graph, leaves[0], leaves[1], leaves[2], leaves[SPANS], node->outputs[0], node->outputs[1],
+                              leaves[3], c->heads, 1 / sqrtf((float)c->size), 1, all);
         kn_attention_promise_packed(all[0]);
     } else {
         node->op->gradient(graph, node, (KnTensor *[]){leaves[3], NULL}, (int[]){1, 1, 1, 0}, all);

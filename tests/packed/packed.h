@@ -15,7 +15,7 @@ typedef struct PackedCase {
     int32_t spans[PACKED_MOST_SPANS][4];
     int unpromised; /* nothing is said of the spans */
     int in_f32;
-    int partial;     /* as a part of a ring: results in f32 */
+    int partial;     /* as a part of a ring */
     int nan_outside; /* rows of no span are NaN */
     int cold;        /* all scores lie near -113 */
 } PackedCase;

@@ -187,7 +187,7 @@ static void write_block(const Forward *f, const Tile *t, int64_t query, int64_t 
         kn_v_store(t->totals + at, 1.0f / total);
     });
     KN_ISA_NAME(kn_attention_turn)
-    (c, t->sums, QUERIES, t->queries, t->totals, 1, kn_attention_result_at(c, f->out, query, head));
+    (c, t->sums, QUERIES, t->queries, t->totals, 1, kn_attention_at(c, f->out, query, head));
 }
 
 static void attend_chunk(const Forward *f, const Scratch *s, const int32_t *span, int64_t head, int64_t first)

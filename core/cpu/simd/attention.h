@@ -16,8 +16,7 @@ typedef struct KnAttentionCall {
     int64_t query_rows, key_rows, width, heads, head_size, span_count;
     const int32_t *spans;
     int64_t element_bytes;
-    KnDtype dtype;       /* of q, k, v */
-    KnDtype result_type; /* of the forward's out, the backward's gradients */
+    KnDtype dtype;
     int partial;
     float scale;
     const KnMatmulKernel *kernel;
@@ -40,22 +39,15 @@ static inline KnAttentionCall kn_attention_call(const KnNode *node, void *const 
                              .spans = inputs ? inputs[3] : NULL,
                              .element_bytes = (int64_t)kn_dtype_bytes(q->dtype),
                              .dtype = q->dtype,
-                             .result_type = node->outputs[0]->dtype,
                              .partial = p->partial,
                              .scale = p->scale,
                              .kernel = kn_matmul_kernel_in_use(q->dtype)};
 }
 
-/* Address of (row, head) in a [rows, width] operand. */
+/* Address of (row, head) in a [rows, width] operand or result. */
 static inline char *kn_attention_at(const KnAttentionCall *c, const void *base, int64_t row, int64_t head)
 {
     return (char *)base + (row * c->width + head * c->head_size) * c->element_bytes;
-}
-
-/* The same in a [rows, width] result. */
-static inline char *kn_attention_result_at(const KnAttentionCall *c, void *base, int64_t row, int64_t head)
-{
-    return (char *)base + (row * c->width + head * c->head_size) * (int64_t)kn_dtype_bytes(c->result_type);
 }
 
 /* Bytes of a packed panel of 16 columns that is k deep. */
@@ -108,9 +100,9 @@ int KN_ISA_NAME(kn_attention_check)(const KnAttentionCall *call);
 /* Zeros rows [first, last) of a result. */
 static inline void kn_attention_clear_rows(const KnAttentionCall *c, char *out, int64_t first, int64_t last)
 {
-    size_t bytes = (size_t)((last - first) * c->width) * kn_dtype_bytes(c->result_type);
+    size_t bytes = (size_t)((last - first) * c->width * c->element_bytes);
     if (bytes)
-        memset(kn_attention_result_at(c, out, first, 0), 0, bytes);
+        memset(kn_attention_at(c, out, first, 0), 0, bytes);
 }
 
 /* Zeros the rows of `out` (and lse = -inf, if there is one) that belong to no span with keys. */

@@ -32,7 +32,6 @@ typedef struct Group {
 typedef struct Backward {
     KnAttentionCall c;
     const char *out, *grad_out;
-    KnDtype out_type;
     const float *lse;
     char *dq, *dk, *dv;
     float *delta;    /* [heads, queries]: sum of grad_out * out */
@@ -257,9 +256,9 @@ static void queries_product(const Tile *t)
                            .ld_start = c->head_size,
                            .sums = t->last ? NULL : sums,
                            .ld_sums = c->head_size,
-                           .c = kn_attention_result_at(c, t->b->dq, t->query, t->head),
+                           .c = kn_attention_at(c, t->b->dq, t->query, t->head),
                            .ldc = c->width,
-                           .c_type = c->result_type,
+                           .c_type = c->dtype,
                            .alpha = c->scale};
     c->kernel->block(&block);
 }
@@ -347,8 +346,8 @@ static void key_chunk(Unit *u, int64_t first, int goes_on)
         span_part(u, span, from, to > from ? to - from : 0, span[2] + from - first);
     }
     KN_ISA_NAME(kn_attention_turn)
-    (c, s->dk, LD, keys, NULL, c->scale, kn_attention_result_at(c, b->dk, first, u->head));
-    KN_ISA_NAME(kn_attention_turn)(c, s->dv, LD, keys, NULL, 1, kn_attention_result_at(c, b->dv, first, u->head));
+    (c, s->dk, LD, keys, NULL, c->scale, kn_attention_at(c, b->dk, first, u->head));
+    KN_ISA_NAME(kn_attention_turn)(c, s->dv, LD, keys, NULL, 1, kn_attention_at(c, b->dv, first, u->head));
 }
 
 /* One unit, whatever block of the team's job asks for it: units are taken in order, so that nobody waits for a unit
@@ -391,16 +390,15 @@ static void find_delta(void *argument, int64_t block, int slot)
     const Backward *b = argument;
     const KnAttentionCall *c = &b->c;
     const int64_t first = block * DELTA_ROWS, last = min64(first + DELTA_ROWS, c->query_rows);
-    const int64_t out_bytes = (int64_t)kn_dtype_bytes(b->out_type);
-    const int bf16 = c->dtype == KN_BF16, out_bf16 = b->out_type == KN_BF16;
+    const int bf16 = c->dtype == KN_BF16;
     (void)slot;
     for (int64_t row = first; row < last; row++)
         for (int64_t head = 0; head < c->heads; head++) {
-            const char *out = b->out + (row * c->width + head * c->head_size) * out_bytes;
+            const char *out = kn_attention_at(c, b->out, row, head);
             const char *grad = kn_attention_at(c, b->grad_out, row, head);
             KnV sum = {0};
             KN_VECTORS(0, c->head_size, at, lanes,
-                       { sum = kn_v_fma(kn_v_read(out, at, lanes, out_bf16), kn_v_read(grad, at, lanes, bf16), sum); });
+                       { sum = kn_v_fma(kn_v_read(out, at, lanes, bf16), kn_v_read(grad, at, lanes, bf16), sum); });
             b->delta[head * c->query_rows + row] = kn_v_total(sum);
         }
 }
@@ -465,7 +463,7 @@ static void clear_rest(const Backward *b)
 
 static Backward describe(const KnNode *node, void *const *inputs, void *const *outputs, char *workspace, size_t *bytes)
 {
-    Backward b = {.c = kn_attention_call(node, inputs), .out_type = node->inputs[4]->dtype};
+    Backward b = {.c = kn_attention_call(node, inputs)};
     const KnAttentionCall *c = &b.c;
     char *at = workspace;
     if (inputs) {

@@ -65,14 +65,14 @@ KN_V_INLINE void turn_square(const float *sums, int64_t ld, int depth, int count
 void KN_ISA_NAME(kn_attention_turn)(const KnAttentionCall *c, const float *sums, int64_t ld, int64_t count,
                                     const float *scale, float scalar, char *out)
 {
-    const int64_t element = (int64_t)kn_dtype_bytes(c->result_type), stride = c->width * element;
+    const int64_t element = c->element_bytes, stride = c->width * element;
     for (int64_t row = 0; row < count; row += KN_LANES) {
         const KnV by = scale ? kn_v_load(scale + row) : kn_v_set(scalar);
         const int rows = count - row < KN_LANES ? (int)(count - row) : KN_LANES;
         for (int64_t at = 0; at < c->head_size; at += KN_LANES) {
             const int depth = c->head_size - at < KN_LANES ? (int)(c->head_size - at) : KN_LANES;
             char *to = out + row * stride + at * element;
-            if (c->result_type == KN_BF16)
+            if (c->dtype == KN_BF16)
                 turn_square(sums + at * ld + row, ld, depth, rows, by, to, stride, 1);
             else
                 turn_square(sums + at * ld + row, ld, depth, rows, by, to, stride, 0);

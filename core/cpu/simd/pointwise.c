@@ -125,6 +125,20 @@ KN_V_INLINE void add(const void *arguments, int64_t first, int64_t last, const i
 }
 KN_FOR_BOTH_DTYPES(add);
 
+typedef struct Parts {
+    Elements of;
+    int a_bf16, b_bf16, out_bf16;
+} Parts;
+
+static void add_parts(const void *arguments, int64_t first, int64_t last)
+{
+    const Parts p = *(const Parts *)arguments;
+    KN_VECTORS(first, last, i, lanes, {
+        KnV sum = kn_v_read(p.of.a, i, lanes, p.a_bf16) + kn_v_read(p.of.b, i, lanes, p.b_bf16);
+        kn_v_write(p.of.out, i, sum, lanes, p.out_bf16);
+    });
+}
+
 KN_V_INLINE void multiply(const void *arguments, int64_t first, int64_t last, const int bf16)
 {
     const Elements e = *(const Elements *)arguments;
@@ -145,8 +159,15 @@ KN_FOR_BOTH_DTYPES(scale);
 
 static int run_add(const KnCall *call)
 {
-    Elements e = {.a = call->inputs[0], .b = call->inputs[1], .out = call->outputs[0]};
-    return run_elements(call, add_ranges, &e);
+    const KnNode *node = call->node;
+    Parts p = {.of = {.a = call->inputs[0], .b = call->inputs[1], .out = call->outputs[0]},
+               .a_bf16 = kn_is_bf16(node->inputs[0]),
+               .b_bf16 = kn_is_bf16(node->inputs[1]),
+               .out_bf16 = kn_is_bf16(node->outputs[0])};
+    if (p.a_bf16 == p.b_bf16 && p.a_bf16 == p.out_bf16)
+        return run_elements(call, add_ranges, &p.of);
+    kn_parallel_for(kn_loop_elements(kn_tensor_elements(node->inputs[0])), add_parts, &p);
+    return KN_OK;
 }
 
 static int run_multiply(const KnCall *call)

@@ -12,8 +12,11 @@ enum { TILE_ROWS = 16, TILE_HEADS = 16 };
 
 typedef struct Merge {
     int64_t rows, columns, heads;
-    const float *a, *lse_a, *b, *lse_b;
-    float *out, *lse;
+    const void *a, *b;
+    const float *lse_a, *lse_b;
+    void *out;
+    float *lse;
+    int a_bf16, b_bf16, out_bf16;
 } Merge;
 
 typedef struct Shares {
@@ -54,8 +57,9 @@ static void merge_tile(const Merge *m, int64_t first, int64_t count, int64_t hea
             const int64_t start = (first + i) * m->columns + (head + h) * size;
             const KnV share_a = kn_v_set(shares.a[h][i]), share_b = kn_v_set(shares.b[h][i]);
             KN_VECTORS(start, start + size, at, lanes, {
-                KnV mean = kn_v_fma(kn_v_read(m->a, at, lanes, 0), share_a, kn_v_read(m->b, at, lanes, 0) * share_b);
-                kn_v_write(m->out, at, mean, lanes, 0);
+                KnV of_b = kn_v_read(m->b, at, lanes, m->b_bf16) * share_b;
+                KnV mean = kn_v_fma(kn_v_read(m->a, at, lanes, m->a_bf16), share_a, of_b);
+                kn_v_write(m->out, at, mean, lanes, m->out_bf16);
             });
         }
 }
@@ -81,7 +85,10 @@ static int run_attention_merge(const KnCall *call)
                .b = call->inputs[2],
                .lse_b = call->inputs[3],
                .out = call->outputs[0],
-               .lse = call->outputs[1]};
+               .lse = call->outputs[1],
+               .a_bf16 = kn_is_bf16(a),
+               .b_bf16 = kn_is_bf16(call->node->inputs[2]),
+               .out_bf16 = kn_is_bf16(call->node->outputs[0])};
     kn_parallel_for((KnLoop){.count = m.rows, .block = TILE_ROWS, .work = m.columns}, merge_rows, &m);
     return KN_OK;
 }
