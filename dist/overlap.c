@@ -28,18 +28,28 @@ static int touches(const KnNode *node, int root)
     return 0;
 }
 
-/* What a wait or an ungrouping makes ready. */
+/* What a start brings, or a wait or an ungrouping makes ready. */
 static int readied_by(const KnNode *node)
 {
     return root_of(node->output_count ? node->outputs[0] : node->inputs[0]);
 }
 
-/* The wait's own start, and other waits, do not count as a use. */
+static int is_start(const KnNode *node)
+{
+    return node->op->id == KN_OP_COLLECTIVE_START;
+}
+
+static int is_wait(const KnNode *node)
+{
+    return node->op->id == KN_OP_COLLECTIVE_WAIT;
+}
+
+/* The wait's own start, other waits, and a start that takes what arrives from the stream do not count as a use. */
 static void emit_before(KnGraph *graph, const KnNode *node, KnNode **sinking, int *count)
 {
     int kept = 0;
     for (int i = 0; i < *count; i++) {
-        if (touches(node, readied_by(sinking[i])))
+        if (touches(node, readied_by(sinking[i])) && !(is_start(node) && node->inputs[0] == sinking[i]->inputs[0]))
             kn_graph_put_node(graph, sinking[i]);
         else
             sinking[kept++] = sinking[i];
@@ -66,11 +76,6 @@ static void sink_all(KnGraph *graph, KnOpId op)
         kn_graph_put_node(graph, sinking[i]);
     free(sinking);
     free(old.nodes);
-}
-
-static int is_start(const KnNode *node)
-{
-    return node->op->id == KN_OP_COLLECTIVE_START;
 }
 
 /* Whether `node` may run before the one that is above it. */
@@ -101,10 +106,158 @@ static void raise_all(KnGraph *graph, KnOpId op)
     free(old.nodes);
 }
 
-void kn_overlap(KnGraph *graph)
+/* --- Exchanges one after another ---------------------------------------------------------------------------------- */
+
+/* What is sent on as it has come is taken from the stream, by the start and by its wait, which keeps it alive. */
+static void join_exchanges(KnGraph *graph)
 {
+    for (int i = 0; i < graph->node_count; i++) {
+        KnNode *node = graph->nodes[i];
+        int sent = is_wait(node);
+        const KnTensor *x = (is_start(node) || is_wait(node)) && node->input_count > sent ? node->inputs[sent] : NULL;
+        if (x && x->producer && is_wait(x->producer))
+            kn_node_set_input(node, sent, x->producer->inputs[0]);
+    }
+}
+
+/* What is done with what an exchange brings. */
+enum { SENT_ON = 1, READ = 2 };
+
+static char *find_uses(const KnGraph *graph)
+{
+    char *uses = kn_alloc((size_t)graph->tensor_count);
+    for (int i = 0; i < graph->node_count; i++) {
+        const KnNode *node = graph->nodes[i];
+        for (int k = 0; k < node->input_count; k++) {
+            const KnTensor *x = node->inputs[k];
+            int as_it_comes = x && x->producer && is_start(x->producer);
+            if (x && !(as_it_comes && is_wait(node)))
+                uses[root_of(x)] |= as_it_comes && is_start(node) ? SENT_ON : READ;
+        }
+    }
+    return uses;
+}
+
+static int only_passes_on(const KnNode *node, const char *uses)
+{
+    return is_start(node) && node->output_count && uses[root_of(node->outputs[0])] == SENT_ON;
+}
+
+static void put_start(KnGraph *graph, KnNode *node, const char *uses)
+{
+    KnNode *former = node->inputs[0]->producer;
+    if (former && only_passes_on(former, uses))
+        put_start(graph, former, uses);
+    kn_graph_put_node(graph, node);
+}
+
+/* Starts whose result is only sent on go to right before the start that does so, where they no longer hold up others.
+ * Returns their waits, by what they make ready, which the graph no longer has. */
+static KnNode **draw_together(KnGraph *graph)
+{
+    char *uses = find_uses(graph);
+    KnNode **waits = kn_alloc((size_t)graph->tensor_count * sizeof *waits);
+    KnNodeList old;
+    kn_graph_take_nodes(graph, &old);
+    for (int i = 0; i < old.count; i++) {
+        KnNode *node = old.nodes[i], *start = is_wait(node) ? node->inputs[0]->producer : node;
+        if (start && only_passes_on(start, uses))
+            waits[readied_by(node)] = is_wait(node) ? node : NULL;
+        else if (is_start(node))
+            put_start(graph, node, uses);
+        else
+            kn_graph_put_node(graph, node);
+    }
+    free(old.nodes);
+    free(uses);
+    return waits;
+}
+
+static void put_wait(KnGraph *graph, KnNode *node, KnNode *const *waits)
+{
+    KnNode *former = node->input_count > 1 ? waits[root_of(node->inputs[1])] : NULL;
+    if (former)
+        put_wait(graph, former, waits);
+    kn_graph_put_node(graph, node);
+}
+
+/* They go to right before the wait for what was sent on, which is over no earlier: until then what they sent is kept.
+ */
+static void put_waits_back(KnGraph *graph, KnNode *const *waits)
+{
+    KnNodeList old;
+    kn_graph_take_nodes(graph, &old);
+    for (int i = 0; i < old.count; i++)
+        if (is_wait(old.nodes[i]))
+            put_wait(graph, old.nodes[i], waits);
+        else
+            kn_graph_put_node(graph, old.nodes[i]);
+    free(old.nodes);
+}
+
+static int is_of_state(const KnNode *node)
+{
+    return is_start(node) && (*(const KnCollective *const *)node->attributes)->group <= KN_GROUP_SUM;
+}
+
+static int is_attention(const KnNode *node)
+{
+    return node->op->id == KN_OP_ATTENTION || node->op->id == KN_OP_ATTENTION_BACKWARD;
+}
+
+/* Where an exchange of the state that starts at `i` should start: before the next attention, which is the longest
+ * computation, if others would have to wait for it until then; else where it is. */
+static int place_of_state(const KnNodeList *list, int i)
+{
+    int root = readied_by(list->nodes[i]), passes = 0;
+    for (int k = i + 1; k < list->count; k++) {
+        const KnNode *node = list->nodes[k];
+        if (touches(node, root) || is_attention(node))
+            return passes ? k : i;
+        passes |= is_start(node) && !is_of_state(node);
+    }
+    return i;
+}
+
+static void let_others_pass(KnGraph *graph)
+{
+    KnNodeList old;
+    kn_graph_take_nodes(graph, &old);
+    int *place = kn_alloc((size_t)(old.count + 1) * sizeof *place), count = 0;
+    int *held = kn_alloc((size_t)(old.count + 1) * sizeof *held);
+    for (int i = 0; i < old.count; i++) {
+        int kept = 0;
+        for (int h = 0; h < count; h++)
+            if (place[held[h]] == i)
+                kn_graph_put_node(graph, old.nodes[held[h]]);
+            else
+                held[kept++] = held[h];
+        count = kept;
+        place[i] = is_of_state(old.nodes[i]) ? place_of_state(&old, i) : i;
+        if (place[i] > i)
+            held[count++] = i;
+        else
+            kn_graph_put_node(graph, old.nodes[i]);
+    }
+    free(held);
+    free(place);
+    free(old.nodes);
+}
+
+void kn_overlap(KnGraph *graph, int in_order)
+{
+    KnNode **waits = NULL;
+    if (in_order) {
+        join_exchanges(graph);
+        waits = draw_together(graph);
+    }
     sink_all(graph, KN_OP_UNGROUP_COLUMNS);
     sink_all(graph, KN_OP_COLLECTIVE_WAIT);
     raise_all(graph, KN_OP_GROUP_COLUMNS);
     raise_all(graph, KN_OP_COLLECTIVE_START);
+    if (in_order) {
+        put_waits_back(graph, waits);
+        let_others_pass(graph);
+    }
+    free(waits);
 }

@@ -54,7 +54,8 @@ int kn_text_is_cut(const KnModelGraphOptions *options, const KnSharding *shardin
 void kn_ring_expand(KnGraph *graph);
 
 /* Moves every start of an exchange up to where what it sends is complete, and every wait down to where its result is
- * needed first. The last pass but lowering. */
-void kn_overlap(KnGraph *graph);
+ * needed first. `in_order`: exchanges run one after another, in the order of their starts, as on a device; then one
+ * that sends on what another brings needs no wait between them. The last pass but lowering. */
+void kn_overlap(KnGraph *graph, int in_order);
 
 #endif

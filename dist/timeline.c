@@ -75,7 +75,7 @@ double kn_exchange_seconds(const KnExchange *e, const KnDevice *device, const Kn
 typedef struct Run {
     KnTimeline *timeline;
     const KnTimelineRun *of;
-    double free_at[KN_GROUP_COUNT]; /* of each group's stream */
+    double free_at[KN_GROUP_COUNT]; /* of each group's stream, or of the only one */
     struct Flight {
         double end, seconds;
         KnExchangeTime *of;
@@ -141,7 +141,9 @@ static void start(Run *r, const KnNode *node)
     KnExchange e = {kinds[c->kind].name, (KnGroup)c->group, bytes_of(c, node)};
     e.bytes *= e.group == KN_GROUP_DATA ? r->of->ranges : 1;
     int id = (node->output_count ? node->outputs[0] : node->inputs[0])->id;
-    double seconds = kn_exchange_seconds(&e, r->of->device, r->of->mesh), *free_at = &r->free_at[c->group];
+    int one_stream = r->of->backend && r->of->backend->exchanges_in_order;
+    double seconds = kn_exchange_seconds(&e, r->of->device, r->of->mesh);
+    double *free_at = &r->free_at[one_stream ? 0 : c->group];
     char name[40];
     shorten(name, sizeof name, c->name);
     KnExchangeTime *row = find_row(t, name, e.kind, kn_group_name(e.group));

@@ -1,8 +1,8 @@
 /* Simulated time: a rank's graph run on a device that is only described.
  *
- * One stream computes the nodes in order; what ranks exchange runs on one further stream for each group, from its start
- * node or the end of the group's former exchange on. A wait node takes what is left of it: that is the exposed part,
- * the rest is hidden. All ranks are taken to be equally fast and to start together. */
+ * One stream computes the nodes in order; what ranks exchange runs on one further stream, on CPUs one for each group,
+ * from its start node or the end of the former exchange on. A wait node takes what is left of it: that is the exposed
+ * part, the rest is hidden. All ranks are taken to be equally fast and to start together. */
 #ifndef KN_DIST_TIMELINE_H
 #define KN_DIST_TIMELINE_H
 

@@ -182,7 +182,7 @@ static void build_pass(KnSampler *s, const KnStreamShape *shape)
         kn_zero_gather(s->built.graph, &s->layout->zero, s->shards);
     }
     kn_ring_expand(s->built.graph);
-    kn_overlap(s->built.graph);
+    kn_overlap(s->built.graph, backend->exchanges_in_order);
     if (backend->lower)
         backend->lower(backend, s->built.graph);
     kn_graph_finish(s->built.graph, &s->built.prediction, 1);

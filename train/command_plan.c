@@ -272,7 +272,9 @@ static void print_assumptions(const KnStepPlanOptions *o)
     printf("  - one rank stands for all (one with most heads); ranks are equally fast; a "
            "clip has %lld tokens; the vocabulary is full\n",
            (long long)clip);
-    printf("  - exchanges of different groups do not slow each other; ring algorithms over a group's slowest link\n");
+    printf("  - %s; ring algorithms over a group's slowest link\n",
+           strcmp(o->device->backend, "cpu") ? "exchanges run one after another, in the order of their starts"
+                                             : "exchanges of different groups do not slow each other");
     for (int i = 0; i < o->device->notes.count; i++)
         printf("  - %s\n", o->device->notes.items[i]);
 }

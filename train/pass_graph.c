@@ -67,7 +67,7 @@ static void build(KnPassGraph *pass, const KnTrainPassOptions *o, KnBackend *bac
         kn_zero_gather(graph, &layout->zero, pass->shards);
     }
     kn_ring_expand(graph);
-    kn_overlap(graph);
+    kn_overlap(graph, backend->exchanges_in_order);
     if (o->fp8)
         pass->fp8 = kn_leaf(graph, KN_ROLE_STATE, KN_F32, 2, (int64_t[]){2, kn_fp8_sites(graph)}, KN_FP8_LEAF);
     if (backend->lower)

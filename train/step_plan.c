@@ -37,7 +37,7 @@ static size_t no_workspace(KnBackend *backend, const KnNode *node)
 }
 
 /* Of a backend that takes the graph as it is. */
-static KnBackend plain_backend = {.name = "gpu", .workspace_bytes = no_workspace};
+static KnBackend plain_backend = {.name = "gpu", .workspace_bytes = no_workspace, .exchanges_in_order = 1};
 
 typedef struct Planner {
     const KnStepPlanOptions *options;

@@ -165,7 +165,7 @@ int kn_update_graph_create(KnUpdateGraph *update, const KnOptimizerConfig *confi
         update->norm2 = judged(update, update->norm2);
     for (int block = 0; block < layout->zero.set->block_count; block++)
         update_block(&b, row, block);
-    kn_overlap(update->graph);
+    kn_overlap(update->graph, 0);
     kn_graph_finish(update->graph, &update->norm2, 1);
     return KN_OK;
 }

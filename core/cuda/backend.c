@@ -258,6 +258,7 @@ int kn_cuda_open(int device, KnBackend **backend)
     static const KnBackend table = {.name = "cuda",
                                     .memory = &memory_table,
                                     .queue = &kn_cuda_queue,
+                                    .exchanges_in_order = 1,
                                     .supports = supports,
                                     .workspace_bytes = workspace_bytes,
                                     .run = run,
@@ -280,6 +281,7 @@ int kn_cuda_open(int device, KnBackend **backend)
 KnBackend *kn_cuda_planning_backend(void)
 {
     static KnCuda planning = {.base = {.name = "cuda",
+                                       .exchanges_in_order = 1,
                                        .supports = supports,
                                        .workspace_bytes = workspace_bytes,
                                        .lower = lower,

@@ -84,6 +84,7 @@ struct KnBackend {
     KnTwins *twins;               /* of core/graph/twin.c */
     int64_t twin_changes;         /* how often one came or went */
     void *stream;                 /* of a device: what its work is queued on, for communicators (dist/comm.h) */
+    int exchanges_in_order;       /* of its ranks, in the order of their starts: each waits for the one before */
     int (*supports)(KnBackend *backend, const KnNode *node);
     size_t (*workspace_bytes)(KnBackend *backend, const KnNode *node);
     int (*run)(KnBackend *backend, const KnCall *call); /* 0 or KN_E* */
