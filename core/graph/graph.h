@@ -112,6 +112,12 @@ void kn_graph_destroy(KnGraph *graph);
 KnTensor *kn_leaf(KnGraph *graph, KnRole role, KnDtype dtype, int dims, const int64_t *shape, const char *name);
 KnTensor *kn_leaf_find(const KnGraph *graph, const char *name); /* NULL if there is none */
 
+/* A value that no node makes: memory for what several nodes make, each its own bytes (kn_lay). It lives from the first
+ * of these nodes to its last use. */
+KnTensor *kn_room(KnGraph *graph, KnDtype dtype, int dims, const int64_t *shape);
+/* What its node makes lies in the memory of a room, or of state, from element `first` on. */
+void kn_lay(KnTensor *made, KnTensor *place, int64_t first);
+
 /* The tensor that owns the memory: `tensor` itself unless it is a view, and how many bytes into it the view begins. */
 const KnTensor *kn_tensor_root(const KnTensor *tensor, size_t *offset);
 
