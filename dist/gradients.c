@@ -1,4 +1,7 @@
-/* The pass behind dist/gradients.h. */
+/* The pass behind dist/gradients.h.
+ *
+ * A gradient that nobody else reads is made in its place, where nothing has to be added: in the block's buffer from
+ * stage 2 on, else in the sums where the pass is the step's only one. */
 #include "dist/gradients.h"
 
 #include "core/base/error.h"
@@ -22,8 +25,9 @@ typedef struct Pass {
     const KnParameterSet *set;
     Wanted wanted;
     KnGradientPlan *plan;
-    KnTensor **buffers; /* by block, from stage 2 on: zeros that gradients are added to */
+    KnTensor **buffers; /* by block, from stage 2 on: a room for its gradients */
     int *missing;       /* by block: gradients to come */
+    int *readers;       /* by tensor: how many operands and gradients it is */
     int started;        /* the block whose sum is under way; -1: none */
     KnTensor *range;    /* what arrives of it; NULL where its sum is in place */
 } Pass;
@@ -85,13 +89,51 @@ static void finish_block(Pass *p)
     KnTensor *sum = p->plan->block_sums[block];
     const int64_t *cuts = kn_zero_cuts(zero, block);
     int64_t mine = cuts[zero->rank + 1] - cuts[zero->rank];
-    if (p->range)
+    if (p->range && p->options->only)
+        kn_view(p->graph, sum, 0, 1, &mine); /* a use, for which the exchange is waited here */
+    else if (p->range)
         kn_accumulate(p->graph, sum, p->range);
     if (p->options->reduce && zero->stage >= 1 && replicas_of_ranges(p) > 1)
         sum_in_place(p, KN_GROUP_DATA, zero->stage == 1 ? kn_view(p->graph, sum, cuts[zero->rank], 1, &mine) : sum,
                      block);
     p->started = -1;
     p->range = NULL;
+}
+
+static int has_gradient(const Pass *p, int parameter)
+{
+    for (int i = 0; i < p->wanted.count; i++)
+        if (p->wanted.parameters[i] == parameter)
+            return p->wanted.gradients[i] != NULL;
+    return 0;
+}
+
+static void fill_with_zeros(Pass *p, KnTensor *buffer, int64_t first, int64_t end)
+{
+    if (end > first)
+        kn_lay(kn_zeros(p->graph, KN_F32, 1, (int64_t[]){end - first}), buffer, first);
+}
+
+/* Between gradients, and where there are none. */
+static void fill_gaps(Pass *p, int block)
+{
+    int64_t filled = 0;
+    for (int i = 0; i < p->set->count; i++) {
+        const KnParameter *parameter = &p->set->list[i];
+        if (parameter->block != block || !has_gradient(p, i))
+            continue;
+        fill_with_zeros(p, p->buffers[block], filled, parameter->offset);
+        filled = parameter->offset + parameter->elements;
+    }
+    fill_with_zeros(p, p->buffers[block], filled, p->set->block_elements[block]);
+}
+
+static void scatter_block(Pass *p, int block, int64_t mine)
+{
+    fill_gaps(p, block);
+    p->range = kn_collective(p->graph, scatter_over(p, block), p->buffers[block], 1, &mine);
+    if (p->options->only)
+        kn_lay(p->range->base, p->plan->block_sums[block], 0);
 }
 
 /* All gradients of the block are in its buffer. */
@@ -104,7 +146,7 @@ static void start_block(Pass *p, int block)
     finish_block(p);
     p->started = block;
     if (zero->stage >= 2) {
-        p->range = kn_collective(p->graph, scatter_over(p, block), p->buffers[block], 1, &mine);
+        scatter_block(p, block, mine);
     } else if (p->options->reduce && zero->stage == 1) {
         KnCollective *c = scatter_over(p, block);
         kn_collective_in_place_start(p->graph, c, sum);
@@ -137,17 +179,38 @@ static void make_leaves(Pass *p)
     }
 }
 
-static void add_gradient(Pass *p, int index)
+static void count_readers(Pass *p)
+{
+    p->readers = kn_alloc((size_t)p->graph->tensor_count * sizeof *p->readers);
+    for (int n = 0; n < p->graph->node_count; n++)
+        for (int k = 0; k < p->graph->nodes[n]->input_count; k++)
+            if (p->graph->nodes[n]->inputs[k])
+                p->readers[p->graph->nodes[n]->inputs[k]->id]++;
+    for (int i = 0; i < p->wanted.count; i++)
+        if (p->wanted.gradients[i])
+            p->readers[p->wanted.gradients[i]->id]++;
+}
+
+static void put_gradient(Pass *p, KnTensor *gradient, KnTensor *to, int64_t first)
+{
+    int is_free = p->readers[gradient->id] == 1 && gradient->producer && !gradient->base;
+    kn_lay(is_free ? gradient : kn_scale(p->graph, gradient, 1), to, first);
+}
+
+static void take_gradient(Pass *p, int index)
 {
     const KnParameter *parameter = &p->set->list[p->wanted.parameters[index]];
-    KnTensor *gradient = p->wanted.gradients[index], *place = p->plan->sums[p->wanted.parameters[index]];
+    KnTensor *gradient = p->wanted.gradients[index], *sum = p->plan->sums[p->wanted.parameters[index]];
     int block = parameter->block;
     if (p->zero->stage >= 2) {
         if (!p->buffers[block])
-            p->buffers[block] = kn_zeros(p->graph, KN_F32, 1, &p->set->block_elements[block]);
-        place = kn_view(p->graph, p->buffers[block], parameter->offset, gradient->dims, gradient->shape);
+            p->buffers[block] = kn_room(p->graph, KN_F32, 1, &p->set->block_elements[block]);
+        put_gradient(p, gradient, p->buffers[block], parameter->offset);
+    } else if (p->options->only) {
+        put_gradient(p, gradient, sum, 0);
+    } else {
+        kn_accumulate(p->graph, sum, gradient);
     }
-    kn_accumulate(p->graph, place, gradient);
     if (--p->missing[block] == 0)
         start_block(p, block);
 }
@@ -168,19 +231,21 @@ static void place(Pass *p)
     for (int i = 0; i < p->wanted.count; i++)
         if (p->wanted.gradients[i])
             p->missing[p->set->list[p->wanted.parameters[i]].block]++;
+    count_readers(p);
     kn_graph_take_nodes(p->graph, &old);
     p->graph->in_backward = 1;
     for (int n = 0; n < old.count; n++) {
         kn_graph_put_node(p->graph, old.nodes[n]);
         for (int i = 0; old.nodes[n]->backward && i < p->wanted.count; i++)
             if (p->wanted.gradients[i] && produces(old.nodes[n], p->wanted.gradients[i]))
-                add_gradient(p, i);
+                take_gradient(p, i);
     }
     finish_block(p);
     p->graph->in_backward = 0;
     free(old.nodes);
     free(p->missing);
     free(p->buffers);
+    free(p->readers);
 }
 
 void kn_place_gradients(KnGraph *graph, KnTensor *loss, const KnGradientOptions *options, KnGradientPlan *plan)

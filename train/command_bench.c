@@ -194,6 +194,7 @@ static int set_up(Bench *b)
                                .shape = shape,
                                .dtype = dtype_of(b),
                                .backward = b->training,
+                               .only = 1,
                                .fp8 = b->fp8.used,
                                .weights = &b->state.weights,
                                .gradients = &b->state.gradients,

@@ -29,6 +29,7 @@ static void place_gradients(KnPassGraph *pass, const KnTrainPassOptions *o, cons
                                  .mesh = &layout->mesh,
                                  .recompute = pass->recomputed ? chosen : NULL,
                                  .reduce = o->reduce,
+                                 .only = o->only,
                                  .also = pass->stats};
     if (layout->invariant && o->backward)
         kn_place_gradients_invariant(graph, &pass->loss, sharding, &options, o->parts->packs, &pass->invariant);

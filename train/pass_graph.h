@@ -26,6 +26,7 @@ typedef struct KnTrainPassOptions {
     int fp8;      /* the blocks' products in 8 bits */
     int backward; /* 0: loss alone */
     int reduce;   /* the step's last pass: sum gradients and the loss over ranks while the backward runs */
+    int only;     /* the step's only pass on this rank: gradients, zeros before, are written and not added */
     KnParameterValues *weights;
     KnParameterValues *gradients; /* added to; NULL without backward */
     float *stats;                 /* [2]: loss is added to the first; both are summed over ranks with `reduce` */

@@ -175,6 +175,7 @@ static KnTrainPassOptions pass_options(Planner *p, int backward, int reduce)
                                 .dtype = c->train.precision == KN_PRECISION_F32 ? KN_F32 : KN_BF16,
                                 .backward = backward,
                                 .reduce = reduce,
+                                .only = p->parts.packs == 1,
                                 .parts = &p->parts,
                                 .self_pairs = (double)clip * (double)c->data.tokens,
                                 .cross_pairs = (double)c->text.max_tokens * (double)c->data.tokens};

@@ -58,6 +58,12 @@ static KnStreamShape stream_shape(const KnConfig *c)
     return shape;
 }
 
+/* Of a step's packs, those of this rank. */
+static int64_t packs_here(const Trainer *t)
+{
+    return t->config->train.packs / kn_mesh_replicas(&t->state.layout.mesh);
+}
+
 static int create_pass(Trainer *t, KnTrainPass **pass, int backward, int reduce)
 {
     const KnConfig *c = t->config;
@@ -68,6 +74,7 @@ static int create_pass(Trainer *t, KnTrainPass **pass, int backward, int reduce)
         .fp8 = backward && t->state.fp8.used,
         .backward = backward,
         .reduce = reduce,
+        .only = packs_here(t) == 1,
         .weights = &t->state.optimizer.weights,
         .gradients = &t->state.optimizer.gradients,
         .stats = t->stats,
@@ -77,12 +84,6 @@ static int create_pass(Trainer *t, KnTrainPass **pass, int backward, int reduce)
         .beside = t->pass ? t->pass : t->last_pass,
     };
     return kn_train_pass_create(pass, &options, t->backend);
-}
-
-/* Of a step's packs, those of this rank. */
-static int64_t packs_here(const Trainer *t)
-{
-    return t->config->train.packs / kn_mesh_replicas(&t->state.layout.mesh);
 }
 
 static int prepare_invariant_mode(Trainer *t)

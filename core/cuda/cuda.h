@@ -80,6 +80,8 @@ typedef struct KnCudaOp {
     OP(SWAP_AXES, swap_axes)                                                                                           \
     OP(GROUP_COLUMNS, group_columns)                                                                                   \
     OP(UNGROUP_COLUMNS, ungroup_columns)                                                                               \
+    OP(SPLIT_COLUMNS, split_columns)                                                                                   \
+    OP(JOIN_COLUMNS, join_columns)                                                                                     \
     OP(ROPE, rope)                                                                                                     \
     OP(TIMESTEP_EMBEDDING, timestep_embedding)                                                                         \
     OP(MASKED_MSE, masked_mse)                                                                                         \

@@ -73,6 +73,14 @@ typedef struct KnCudaPieces {
     int64_t pieces, bytes, inner, to_outer, to_inner, from_outer, from_inner;
 } KnCudaPieces;
 cudaError_t kn_cuda_copy_pieces(const KnCudaPieces *pieces, cudaStream_t stream);
+/* Between rows of `count * part` bytes and as many tensors of rows of `part` bytes; NULL is a tensor of zeros. */
+typedef struct KnCudaParts {
+    void *whole;
+    void *parts[6];
+    int64_t rows, part;
+    int count, joins; /* joins: `whole` is written */
+} KnCudaParts;
+cudaError_t kn_cuda_copy_parts(const KnCudaParts *parts, cudaStream_t stream);
 /* Row i of out is row index[i] of x, or zeros where that is negative. */
 cudaError_t kn_cuda_gather_rows(const void *x, const int32_t *index, void *out, int64_t rows, int64_t row_bytes,
                                 int64_t x_rows, KnCudaFault *fault, cudaStream_t stream);

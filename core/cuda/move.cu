@@ -42,6 +42,28 @@ int64_t common_word(const KnCudaPieces &p)
     return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : bits % 2 == 0 ? 2 : 1;
 }
 
+/* blockIdx.y is the part; `words` of each of its rows. Indexed as a constant, parts need no local memory. */
+template <class Word>
+__global__ void __launch_bounds__(KN_THREADS) parts_kernel(const __grid_constant__ KnCudaParts p, int64_t words)
+{
+    Word *part = (Word *)p.parts[blockIdx.y];
+    for (int64_t i = kn_first(); i < p.rows * words; i += kn_step()) {
+        Word *in_whole = (Word *)p.whole + (i / words * p.count + blockIdx.y) * words + i % words;
+        if (p.joins)
+            *in_whole = part ? part[i] : Word{};
+        else
+            part[i] = *in_whole;
+    }
+}
+
+template <class Word> cudaError_t copy_parts(const KnCudaParts &p, cudaStream_t stream)
+{
+    const int64_t words = p.part / (int64_t)sizeof(Word);
+    const dim3 grid(kn_blocks(p.rows * words), (unsigned)p.count);
+    KN_LAUNCH((parts_kernel<Word>), grid, KN_THREADS, 0, stream, p, words);
+    return cudaGetLastError();
+}
+
 /* ---- gather and scatter ---- */
 
 /* A block's row; columns in words. */
@@ -116,6 +138,18 @@ cudaError_t kn_cuda_copy_pieces(const KnCudaPieces *pieces, cudaStream_t stream)
     default:
         return copy_words<uint8_t>(*pieces, stream);
     }
+}
+
+cudaError_t kn_cuda_copy_parts(const KnCudaParts *parts, cudaStream_t stream)
+{
+    int64_t bits = (int64_t)(intptr_t)parts->whole | parts->part;
+    for (int i = 0; i < parts->count; i++)
+        bits |= (int64_t)(intptr_t)parts->parts[i];
+    if (parts->rows == 0 || parts->part == 0)
+        return cudaSuccess;
+    if (bits % 16 == 0)
+        return copy_parts<uint4>(*parts, stream);
+    return bits % 4 == 0 ? copy_parts<uint32_t>(*parts, stream) : copy_parts<uint16_t>(*parts, stream);
 }
 
 cudaError_t kn_cuda_gather_rows(const void *x, const int32_t *index, void *out, int64_t rows, int64_t row_bytes,

@@ -122,6 +122,31 @@ static cudaError_t run_ungroup_columns(KnCuda *cuda, const KnCall *call)
     return run_groups(cuda, call, 0);
 }
 
+static cudaError_t run_parts(KnCuda *cuda, const KnTensor *whole, void *memory, void *const *parts, int count,
+                             int joins)
+{
+    KnCudaParts p = {.whole = memory,
+                     .rows = kn_tensor_rows(whole),
+                     .part = row_bytes(whole) / count,
+                     .count = count,
+                     .joins = joins};
+    for (int i = 0; i < count; i++)
+        p.parts[i] = parts[i];
+    return kn_cuda_copy_parts(&p, cuda->stream);
+}
+
+static cudaError_t run_split_columns(KnCuda *cuda, const KnCall *call)
+{
+    const KnNode *node = call->node;
+    return run_parts(cuda, node->inputs[0], call->inputs[0], call->outputs, node->output_count, 0);
+}
+
+static cudaError_t run_join_columns(KnCuda *cuda, const KnCall *call)
+{
+    const KnNode *node = call->node;
+    return run_parts(cuda, node->outputs[0], call->outputs[0], call->inputs, node->input_count, 1);
+}
+
 const KnCudaOp kn_cuda_op_gather_rows = {run_gather_rows, NULL};
 const KnCudaOp kn_cuda_op_concatenate = {run_concatenate, NULL};
 const KnCudaOp kn_cuda_op_slice = {run_slice, NULL};
@@ -129,3 +154,5 @@ const KnCudaOp kn_cuda_op_pad = {run_pad, NULL};
 const KnCudaOp kn_cuda_op_swap_axes = {run_swap_axes, NULL};
 const KnCudaOp kn_cuda_op_group_columns = {run_group_columns, NULL};
 const KnCudaOp kn_cuda_op_ungroup_columns = {run_ungroup_columns, NULL};
+const KnCudaOp kn_cuda_op_split_columns = {run_split_columns, NULL};
+const KnCudaOp kn_cuda_op_join_columns = {run_join_columns, NULL};

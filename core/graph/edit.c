@@ -98,7 +98,19 @@ void kn_recompute_blocks(KnGraph *graph, const char *chosen)
 /* A node that is there for what it does to memory, not for a value. */
 static int has_effect(const KnNode *node)
 {
-    return node->op->has_effect || node->output_count == 0;
+    int writes_state = 0;
+    for (int k = 0; k < node->output_count; k++)
+        writes_state |= kn_tensor_root(node->outputs[k], NULL)->role == KN_ROLE_STATE;
+    return node->op->has_effect || node->output_count == 0 || writes_state;
+}
+
+/* What is wanted of a node's outputs may be the memory that they lie in. */
+static int is_needed(const KnNode *node, const char *needed)
+{
+    int any = has_effect(node);
+    for (int k = 0; k < node->output_count; k++)
+        any |= needed[node->outputs[k]->id] || needed[kn_tensor_root(node->outputs[k], NULL)->id];
+    return any;
 }
 
 static void mark_needed(const KnGraph *graph, KnTensor *const *keep, int keep_count, char *needed)
@@ -108,21 +120,10 @@ static void mark_needed(const KnGraph *graph, KnTensor *const *keep, int keep_co
             needed[keep[i]->id] = 1;
     for (int i = graph->node_count - 1; i >= 0; i--) {
         const KnNode *node = graph->nodes[i];
-        int any = has_effect(node);
-        for (int k = 0; k < node->output_count; k++)
-            any |= needed[node->outputs[k]->id];
-        for (int k = 0; any && k < node->input_count; k++)
+        for (int k = 0; is_needed(node, needed) && k < node->input_count; k++)
             if (node->inputs[k])
                 needed[node->inputs[k]->id] = 1;
     }
-}
-
-static int is_needed(const KnNode *node, const char *needed)
-{
-    int any = has_effect(node);
-    for (int k = 0; k < node->output_count; k++)
-        any |= needed[node->outputs[k]->id];
-    return any;
 }
 
 static int depends_on_parameters_alone(const KnNode *node)

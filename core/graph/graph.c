@@ -86,6 +86,7 @@ static KnTensor *append_tensor(KnGraph *graph, KnDtype dtype, int dims, const in
     KN_ASSERT(dims >= 0 && dims <= KN_MAX_DIMS);
     KnTensor *tensor = kn_arena_alloc(graph->arena, sizeof *tensor);
     tensor->id = graph->tensor_count;
+    tensor->role = KN_ROLE_VALUE;
     tensor->dtype = dtype;
     tensor->dims = dims;
     tensor->name = "";
@@ -105,6 +106,19 @@ KnTensor *kn_leaf(KnGraph *graph, KnRole role, KnDtype dtype, int dims, const in
     tensor->role = role;
     tensor->name = kn_arena_strdup(graph->arena, name);
     return tensor;
+}
+
+KnTensor *kn_room(KnGraph *graph, KnDtype dtype, int dims, const int64_t *shape)
+{
+    return append_tensor(graph, dtype, dims, shape);
+}
+
+void kn_lay(KnTensor *made, KnTensor *place, int64_t first)
+{
+    KN_ASSERT(made->producer && !made->base && made->dtype == place->dtype);
+    KN_ASSERT(first >= 0 && first + kn_tensor_elements(made) <= kn_tensor_elements(place));
+    made->base = place;
+    made->base_offset = (size_t)first * kn_dtype_bytes(place->dtype);
 }
 
 KnTensor *kn_leaf_find(const KnGraph *graph, const char *name)
@@ -138,7 +152,6 @@ KnTensor *kn_node_output(KnGraph *graph, KnNode *node, KnDtype dtype, int dims, 
 {
     KN_ASSERT(node->output_count < KN_MAX_OUTPUTS);
     KnTensor *tensor = append_tensor(graph, dtype, dims, shape);
-    tensor->role = KN_ROLE_VALUE;
     tensor->producer = node;
     node->outputs[node->output_count++] = tensor;
     return tensor;

@@ -16,7 +16,7 @@
 
 #include <stdint.h>
 
-enum { KN_MAX_DIMS = 5, KN_MAX_INPUTS = 8, KN_MAX_OUTPUTS = 4, KN_ATTRIBUTE_BYTES = 64 };
+enum { KN_MAX_DIMS = 5, KN_MAX_INPUTS = 8, KN_MAX_OUTPUTS = 6, KN_ATTRIBUTE_BYTES = 64 };
 
 typedef enum KnDtype { KN_F32, KN_BF16, KN_I32, KN_U8, KN_DTYPE_COUNT } KnDtype;
 size_t kn_dtype_bytes(KnDtype dtype);
@@ -111,6 +111,12 @@ void kn_graph_destroy(KnGraph *graph);
 /* Leaves. `shape` has `dims` entries. */
 KnTensor *kn_leaf(KnGraph *graph, KnRole role, KnDtype dtype, int dims, const int64_t *shape, const char *name);
 KnTensor *kn_leaf_find(const KnGraph *graph, const char *name); /* NULL if there is none */
+
+/* A value that no node makes: memory for what several nodes make, each its own bytes (kn_lay). It lives from the first
+ * of these nodes to its last use. */
+KnTensor *kn_room(KnGraph *graph, KnDtype dtype, int dims, const int64_t *shape);
+/* What its node makes lies in the memory of a room, or of state, from element `first` on. */
+void kn_lay(KnTensor *made, KnTensor *place, int64_t first);
 
 /* The tensor that owns the memory: `tensor` itself unless it is a view, and how many bytes into it the view begins. */
 const KnTensor *kn_tensor_root(const KnTensor *tensor, size_t *offset);

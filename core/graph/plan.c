@@ -1,9 +1,9 @@
 /* The memory plan: offsets for every intermediate in one arena, by liveness.
  *
- * A value lives from its node to its last use, or the last use of a view of it. Values of the prologue that later nodes
- * use live for ever, since they are computed once per parameter change. Placement is greedy by size: the largest first,
- * each at the lowest offset where nothing alive at the same time lies (Pisarchyk and Lee, 2020, "greedy by size for
- * offset calculation"). */
+ * A value lives from its node, or the first that writes a part of it, to its last use, or the last use of a view of it.
+ * Values of the prologue that later nodes use live for ever, since they are computed once per parameter change.
+ * Placement is greedy by size: the largest first, each at the lowest offset where nothing alive at the same time lies
+ * (Pisarchyk and Lee, 2020, "greedy by size for offset calculation"). */
 #include "core/base/error.h"
 #include "core/graph/executor.h"
 
@@ -71,6 +71,7 @@ static Items list_items(const KnGraph *graph, KnBackend *backend, KnTensor *cons
 {
     int *last = kn_alloc((size_t)graph->tensor_count * sizeof *last);
     char *backward = kn_alloc((size_t)graph->tensor_count), *later = kn_alloc((size_t)graph->tensor_count);
+    char *listed = kn_alloc((size_t)graph->tensor_count);
     Items items = {.list = kn_alloc((size_t)(graph->tensor_count + graph->node_count) * sizeof(Item))};
     int forever = graph->node_count;
     find_last_uses(graph, last, backward, later);
@@ -80,11 +81,13 @@ static Items list_items(const KnGraph *graph, KnBackend *backend, KnTensor *cons
     for (int i = 0; i < graph->node_count; i++) {
         const KnNode *node = graph->nodes[i];
         for (int k = 0; k < node->output_count; k++) {
-            int id = node->outputs[k]->id;
-            if (node->outputs[k]->base)
+            const KnTensor *root = kn_tensor_root(node->outputs[k], NULL);
+            int id = root->id;
+            if (root->role != KN_ROLE_VALUE || listed[id])
                 continue;
+            listed[id] = 1;
             int end = node->prologue && later[id] ? forever : last[id] > i ? last[id] : i;
-            items.list[items.count++] = (Item){.bytes = aligned(kn_tensor_bytes(node->outputs[k])),
+            items.list[items.count++] = (Item){.bytes = aligned(kn_tensor_bytes(root)),
                                                .first = i,
                                                .last = end,
                                                .owner = id,
@@ -98,6 +101,7 @@ static Items list_items(const KnGraph *graph, KnBackend *backend, KnTensor *cons
     free(last);
     free(backward);
     free(later);
+    free(listed);
     return items;
 }
 

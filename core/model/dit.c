@@ -205,10 +205,7 @@ static KnTensor *build_block(Builder *b, KnTensor *x)
     KnGraph *g = b->graph;
     KnTensor *c[6], *rows = b->in->rows;
     float eps = (float)b->config->eps;
-    int64_t hidden = b->config->hidden;
-    KnTensor *modulation = kn_add_row(g, b->modulation, block_leaf(b, "scale_shift_table"));
-    for (int i = 0; i < 6; i++)
-        c[i] = kn_slice(g, modulation, 1, i * hidden, hidden);
+    kn_split_columns(g, kn_add_row(g, b->modulation, block_leaf(b, "scale_shift_table")), 6, c);
     KnTensor *y = kn_layer_norm_modulated(g, x, c[1], c[0], rows, eps);
     x = kn_gated_residual(g, x, attend(b, y, y, "attn1", 1), c[2], rows);
     y = x;

@@ -1,4 +1,5 @@
-/* Moving rows and columns: gather and scatter by index, concatenate, slice, pad, swap of axes, groups of columns. */
+/* Moving rows and columns: gather and scatter by index, concatenate, slice, pad, swap of axes, groups of columns, parts
+ * of them. */
 #include "core/ops/rows.h"
 
 #include <string.h>
@@ -156,6 +157,44 @@ static void ungroup_gradient(KnGraph *graph, const KnNode *node, KnTensor *const
     grad_inputs[0] = kn_group_columns(graph, grad_outputs[0], p->cuts, p->groups);
 }
 
+void kn_split_columns(KnGraph *graph, KnTensor *x, int count, KnTensor **parts)
+{
+    int64_t columns = kn_tensor_columns(x);
+    KN_ASSERT(kn_is_float(x) && count > 0 && count <= KN_MAX_OUTPUTS && columns % count == 0);
+    KnNode *node = kn_node_append(graph, &kn_op_split_columns, NULL, 0, &x, 1);
+    for (int i = 0; i < count; i++)
+        parts[i] = kn_node_output(graph, node, x->dtype, 2, (int64_t[]){kn_tensor_rows(x), columns / count});
+}
+
+static void split_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *grad_outputs, const int *wanted,
+                           KnTensor **grad_inputs)
+{
+    (void)wanted;
+    grad_inputs[0] = kn_join_columns(graph, grad_outputs, node->output_count);
+}
+
+KnTensor *kn_join_columns(KnGraph *graph, KnTensor *const *parts, int count)
+{
+    const KnTensor *any = NULL;
+    KN_ASSERT(count > 0 && count <= KN_MAX_OUTPUTS);
+    for (int i = 0; i < count; i++)
+        any = parts[i] ? parts[i] : any;
+    KN_ASSERT(any && kn_is_float(any));
+    int64_t rows = kn_tensor_rows(any), columns = kn_tensor_columns(any);
+    for (int i = 0; i < count; i++)
+        KN_ASSERT(!parts[i] || (parts[i]->dtype == any->dtype && kn_tensor_rows(parts[i]) == rows &&
+                                kn_tensor_columns(parts[i]) == columns));
+    return kn_node_simple(graph, &kn_op_join_columns, NULL, 0, parts, count, any->dtype, 2,
+                          (int64_t[]){rows, count * columns});
+}
+
+static void join_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *grad_outputs, const int *wanted,
+                          KnTensor **grad_inputs)
+{
+    (void)wanted;
+    kn_split_columns(graph, grad_outputs[0], node->input_count, grad_inputs);
+}
+
 static void move_cost(const KnNode *node, KnCost *cost)
 {
     kn_cost_of_bytes(node, cost, 0);
@@ -171,3 +210,5 @@ const KnOp kn_op_pad = {KN_OP_PAD, "pad", pad_gradient, move_cost, 0};
 const KnOp kn_op_swap_axes = {KN_OP_SWAP_AXES, "swap_axes", swap_gradient, move_cost, 0};
 const KnOp kn_op_group_columns = {KN_OP_GROUP_COLUMNS, "group_columns", group_gradient, move_cost, 0};
 const KnOp kn_op_ungroup_columns = {KN_OP_UNGROUP_COLUMNS, "ungroup_columns", ungroup_gradient, move_cost, 0};
+const KnOp kn_op_split_columns = {KN_OP_SPLIT_COLUMNS, "split_columns", split_gradient, move_cost, 0};
+const KnOp kn_op_join_columns = {KN_OP_JOIN_COLUMNS, "join_columns", join_gradient, move_cost, 0};

@@ -59,6 +59,8 @@ typedef enum KnOpId {
     KN_OP_SWAP_AXES,
     KN_OP_GROUP_COLUMNS,
     KN_OP_UNGROUP_COLUMNS,
+    KN_OP_SPLIT_COLUMNS,
+    KN_OP_JOIN_COLUMNS,
     /* loss.c */
     KN_OP_MASKED_MSE,
     KN_OP_MASKED_MSE_BACKWARD,
@@ -323,6 +325,11 @@ typedef struct KnGroupAttributes {
 KnTensor *kn_group_columns(KnGraph *graph, KnTensor *x, const int64_t *cuts, int groups);
 /* The inverse: [rows, C], C being cuts[groups]. */
 KnTensor *kn_ungroup_columns(KnGraph *graph, KnTensor *flat, int64_t rows, const int64_t *cuts, int groups);
+
+/* x [L, count * D] as `count` tensors [L, D], at most KN_MAX_OUTPUTS, of which one lies beside the other. */
+void kn_split_columns(KnGraph *graph, KnTensor *x, int count, KnTensor **parts);
+/* The inverse. Of parts, which have one shape and dtype, all but one may be NULL, for zeros. */
+KnTensor *kn_join_columns(KnGraph *graph, KnTensor *const *parts, int count);
 
 /* --- loss.c ------------------------------------------------------------------------------------------------------- */
 

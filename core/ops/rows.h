@@ -15,7 +15,7 @@ extern const KnOp kn_op_rope, kn_op_timestep_embedding;
 extern const KnOp kn_op_activation, kn_op_activation_backward, kn_op_add, kn_op_add_row, kn_op_multiply, kn_op_scale,
     kn_op_cast;
 extern const KnOp kn_op_gather_rows, kn_op_scatter_rows, kn_op_concatenate, kn_op_slice, kn_op_pad, kn_op_swap_axes,
-    kn_op_group_columns, kn_op_ungroup_columns;
+    kn_op_group_columns, kn_op_ungroup_columns, kn_op_split_columns, kn_op_join_columns;
 extern const KnOp kn_op_masked_mse, kn_op_masked_mse_backward, kn_op_sum_of_squares;
 extern const KnOp kn_op_accumulate, kn_op_adamw, kn_op_momentum, kn_op_orthogonalize, kn_op_descend, kn_op_ema;
 extern const KnOp kn_op_collective_start, kn_op_collective_wait, kn_op_replicate;

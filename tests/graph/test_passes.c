@@ -36,6 +36,31 @@ static void values_that_nobody_needs_are_removed(void **state)
     kn_graph_destroy(graph);
 }
 
+static void what_lies_in_a_room_or_in_state_is_made_there(void **state)
+{
+    (void)state;
+    KnGraph *graph = kn_graph_create();
+    float x[2] = {3, -2}, kept[3] = {0, 0, 7};
+    KnTensor *input = leaf(graph, KN_ROLE_INPUT, 1, 2, "x"), *sum = leaf(graph, KN_ROLE_STATE, 1, 3, "sum");
+    KnTensor *room = kn_room(graph, KN_F32, 2, (int64_t[]){1, 4});
+    kn_lay(kn_scale(graph, input, 10), room, 2);
+    kn_scale(graph, kn_scale(graph, input, 3), 4); /* nobody needs it */
+    kn_lay(kn_scale(graph, input, 1), room, 0);
+    kn_lay(kn_scale(graph, input, 5), sum, 0);
+    KnTensor *out = kn_scale(graph, room, 2);
+    KnExecutor *executor = NULL;
+    kn_graph_finish(graph, &out, 1);
+    assert_int_equal(graph->node_count, 4);
+    assert_int_equal(kn_executor_create(&executor, graph, kn_cpu_backend(), &out, 1), KN_OK);
+    kn_executor_bind(executor, input, x);
+    kn_executor_bind(executor, sum, kept);
+    assert_int_equal(kn_executor_run(executor), KN_OK);
+    assert_memory_equal(kn_executor_data(executor, out), ((float[]){6, -4, 60, -40}), 4 * sizeof(float));
+    assert_memory_equal(kept, ((float[]){15, -10, 7}), sizeof kept);
+    kn_executor_destroy(executor);
+    kn_graph_destroy(graph);
+}
+
 static void what_depends_on_parameters_alone_runs_once_per_change(void **state)
 {
     (void)state;
@@ -239,6 +264,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_that_nobody_needs_are_removed),
+        cmocka_unit_test(what_lies_in_a_room_or_in_state_is_made_there),
         cmocka_unit_test(what_depends_on_parameters_alone_runs_once_per_change),
         cmocka_unit_test(a_tensor_used_twice_gets_the_sum_of_its_gradients),
         cmocka_unit_test(recompute_changes_no_bit_and_saves_memory),

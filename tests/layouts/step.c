@@ -64,6 +64,7 @@ static int create_rank(Rank *r, const Trial *trial, KnComm *comm)
                                   .parts = r->layout.invariant ? &r->parts : NULL};
     KN_TRY(kn_train_pass_create(&r->pass, &options, backend));
     options.reduce = 1;
+    options.only = packs == 1;
     KN_TRY(kn_train_pass_create(&r->last, &options, backend));
     return kn_optimizer_create(&r->optimizer, &w->optimizer, &r->layout, &r->state, backend);
 }

@@ -379,6 +379,16 @@ static KnTensor *build_ungroup_columns(OpTrial *t, const int64_t *n)
     return kn_ungroup_columns(t->graph, leaf_x(t, 1, n[0] * n[1]), n[0], cuts, (int)n[2]);
 }
 
+/* n: rows, columns of a part, parts; joined in reverse order, but for the first */
+static KnTensor *build_split_columns(OpTrial *t, const int64_t *n)
+{
+    KnTensor *parts[KN_MAX_OUTPUTS], *turned[KN_MAX_OUTPUTS] = {0};
+    kn_split_columns(t->graph, leaf_x(t, n[0], n[1] * n[2]), (int)n[2], parts);
+    for (int64_t i = 0; i < n[2]; i++)
+        turned[i] = i < n[2] - 1 || i == 0 ? parts[n[2] - 1 - i] : NULL;
+    return kn_join_columns(t->graph, turned, (int)n[2]);
+}
+
 /* n: rows, columns; every third token is masked, and its prediction not even a number */
 static KnTensor *build_masked_mse(OpTrial *t, const int64_t *n)
 {
@@ -667,6 +677,9 @@ const OpCase op_cases[] = {
     {"group_columns 1x1", build_group_columns, {1, 1, 1}, 0},
     {"group_columns 5x13", build_group_columns, {5, 13, 4}, 0},
     {"group_columns 401x197", build_group_columns, {401, 197, 7}, OP_LARGE},
+    {"split_columns and join_columns 1x1", build_split_columns, {1, 1, 1}, 0},
+    {"split_columns and join_columns 5x3", build_split_columns, {5, 3, 4}, 0},
+    {"split_columns and join_columns 203x40", build_split_columns, {203, 40, 6}, OP_LARGE},
     {"ungroup_columns 1x1", build_ungroup_columns, {1, 1, 1}, 0},
     {"ungroup_columns 5x13", build_ungroup_columns, {5, 13, 4}, 0},
     {"ungroup_columns 401x197", build_ungroup_columns, {401, 197, 7}, OP_LARGE},
@@ -710,42 +723,7 @@ const OpCase op_cases[] = {
     {"zeros 5x19", build_zeros, {5, 19}, 0},
 
 #include "ops/empty_cases.inc"
-
-#define SPEED_ROWS(rows, columns)                                                                                      \
-    {"speed of linear", build_linear, {rows, columns, columns}, OP_SPEED},                                             \
-        {"speed of layer_norm_modulated", build_layer_norm_modulated, {rows, columns, 32, 0}, OP_SPEED},               \
-        {"speed of layer_norm_affine", build_layer_norm_affine, {rows, columns}, OP_SPEED},                            \
-        {"speed of rms_norm", build_rms_norm, {rows, columns}, OP_SPEED},                                              \
-        {"speed of rms_norm_split", build_rms_norm_of_two, {rows, columns, columns}, OP_SPEED},                        \
-        {"speed of attention_merge", build_attention_merge, {rows, columns, columns / 64, 5}, FORWARD | OP_SPEED},     \
-        {"speed of modulate", build_modulate, {rows, columns, 32, 0}, OP_SPEED},                                       \
-        {"speed of gated_residual", build_gated_residual, {rows, columns, 32, 0}, OP_SPEED},                           \
-        {"speed of rope", build_rope, {rows, columns / 64, 12, 10, 10, 0}, OP_SPEED},                                  \
-        {"speed of activation", build_activation, {rows, columns, KN_GELU_TANH, 3}, OP_SPEED},                         \
-        {"speed of activation", build_activation, {rows, columns, KN_GELU_EXACT, 3}, OP_SPEED},                        \
-        {"speed of activation", build_activation, {rows, columns, KN_SILU, 3}, OP_SPEED},                              \
-        {"speed of add", build_add, {rows, columns}, OP_SPEED},                                                        \
-        {"speed of add_row", build_add_row, {rows, columns}, OP_SPEED},                                                \
-        {"speed of cast", build_cast, {rows, columns}, OP_SPEED},                                                      \
-        {"speed of gather_rows", build_gather_rows, {rows, columns, rows, 0}, OP_SPEED},                               \
-        {"speed of swap_axes", build_swap_axes, {rows, columns, rows, columns / 64}, OP_SPEED},                        \
-        {"speed of group_columns", build_group_columns, {rows, columns, 4}, OP_SPEED},                                 \
-        {"speed of masked_mse", build_masked_mse, {rows, columns}, OP_SPEED},                                          \
-        {"speed of sum_of_squares", build_sum_of_squares, {rows, columns}, FORWARD | OP_SPEED},                        \
-        {"speed of accumulate", build_accumulate, {rows, columns}, STATE | OP_SPEED},                                  \
-        {"speed of adamw", build_adamw, {rows, columns, 1}, STATE | OP_SPEED},                                         \
-    {                                                                                                                  \
-        "speed", build_ema, {rows, columns, 0}, STATE | OP_SPEED                                                       \
-    }
-
-    SPEED_ROWS(1024, 128),
-    SPEED_ROWS(4096, 384),
-    SPEED_ROWS(8192, 1536),
-    {"speed of attention", build_attention, {8, 2, 64}, OP_SPEED},
-    {"speed of orthogonalize", build_orthogonalize, {8, 128, 128}, STATE | OP_SPEED},
-    {"speed of orthogonalize", build_orthogonalize, {1, 128, 512}, STATE | OP_SPEED},
-    {"speed of orthogonalize", build_orthogonalize, {1, 512, 128}, STATE | OP_SPEED},
-    {"speed of large orthogonalize", build_orthogonalize, {1, 1536, 1536}, STATE | OP_SPEED},
+#include "ops/speed_cases.inc"
 };
 
 const int op_case_count = COUNT(op_cases);

@@ -333,6 +333,22 @@ static void swap_axes(const KnNode *node, double *const *in, double *const *out)
     }
 }
 
+static void split_columns(const KnNode *node, double *const *in, double *const *out)
+{
+    int64_t width = kn_tensor_columns(node->outputs[0]);
+    for (int64_t i = 0; i < ELEMENTS(0); i++)
+        out[i % COLUMNS(0) / width][i / COLUMNS(0) * width + i % width] = in[0][i];
+}
+
+static void join_columns(const KnNode *node, double *const *in, double *const *out)
+{
+    int64_t columns = kn_tensor_columns(node->outputs[0]), width = columns / node->input_count;
+    for (int64_t i = 0; i < kn_tensor_elements(node->outputs[0]); i++) {
+        const double *part = in[i % columns / width];
+        out[0][i] = part ? part[i / columns * width + i % columns % width] : 0;
+    }
+}
+
 /* Column by column, in the order of the result. */
 static void group_columns(const KnNode *node, double *const *in, double *const *out)
 {
@@ -522,6 +538,8 @@ static const Reference references[KN_OP_COUNT] = {
     [KN_OP_SWAP_AXES] = swap_axes,
     [KN_OP_GROUP_COLUMNS] = group_columns,
     [KN_OP_UNGROUP_COLUMNS] = ungroup_columns,
+    [KN_OP_SPLIT_COLUMNS] = split_columns,
+    [KN_OP_JOIN_COLUMNS] = join_columns,
     [KN_OP_MASKED_MSE] = masked_mse,
     [KN_OP_SUM_OF_SQUARES] = sum_of_squares,
     [KN_OP_ACCUMULATE] = accumulate,

@@ -212,6 +212,52 @@ static int run_ungroup_columns(const KnCall *call)
     return run_groups(call, 0);
 }
 
+/* Between rows and parts of their columns, of `size` bytes each. */
+typedef struct PartsOfRows {
+    char *whole, *parts[KN_MAX_OUTPUTS];
+    int count;
+    size_t size;
+    int joins;
+} PartsOfRows;
+
+static void move_parts(const void *arguments, int64_t first, int64_t last)
+{
+    const PartsOfRows *m = arguments;
+    for (int64_t row = first; row < last; row++)
+        for (int i = 0; i < m->count; i++) {
+            char *in_whole = m->whole + (size_t)(row * m->count + i) * m->size;
+            char *in_part = m->parts[i] ? m->parts[i] + (size_t)row * m->size : NULL;
+            if (!in_part)
+                memset(in_whole, 0, m->size);
+            else
+                memcpy(m->joins ? in_whole : in_part, m->joins ? in_part : in_whole, m->size);
+        }
+}
+
+static int run_parts(const KnTensor *whole, void *memory, void *const *parts, int count, int joins)
+{
+    int64_t rows = kn_tensor_rows(whole), columns = kn_tensor_columns(whole);
+    PartsOfRows m = {.whole = memory,
+                     .count = count,
+                     .size = (size_t)(columns / count) * kn_dtype_bytes(whole->dtype),
+                     .joins = joins};
+    for (int i = 0; i < count; i++)
+        m.parts[i] = parts[i];
+    if (m.size)
+        kn_parallel_for(kn_loop_rows(rows, columns), move_parts, &m);
+    return KN_OK;
+}
+
+static int run_split_columns(const KnCall *call)
+{
+    return run_parts(call->node->inputs[0], call->inputs[0], call->outputs, call->node->output_count, 0);
+}
+
+static int run_join_columns(const KnCall *call)
+{
+    return run_parts(call->node->outputs[0], call->outputs[0], call->inputs, call->node->input_count, 1);
+}
+
 const KnCpuKernel KN_ISA_NAME(kn_cpu_gather_rows) = {run_gather_rows, NULL};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_scatter_rows) = {run_scatter_rows, scatter_rows_bytes};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_concatenate) = {run_concatenate, NULL};
@@ -220,3 +266,5 @@ const KnCpuKernel KN_ISA_NAME(kn_cpu_pad) = {run_pad, NULL};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_swap_axes) = {run_swap_axes, NULL};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_group_columns) = {run_group_columns, NULL};
 const KnCpuKernel KN_ISA_NAME(kn_cpu_ungroup_columns) = {run_ungroup_columns, NULL};
+const KnCpuKernel KN_ISA_NAME(kn_cpu_split_columns) = {run_split_columns, NULL};
+const KnCpuKernel KN_ISA_NAME(kn_cpu_join_columns) = {run_join_columns, NULL};

@@ -43,6 +43,8 @@
     KERNEL(SWAP_AXES, swap_axes)                                                                                       \
     KERNEL(GROUP_COLUMNS, group_columns)                                                                               \
     KERNEL(UNGROUP_COLUMNS, ungroup_columns)                                                                           \
+    KERNEL(SPLIT_COLUMNS, split_columns)                                                                               \
+    KERNEL(JOIN_COLUMNS, join_columns)                                                                                 \
     KERNEL(MASKED_MSE, masked_mse)                                                                                     \
     KERNEL(MASKED_MSE_BACKWARD, masked_mse_backward)                                                                   \
     KERNEL(SUM_OF_SQUARES, sum_of_squares)                                                                             \

@@ -25,6 +25,8 @@
 #define __shared__ static KN_EACH_MULTIPROCESSOR
 #undef __constant__
 #define __constant__ static
+#undef __grid_constant__
+#define __grid_constant__
 #undef __launch_bounds__
 #define __launch_bounds__(...)
 #define KN_DYNAMIC_SHARED(type, name) type *name = reinterpret_cast<type *>(kn_emulated::block->shared)
