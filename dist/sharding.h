@@ -58,4 +58,8 @@ void kn_ring_expand(KnGraph *graph);
  * that sends on what another brings needs no wait between them. The last pass but lowering. */
 void kn_overlap(KnGraph *graph, int in_order);
 
+/* Brings what can compute while an exchange is on its way before its wait. After lowering, so that nothing that is
+ * summed or rounded depends on it. */
+void kn_fill_waits(KnGraph *graph);
+
 #endif

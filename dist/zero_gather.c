@@ -3,7 +3,8 @@
  * Nodes that use one block without another block's use between form a visit. A visit begins with the block's gathered
  * buffers, of which parameters are views; what the forward derived from parameters alone (swaps of axes) is derived
  * again in every visit, so that nothing of it lives from the forward to the backward. The next visit's gather starts
- * when this one begins: two visits' buffers are alive at a time.
+ * when this one begins: two visits' buffers are alive at a time. A block that is visited again by then, as the last
+ * ones are where the backward begins, is not gathered again.
  *
  * A block's first parameters, as far as they are only used rounded to bfloat16 (its matrices lie first), are rounded
  * before they are gathered: half the bytes to send, and each rank rounds its own. */
@@ -19,7 +20,7 @@
 enum { ROUNDED, EXACT, BUFFERS };
 
 typedef struct Visit {
-    int block, backward;
+    int block;
     KnTensor *buffers[BUFFERS]; /* gathered; their waits sink to the first use (kn_overlap) */
 } Visit;
 
@@ -73,8 +74,8 @@ static void find_visits(Pass *p, const KnNodeList *nodes)
         if (block < 0)
             continue;
         const Visit *last = p->visit_count ? &p->visits[p->visit_count - 1] : NULL;
-        if (!last || last->block != block || last->backward != node->backward)
-            p->visits[p->visit_count++] = (Visit){.block = block, .backward = node->backward};
+        if (!last || last->block != block)
+            p->visits[p->visit_count++] = (Visit){.block = block};
         p->visit_of[i] = p->visit_count - 1;
     }
 }
@@ -143,9 +144,13 @@ static void start_gather(Pass *p, int index)
         return;
     Visit *visit = &p->visits[index];
     int64_t exact = p->exact[visit->block], all = p->zero->set->block_elements[visit->block];
+    p->started = index + 1;
+    if (index >= 2 && visit[-2].block == visit->block) {
+        memcpy(visit->buffers, visit[-2].buffers, sizeof visit->buffers);
+        return;
+    }
     visit->buffers[ROUNDED] = gather(p, visit->block, 0, exact, KN_BF16);
     visit->buffers[EXACT] = gather(p, visit->block, exact, all, KN_F32);
-    p->started = index + 1;
 }
 
 /* A view of a gathered buffer in the place of `tensor`: a parameter, or one that is rounded; NULL: it is neither. */

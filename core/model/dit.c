@@ -182,17 +182,30 @@ static KnTensor *rotated(Builder *b, KnTensor *x)
     return kn_rope(b->graph, x, b->in->positions, b->in->rope_table, &attributes);
 }
 
-static KnTensor *attend(Builder *b, KnTensor *x, KnTensor *context, const char *which, int rotate)
+/* What attention reads: queries [L, hidden], keys and values [Lk, hidden]. */
+typedef struct Projected {
+    KnTensor *q, *k, *v;
+} Projected;
+
+static KnTensor *queries(Builder *b, KnTensor *x, const char *which, int rotate)
+{
+    KnTensor *q = normed(b, attention_linear(b, x, which, "to_q"), which, "norm_q");
+    return rotate ? rotated(b, q) : q;
+}
+
+static void project_keys(Builder *b, KnTensor *context, const char *which, int rotate, Projected *p)
+{
+    p->v = attention_linear(b, context, which, "to_v");
+    p->k = normed(b, attention_linear(b, context, which, "to_k"), which, "norm_k");
+    p->k = rotate ? rotated(b, p->k) : p->k;
+}
+
+static KnTensor *attend(Builder *b, const Projected *p, const char *which, int rotate)
 {
     int64_t heads = b->config->heads;
     float scale = (float)(1 / sqrt((double)(b->config->hidden / heads)));
-    /* What is ready first can be on its way to other ranks while the rest is computed. */
-    KnTensor *v = attention_linear(b, context, which, "to_v");
-    KnTensor *k = normed(b, attention_linear(b, context, which, "to_k"), which, "norm_k");
-    k = rotate ? rotated(b, k) : k;
-    KnTensor *q = normed(b, attention_linear(b, x, which, "to_q"), which, "norm_q");
-    q = rotate ? rotated(b, q) : q;
-    KnTensor *out = kn_attention(b->graph, q, k, v, rotate ? b->in->self_spans : b->in->cross_spans, heads, scale);
+    KnTensor *spans = rotate ? b->in->self_spans : b->in->cross_spans;
+    KnTensor *out = kn_attention(b->graph, p->q, p->k, p->v, spans, heads, scale);
     double pairs = rotate ? b->in->self_pairs : b->in->cross_pairs;
     kn_attention_promise_packed(out); /* as streams are filled */
     if (pairs > 0)
@@ -204,14 +217,21 @@ static KnTensor *build_block(Builder *b, KnTensor *x)
 {
     KnGraph *g = b->graph;
     KnTensor *c[6], *rows = b->in->rows;
+    Projected self, cross;
     float eps = (float)b->config->eps;
     kn_split_columns(g, kn_add_row(g, b->modulation, block_leaf(b, "scale_shift_table")), 6, c);
     KnTensor *y = kn_layer_norm_modulated(g, x, c[1], c[0], rows, eps);
-    x = kn_gated_residual(g, x, attend(b, y, y, "attn1", 1), c[2], rows);
+    /* What is ready first can be on its way to other ranks while the rest is computed, and the text's while queries
+     * travel. */
+    project_keys(b, y, "attn1", 1, &self);
+    self.q = queries(b, y, "attn1", 1);
+    project_keys(b, b->text, "attn2", 0, &cross);
+    x = kn_gated_residual(g, x, attend(b, &self, "attn1", 1), c[2], rows);
     y = x;
     if (b->config->cross_attn_norm)
         y = kn_layer_norm(g, x, block_leaf(b, "norm2.weight"), block_leaf(b, "norm2.bias"), eps);
-    x = kn_add(g, x, attend(b, y, b->text, "attn2", 0));
+    cross.q = queries(b, y, "attn2", 0);
+    x = kn_add(g, x, attend(b, &cross, "attn2", 0));
     y = kn_layer_norm_modulated(g, x, c[4], c[3], rows, eps);
     y = block_linear(b, y, "ffn.net.0.proj");
     y = block_linear(b, kn_activation(g, y, KN_GELU_TANH), "ffn.net.2");

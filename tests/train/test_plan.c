@@ -5,6 +5,7 @@
 #include "core/base/random.h"
 #include "core/cpu/backend.h"
 #include "core/ops/ops.h"
+#include "dist/sharding.h"
 #include "train/optimizer.h"
 #include "train/pass.h"
 #include "train/step_plan.h"
@@ -199,7 +200,8 @@ static void predicted_memory_is_what_is_allocated(void **state)
     kn_device_clear(&device);
 }
 
-/* Blocks are alike, so what two depths say of a third is exact but for gaps. */
+/* Blocks are alike, so what two depths say of a third is exact but for gaps, and where a few blocks are fullest
+ * elsewhere than many. */
 static void deep_models_are_estimated_from_shallow_ones(void **state)
 {
     KnDevice device = cpu_like_device();
@@ -215,7 +217,7 @@ static void deep_models_are_estimated_from_shallow_ones(void **state)
             .config = &r.config, .device = &device, .cpu = kn_cpu_backend(), .ranks = product(&layouts[i])};
         assert_int_equal(kn_step_plan_estimate(&estimate, &options), KN_OK);
         assert_true(estimate.memory[KN_STEP_PEAK] > 0.99 * whole.memory[KN_STEP_PEAK]);
-        assert_true(estimate.memory[KN_STEP_PEAK] < 1.01 * whole.memory[KN_STEP_PEAK]);
+        assert_true(estimate.memory[KN_STEP_PEAK] < 1.02 * whole.memory[KN_STEP_PEAK]);
         assert_float_equal(estimate.memory[KN_STEP_PARAMETERS], whole.memory[KN_STEP_PARAMETERS],
                            0.02 * whole.memory[KN_STEP_PARAMETERS]);
         assert_float_equal(estimate.seconds, whole.seconds, 0.02 * whole.seconds);
@@ -225,6 +227,54 @@ static void deep_models_are_estimated_from_shallow_ones(void **state)
         destroy(&r);
     }
     kn_device_clear(&device);
+}
+
+/* --- What runs while an exchange is on its way -------------------------------------------------------------------- */
+
+static int place_of(const KnGraph *graph, const KnNode *node)
+{
+    int place = 0;
+    while (graph->nodes[place] != node)
+        place++;
+    return place;
+}
+
+static void waits_come_after_what_is_independent_of_them(void **state)
+{
+    enum { SCALES = 20 }; /* 4.8 us each, of 19 us of the exchange */
+    KnGraph *graph = kn_graph_create();
+    int64_t shape[2] = {1024, 1024};
+    KnTensor *x = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 2, shape, "x"), *last = x;
+    KnTensor *sum = kn_leaf(graph, KN_ROLE_STATE, KN_F32, 2, shape, "sum");
+    KnCollective *c = kn_collective_create(graph, KN_SEND_RECEIVE, KN_GROUP_RING, 2, 0, "ring", NULL, NULL);
+    (void)state;
+    KnTensor *arrived = kn_collective(graph, c, x, 2, shape), *left = kn_scale(graph, arrived, 2);
+    const KnNode *wait = arrived->producer;
+    kn_accumulate(graph, sum, left);
+    const KnNode *first = graph->nodes[graph->node_count - 1];
+    KnTensor *comes = kn_scale(graph, x, 3);
+    kn_accumulate(graph, kn_view(graph, sum, 0, 2, shape), comes);
+    const KnNode *second = graph->nodes[graph->node_count - 1];
+    const KnNode *start = kn_collective(graph, c, comes, 2, shape)->producer->inputs[0]->producer;
+    kn_block_begin(graph);
+    KnNode *in_block = kn_scale(graph, comes, 4)->producer;
+    kn_block_end(graph);
+    for (int i = 0; i < SCALES; i++)
+        last = kn_scale(graph, last, 5);
+    kn_block_begin(graph);
+    const KnNode *in_next = kn_scale(graph, x, 6)->producer;
+    kn_block_end(graph);
+    kn_fill_waits(graph);
+    int waits = place_of(graph, wait);
+    assert_true(place_of(graph, comes->producer) < waits);
+    assert_true(place_of(graph, in_block) < waits);
+    assert_true(waits < place_of(graph, left->producer));
+    assert_true(waits < place_of(graph, first) && place_of(graph, first) < place_of(graph, second));
+    assert_true(waits < place_of(graph, start));
+    assert_true(waits < place_of(graph, last->producer)); /* it has arrived by then */
+    assert_int_equal(waits, 1 + 4);                       /* after the start and 19.2 us */
+    assert_int_equal(place_of(graph, in_next), graph->node_count - 1);
+    kn_graph_destroy(graph);
 }
 
 /* --- Budgets ------------------------------------------------------------------------------------------------------ */
@@ -653,6 +703,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(predicted_memory_is_what_is_allocated),
         cmocka_unit_test(deep_models_are_estimated_from_shallow_ones),
+        cmocka_unit_test(waits_come_after_what_is_independent_of_them),
         cmocka_unit_test(a_budget_is_kept_with_the_fewest_blocks_and_no_bit_changes),
         cmocka_unit_test(an_impossible_budget_is_refused_with_what_it_would_take),
         cmocka_unit_test(passes_that_share_an_arena_take_turns),
