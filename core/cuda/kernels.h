@@ -34,12 +34,12 @@ cudaError_t kn_cuda_gelu_backward_sum(int bf16, const void *x, const void *grad,
                                       int64_t columns, float *workspace, cudaStream_t stream);
 cudaError_t kn_cuda_add(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream);
 /* out = a + b, each float32 or bfloat16. */
-typedef struct KnCudaParts {
+typedef struct KnCudaSum {
     const void *a, *b;
     void *out;
     int a_bf16, b_bf16, out_bf16;
-} KnCudaParts;
-cudaError_t kn_cuda_add_parts(const KnCudaParts *parts, int64_t n, cudaStream_t stream);
+} KnCudaSum;
+cudaError_t kn_cuda_add_parts(const KnCudaSum *sum, int64_t n, cudaStream_t stream);
 cudaError_t kn_cuda_multiply(int bf16, const void *a, const void *b, void *out, int64_t n, cudaStream_t stream);
 cudaError_t kn_cuda_scale(int bf16, const void *x, float factor, void *out, int64_t n, cudaStream_t stream);
 /* out[r][c] = x[r][c] + row[c] */

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(KN_THREADS) map_two(F f, const T *a, const T *
         out[i] = kn_narrow<T>(f(kn_widen(a[i]), kn_widen(b[i])));
 }
 
-__global__ void __launch_bounds__(KN_THREADS) add_parts_kernel(KnCudaParts p, int64_t n, int64_t vectors)
+__global__ void __launch_bounds__(KN_THREADS) add_parts_kernel(KnCudaSum p, int64_t n, int64_t vectors)
 {
     for (int64_t i = kn_first(); i < vectors; i += kn_step()) {
         float a[8], b[8];
@@ -292,12 +292,12 @@ cudaError_t kn_cuda_add(int bf16, const void *a, const void *b, void *out, int64
     return map(Add{}, bf16, a, b, out, n, stream);
 }
 
-cudaError_t kn_cuda_add_parts(const KnCudaParts *parts, int64_t n, cudaStream_t stream)
+cudaError_t kn_cuda_add_parts(const KnCudaSum *sum, int64_t n, cudaStream_t stream)
 {
-    int64_t vectors = kn_aligned(parts->a, parts->b, parts->out) ? n / 8 : 0;
+    int64_t vectors = kn_aligned(sum->a, sum->b, sum->out) ? n / 8 : 0;
     if (n == 0)
         return cudaSuccess;
-    KN_LAUNCH(add_parts_kernel, kn_blocks(vectors ? vectors : n), KN_THREADS, 0, stream, *parts, n, vectors);
+    KN_LAUNCH(add_parts_kernel, kn_blocks(vectors ? vectors : n), KN_THREADS, 0, stream, *sum, n, vectors);
     return cudaGetLastError();
 }
 

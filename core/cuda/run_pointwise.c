@@ -40,15 +40,15 @@ static cudaError_t run_activation_backward(KnCuda *cuda, const KnCall *call)
 static cudaError_t run_add(KnCuda *cuda, const KnCall *call)
 {
     KnTensor *const *in = call->node->inputs;
-    KnCudaParts parts = {.a = call->inputs[0],
-                         .b = call->inputs[1],
-                         .out = call->outputs[0],
-                         .a_bf16 = kn_cuda_is_bf16(in[0]),
-                         .b_bf16 = kn_cuda_is_bf16(in[1]),
-                         .out_bf16 = kn_cuda_is_bf16(call->node->outputs[0])};
-    if (parts.a_bf16 != parts.b_bf16 || parts.a_bf16 != parts.out_bf16)
-        return kn_cuda_add_parts(&parts, elements_of(call), cuda->stream);
-    return kn_cuda_add(parts.a_bf16, parts.a, parts.b, parts.out, elements_of(call), cuda->stream);
+    KnCudaSum sum = {.a = call->inputs[0],
+                     .b = call->inputs[1],
+                     .out = call->outputs[0],
+                     .a_bf16 = kn_cuda_is_bf16(in[0]),
+                     .b_bf16 = kn_cuda_is_bf16(in[1]),
+                     .out_bf16 = kn_cuda_is_bf16(call->node->outputs[0])};
+    if (sum.a_bf16 != sum.b_bf16 || sum.a_bf16 != sum.out_bf16)
+        return kn_cuda_add_parts(&sum, elements_of(call), cuda->stream);
+    return kn_cuda_add(sum.a_bf16, sum.a, sum.b, sum.out, elements_of(call), cuda->stream);
 }
 
 static cudaError_t run_add_row(KnCuda *cuda, const KnCall *call)
