@@ -21,8 +21,9 @@ typedef struct Pass {
     KnGraph *graph;
     KnNodeList old;
     char *emitted; /* per old node */
-    double now, free_at[KN_GROUP_COUNT];
-    double *arrival; /* per tensor that arrives */
+    int in_order;
+    double now, free_at[KN_GROUP_COUNT]; /* of each group's exchanges, or of all */
+    double *arrival;                     /* per tensor that arrives */
     /* Per tensor that owns memory: the wait, counted from 1, at which a node was left behind that reads or writes it.
      */
     int *read, *written, wait;
@@ -79,7 +80,7 @@ static void emit(Pass *p, int at)
 {
     KnNode *node = p->old.nodes[at];
     if (is_start(node)) {
-        double *free_at = &p->free_at[collective_of(node)->group];
+        double *free_at = &p->free_at[p->in_order ? 0 : collective_of(node)->group];
         *free_at = (p->now > *free_at ? p->now : *free_at) + exchange_seconds(node);
         *arrival_of(p, node) = *free_at;
     } else if (is_wait(node)) {
@@ -153,10 +154,11 @@ static void fill(Pass *p, int at)
     }
 }
 
-void kn_fill_waits(KnGraph *graph)
+void kn_fill_waits(KnGraph *graph, int in_order)
 {
     size_t tensors = (size_t)graph->tensor_count;
     Pass p = {.graph = graph,
+              .in_order = in_order,
               .arrival = kn_alloc(tensors * sizeof(double)),
               .read = kn_alloc(tensors * sizeof(int)),
               .written = kn_alloc(tensors * sizeof(int))};

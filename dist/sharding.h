@@ -60,6 +60,6 @@ void kn_overlap(KnGraph *graph, int in_order);
 
 /* Brings what can compute while an exchange is on its way before its wait. After lowering, so that nothing that is
  * summed or rounded depends on it. */
-void kn_fill_waits(KnGraph *graph);
+void kn_fill_waits(KnGraph *graph, int in_order);
 
 #endif

@@ -185,7 +185,7 @@ static void build_pass(KnSampler *s, const KnStreamShape *shape)
     kn_overlap(s->built.graph, backend->exchanges_in_order);
     if (backend->lower)
         backend->lower(backend, s->built.graph);
-    kn_fill_waits(s->built.graph);
+    kn_fill_waits(s->built.graph, backend->exchanges_in_order);
     kn_graph_finish(s->built.graph, &s->built.prediction, 1);
 }
 

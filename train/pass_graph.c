@@ -73,7 +73,7 @@ static void build(KnPassGraph *pass, const KnTrainPassOptions *o, KnBackend *bac
         pass->fp8 = kn_leaf(graph, KN_ROLE_STATE, KN_F32, 2, (int64_t[]){2, kn_fp8_sites(graph)}, KN_FP8_LEAF);
     if (backend->lower)
         backend->lower(backend, graph);
-    kn_fill_waits(graph);
+    kn_fill_waits(graph, backend->exchanges_in_order);
     kn_graph_finish(graph, NULL, 0);
 }
 
