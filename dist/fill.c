@@ -1,8 +1,8 @@
 /* What computes while an exchange is on its way: the pass behind kn_fill_waits.
  *
  * Where a wait would stand still, nodes after it that depend on nothing left behind come before it, in their order,
- * until what it waits for has arrived: none of another block, and never a start, so that all ranks start their
- * exchanges in one order and what arrives is alive no longer.
+ * until what it waits for has arrived: of the same block or, in the forward, the next, so that little is alive for
+ * longer; and never a start, so that all ranks start their exchanges in one order and what arrives is alive no longer.
  *
  * When something will have arrived is reckoned with the round figures below, of no device: only the order follows from
  * them, no result. Ranks may differ in it, as they do in numbers of rows. */
@@ -133,6 +133,13 @@ static int may_come(Pass *p, const KnNode *node)
 
 /* ---- the walk ---- */
 
+/* Of the wait's block; of a forward's, also of the next. */
+static int is_in_reach(const KnNode *node, const KnNode *wait, int block)
+{
+    int next = node->block == block + 1 && !wait->backward;
+    return node->backward <= wait->backward && (node->block < 0 || node->block == block || next);
+}
+
 static void fill(Pass *p, int at)
 {
     const KnNode *wait = p->old.nodes[at];
@@ -145,7 +152,7 @@ static void fill(Pass *p, int at)
         if (p->emitted[i])
             continue;
         block = block < 0 ? node->block : block;
-        if (node->block >= 0 && node->block != block)
+        if (!is_in_reach(node, wait, block))
             break;
         if (may_come(p, node))
             emit(p, i);

@@ -127,6 +127,7 @@ typedef struct KnCudaNorm {
     float *sums[2];   /* gradients of weight and bias, or of scale and shift; RMS norm: of weight, and the sum of dx */
     float *workspace; /* of a backward: kn_cuda_row_pass_floats (core/cuda/slabs.h) */
     KnCudaRope rope;  /* of an RMS norm: how its result, or its gradient first, is turned; without a table not at all */
+    int64_t group;    /* of what is turned: its columns lie in groups of so many, [groups][tokens, group] */
     KnCudaFault *fault;
 } KnCudaNorm;
 /* y = (x - mean) / deviation, times weight plus bias, or times 1 + scale plus shift. */

@@ -1,5 +1,5 @@
 /* What the graph is rewritten to for GPUs: what cuBLASLt does in a product's epilogue becomes part of the product, and
- * rotary positions part of the norm before them (lower_rope.c).
+ * rotary positions, and what lays columns in groups for other ranks, part of the norm before them (lower_rope.c).
  *
  * - Biases of products whose results are bfloat16 are rounded to it, once per change of the parameters, since cuBLASLt
  *   adds only such biases for free.
@@ -115,6 +115,7 @@ void kn_cuda_lower(KnGraph *graph)
     find_readers(&l);
     kn_cuda_find_additions(&l.old, l.readers, l.product, l.gone);
     kn_cuda_turn_in_norms(&l.old, l.readers, l.gone);
+    kn_cuda_group_in_norms(&l.old, l.readers, l.gone);
     for (int i = 0; i < l.old.count; i++)
         put(&l, i);
     kn_cuda_fp8_end(l.fp8);

@@ -19,6 +19,8 @@ KnNode *kn_cuda_add_to(KnNode *product, const KnNode *addition);
 
 /* Rotary positions in the passes of RMS norms (lower_rope.c): those nodes are then gone. */
 void kn_cuda_turn_in_norms(const KnNodeList *nodes, const int *readers, char *gone);
+/* Then, in those that turn: columns laid in groups of one width (lower_rope.c). */
+void kn_cuda_group_in_norms(const KnNodeList *nodes, const int *readers, char *gone);
 
 /* Sums that backward nodes make beside their results (lower_sums.c). */
 void kn_cuda_lower_sums(KnGraph *graph);

@@ -133,7 +133,6 @@ __global__ void __launch_bounds__(KN_THREADS) rms_norm_kernel(KnCudaNorm n)
     if (token >= n.tokens)
         return;
     const T *x = (const T *)n.x + token * n.columns;
-    T *y = (T *)n.y + token * n.columns;
     const float squares = n.squares ? n.squares[token] : squares_of<T, TEAM, LANES>(x, n.columns);
     const float rstd = rsqrtf(squares / (float)n.total_columns + n.eps);
     if (leads_team<TEAM>() && n.stats)
@@ -147,7 +146,7 @@ __global__ void __launch_bounds__(KN_THREADS) rms_norm_kernel(KnCudaNorm n)
             v[k] = v[k] * rstd * weight[k];
         if (TURNS)
             kn_turn(n.rope, angles, c, v, [&] { return kn_widen(x[c ^ 1]) * rstd * n.weight[c ^ 1]; });
-        kn_write<LANES>(y + c, v);
+        kn_write<LANES>((T *)n.y + (TURNS ? kn_grouped(n.tokens, n.group, token, c) : token * n.columns + c), v);
     });
 }
 
@@ -182,7 +181,7 @@ __global__ void __launch_bounds__(KN_THREADS) squares_backward_kernel(KnCudaNorm
 
 bool is_wide(const KnCudaNorm &n, int lanes)
 {
-    const bool heads_fit = !n.rope.table || n.rope.head % lanes == 0;
+    const bool heads_fit = !n.rope.table || n.rope.head % lanes == 0; /* and groups are of whole heads */
     return n.columns % lanes == 0 && heads_fit && kn_aligned(n.x, n.y) && kn_aligned(n.weight, n.bias) &&
            kn_aligned(n.scale, n.shift);
 }
@@ -301,6 +300,7 @@ KnRowPass backward_of(const KnCudaNorm &n, const float *factor, int64_t rows, fl
     pass.sums[0] = n.sums[0];
     pass.sums[1] = n.sums[1];
     pass.rope = n.rope;
+    pass.group = n.group;
     pass.workspace = n.workspace;
     pass.fault = n.fault;
     return pass;

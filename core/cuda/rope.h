@@ -25,6 +25,13 @@ __device__ __forceinline__ KnAngles kn_angles_of(const KnCudaRope &r, int64_t to
     return KnAngles{kn_angle_row(r, 3 * token), kn_angle_row(r, 3 * token + 1), kn_angle_row(r, 3 * token + 2)};
 }
 
+/* Where a token's column lies, if groups of `group` columns lie one after another: of all of them, as rows do. */
+__device__ __forceinline__ int64_t kn_grouped(int64_t tokens, int64_t group, int64_t token, int64_t column)
+{
+    const unsigned before = (unsigned)column / (unsigned)group;
+    return (before * tokens + token) * group + ((unsigned)column - before * (unsigned)group);
+}
+
 /* (cos, sin) of a pair of a head: from the row of the pair's axis. */
 __device__ __forceinline__ float2 kn_angle(const KnCudaRope &r, const KnAngles &angles, int pair)
 {

@@ -32,7 +32,8 @@ struct KnRowPass {
     const int32_t *row_of; /* [tokens]; NULL: all of row 0 */
     float *dsquares;       /* [tokens]: of split RMS norm */
     float *sums[2];
-    KnCudaRope rope; /* with P::turns */
+    KnCudaRope rope; /* with P::turns; then the gradient's columns lie in groups of `group` */
+    int64_t group;
     int slabs;
     float *workspace;
     KnCudaFault *fault;
@@ -218,6 +219,11 @@ __device__ __forceinline__ void kn_pass_average(const KnRowPass &s, int token, c
         s.dsquares[token] = -0.5f * t.rstd * t.rstd * t.mean_hu;
 }
 
+template <class P> __device__ __forceinline__ int64_t kn_place_of_gradient(const KnRowPass &s, int64_t token, int64_t c)
+{
+    return P::turns ? kn_grouped(s.tokens, s.group, token, c) : token * s.columns + c;
+}
+
 /* The tokens that a block has under way together. */
 template <class P, class T, int LANES> struct KnPassTokens {
     static constexpr int columns = kn_pass_columns(LANES > 1), vectors = columns / LANES,
@@ -246,10 +252,9 @@ template <class P, class T, int LANES> struct KnPassTokens {
 #pragma unroll
             for (int v = 0; v < vectors; v++) {
                 const int c = column + v * apart;
-                const int64_t at = (token + i) * s.columns + c;
                 if (role[i] && c < s.columns) {
-                    x[i][v].read((const T *)s.x + at);
-                    grad[i][v].read((const T *)s.grad + at);
+                    x[i][v].read((const T *)s.x + (token + i) * s.columns + c);
+                    grad[i][v].read((const T *)s.grad + kn_place_of_gradient<P>(s, token + i, c));
                 } else {
                     x[i][v].clear();
                     grad[i][v].clear();
@@ -267,7 +272,6 @@ template <class P, class T, int LANES> struct KnPassTokens {
             if (!role[i])
                 continue;
             const KnAngles angles = kn_angles_of(s.rope, token + i);
-            const T *of_token = (const T *)s.grad + (token + i) * s.columns;
 #pragma unroll
             for (int v = 0; v < vectors; v++) {
                 const int c = column + v * apart;
@@ -277,7 +281,8 @@ template <class P, class T, int LANES> struct KnPassTokens {
 #pragma unroll
                 for (int k = 0; k < LANES; k++)
                     g[k] = grad[i][v].value(k);
-                kn_turn(s.rope, angles, c, g, [&] { return kn_widen(of_token[c ^ 1]); });
+                kn_turn(s.rope, angles, c, g,
+                        [&] { return kn_widen(((const T *)s.grad)[kn_place_of_gradient<P>(s, token + i, c ^ 1)]); });
 #pragma unroll
                 for (int k = 0; k < LANES; k++)
                     grad[i][v].put(k, g[k]);
@@ -421,12 +426,15 @@ static __global__ void __launch_bounds__(KN_PASS_MOST_THREADS, 1) kn_long_row_pa
             const int role = kn_pass_role(s, token, row);
             if (!role)
                 continue;
-            const T *x = (const T *)s.x + token * s.columns, *grad = (const T *)s.grad + token * s.columns;
+            const T *x = (const T *)s.x + token * s.columns;
+            const auto read = [&](int64_t c) {
+                return kn_widen(((const T *)s.grad)[kn_place_of_gradient<P>(s, token, c)]);
+            };
             const KnAngles angles = P::turns ? kn_angles_of(s.rope, token) : KnAngles{};
             const auto gradient = [&](int64_t c) {
-                float g[1] = {kn_widen(grad[c])};
+                float g[1] = {read(c)};
                 if constexpr (P::turns)
-                    kn_turn(s.rope, angles, c, g, [&] { return kn_widen(grad[c ^ 1]); });
+                    kn_turn(s.rope, angles, c, g, [&] { return read(c ^ 1); });
                 return g[0];
             };
             KnPassToken t = P::token(s, token);

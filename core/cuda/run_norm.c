@@ -77,9 +77,19 @@ static cudaError_t run_layer_norm_backward(KnCuda *cuda, const KnCall *call)
 /* ---- RMS norm ---- */
 
 /* Where the lowering pass gave it positions and a table. */
-static KnCudaRope turn_of(const KnCuda *cuda, const KnCall *call, const KnRopeAttributes *p, int positions)
+static void turn(KnCudaNorm *norm, const KnCuda *cuda, const KnCall *call, const KnRopeAttributes *p, int positions,
+                 int64_t group)
 {
-    return call->node->input_count > positions ? kn_cuda_rope_of(cuda, call, p, positions) : (KnCudaRope){0};
+    if (call->node->input_count <= positions)
+        return;
+    norm->rope = kn_cuda_rope_of(cuda, call, p, positions);
+    norm->group = group ? group : norm->columns;
+}
+
+static void turn_whole(KnCudaNorm *norm, const KnCuda *cuda, const KnCall *call, int positions)
+{
+    const KnNormAttributes *p = (const KnNormAttributes *)call->node->attributes;
+    turn(norm, cuda, call, &p->rope, positions, p->group);
 }
 
 static cudaError_t run_rms_norm(KnCuda *cuda, const KnCall *call)
@@ -87,7 +97,7 @@ static cudaError_t run_rms_norm(KnCuda *cuda, const KnCall *call)
     KnCudaNorm norm = norm_of(cuda, call, eps_of(call));
     norm.weight = call->inputs[1];
     norm.stats = call->outputs[1];
-    norm.rope = turn_of(cuda, call, &((const KnNormAttributes *)call->node->attributes)->rope, 3);
+    turn_whole(&norm, cuda, call, 3);
     return kn_cuda_rms_norm(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
@@ -99,7 +109,7 @@ static cudaError_t run_rms_norm_split(KnCuda *cuda, const KnCall *call)
     norm.weight = call->inputs[1];
     norm.squares = call->inputs[2];
     norm.stats = call->outputs[1];
-    norm.rope = turn_of(cuda, call, &p->rope, 3);
+    turn(&norm, cuda, call, &p->rope, 3, p->group);
     return kn_cuda_rms_norm(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
@@ -111,7 +121,7 @@ static cudaError_t run_rms_norm_backward(KnCuda *cuda, const KnCall *call)
     norm.grad = call->inputs[3];
     norm.sums[0] = call->outputs[1];
     norm.sums[1] = call->node->output_count > 2 ? call->outputs[2] : NULL;
-    norm.rope = turn_of(cuda, call, &((const KnNormAttributes *)call->node->attributes)->rope, 4);
+    turn_whole(&norm, cuda, call, 4);
     return kn_cuda_rms_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
@@ -124,7 +134,7 @@ static cudaError_t run_rms_norm_split_backward(KnCuda *cuda, const KnCall *call)
     norm.weight = call->inputs[2];
     norm.grad = call->inputs[3];
     norm.sums[0] = call->outputs[1];
-    norm.rope = turn_of(cuda, call, &p->rope, 4);
+    turn(&norm, cuda, call, &p->rope, 4, p->group);
     norm.split = 1;
     norm.dsquares = call->outputs[2];
     return kn_cuda_rms_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);

@@ -213,6 +213,7 @@ typedef struct KnRopeAttributes {
 typedef struct KnNormAttributes {
     float eps;
     KnRopeAttributes rope; /* of an RMS norm */
+    int64_t group;         /* of one that is turned: 0, or the columns of each group */
 } KnNormAttributes;
 
 /* (x - mean) / sqrt(var + eps) over columns. Inputs of the node: x, weight, bias, scale, shift, rows.
@@ -227,7 +228,8 @@ KnTensor *kn_layer_norm_modulated(KnGraph *graph, KnTensor *x, KnTensor *scale, 
  * alone make an input 6, like x, which is added to dx. */
 
 /* x / sqrt(mean(x^2) + eps) * weight[D]. Output 1: f32 [L] of 1/sqrt(...). Backends' lowering passes alone make norms
- * whose result is turned as kn_rope does it, positions and table being inputs 3 and 4, of whole and of split rows. */
+ * whose result is turned as kn_rope does it, positions and table being inputs 3 and 4, of whole and of split rows; and
+ * then lies as kn_group_columns would have it, as grad_out of their backward does. */
 KnTensor *kn_rms_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, float eps);
 /* RMS_NORM_BACKWARD inputs: x, rstd, weight, grad_out; outputs: dx, dweight f32 [D]. Where a lowering pass gives it, or
  * that of split rows, positions and table as inputs 4 and 5, grad_out is turned first. Backends' lowering passes alone
@@ -242,6 +244,7 @@ typedef struct KnSplitNormAttributes {
     int64_t total_columns;
     float eps;
     KnRopeAttributes rope;
+    int64_t group;
 } KnSplitNormAttributes;
 /* RMS norm of some of the columns: x / sqrt(squares / total_columns + eps) * weight[D], where squares f32 [L] are those
  * of all `total_columns` columns of a row. Output 1: f32 [L] of 1/sqrt(...). */

@@ -61,7 +61,7 @@ typedef struct Training {
     KnPassGraph pass;
 } Training;
 
-static void build_training(Training *t, KnBackend *backend)
+static void build_rank(Training *t, KnBackend *backend, int ulysses)
 {
     static const KnModelConfig model = {.hidden = 128,
                                         .layers = 2,
@@ -73,10 +73,10 @@ static void build_training(Training *t, KnBackend *backend)
                                         .text_dim = 64,
                                         .eps = 1e-6,
                                         .cross_attn_norm = 1};
-    static const KnParallelConfig alone = {.data = 1, .shard = 1, .ulysses = 1, .ring = 1, .tensor = 1, .cfg = 1};
+    const KnParallelConfig parallel = {.data = 1, .shard = 1, .ulysses = ulysses, .ring = 1, .tensor = 1, .cfg = 1};
     KnTextConfig text = {.kind = KN_TEXT_NONE, .heads = 1, .max_tokens = 32};
     assert_int_equal(kn_model_create(&t->model, &model, &text, KN_PREDICT_VELOCITY, NULL), KN_OK);
-    KnLayoutOptions layout = {.parallel = &alone, .training = 1, .ranks = 1};
+    KnLayoutOptions layout = {.parallel = &parallel, .training = 1, .ranks = ulysses};
     assert_int_equal(kn_layout_create(&t->layout, &t->model, &layout), KN_OK);
     KnTrainPassOptions pass = {.layout = &t->layout,
                                .shape = {2048, 1, 32},
@@ -85,6 +85,11 @@ static void build_training(Training *t, KnBackend *backend)
                                .self_pairs = 2048.0 * 2048,
                                .cross_pairs = 2048.0 * 32};
     assert_int_equal(kn_pass_graph_create(&t->pass, &pass, backend), KN_OK);
+}
+
+static void build_training(Training *t, KnBackend *backend)
+{
+    build_rank(t, backend, 1);
 }
 
 static void clear_training(Training *t)
@@ -227,6 +232,20 @@ static void rotary_positions_are_part_of_norms(void **state)
     clear_training(&t);
 }
 
+/* Of queries and keys too; values and what attention gives, and their gradients, are moved. */
+static void columns_are_grouped_by_norms(void **state)
+{
+    Training t;
+    (void)state;
+    build_rank(&t, cuda, 2);
+    const KnGraph *graph = t.pass.built.graph;
+    assert_int_equal(count_nodes(graph, KN_OP_RMS_NORM, 5), 4);
+    assert_int_equal(count_nodes(graph, KN_OP_RMS_NORM_BACKWARD, 6), 4);
+    assert_int_equal(count_nodes(graph, KN_OP_GROUP_COLUMNS, 0), 2 * 2);
+    assert_int_equal(count_nodes(graph, KN_OP_UNGROUP_COLUMNS, 0), 2 * 2);
+    clear_training(&t);
+}
+
 /* What keeps them apart: another reader of the norm's result, positions that are made after the norm, another reader of
  * the gradient that was turned back. */
 static void rotary_positions_stay_apart_where_they_must(void **state)
@@ -274,6 +293,7 @@ int main(void)
         cmocka_unit_test(products_that_add_are_named_and_counted),
         cmocka_unit_test(rotary_positions_are_part_of_norms),
         cmocka_unit_test(rotary_positions_stay_apart_where_they_must),
+        cmocka_unit_test(columns_are_grouped_by_norms),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
