@@ -84,6 +84,7 @@ typedef struct Noising { /* of one clip */
     const KnTrainBatchOptions *options;
     const KnBatch *pack;
     const KnBatchClip *clip;
+    int64_t first; /* of its tokens */
     uint64_t key;
 } Noising;
 
@@ -106,24 +107,40 @@ static void noise_token(const Noising *n, int64_t token)
 
 static void noise_tokens(const void *arguments, int64_t first, int64_t last)
 {
+    const Noising *n = arguments;
     for (int64_t token = first; token < last; token++)
-        noise_token(arguments, token);
+        noise_token(n, n->first + token);
+}
+
+/* What [first, first + count) has of the wanted rows. */
+static KnRows wanted_of(const KnTrainBatchOptions *o, int64_t first, int64_t count)
+{
+    int64_t end = first + count, last = o->rows.first + o->rows.count;
+    first = first > o->rows.first ? first : o->rows.first;
+    end = end < last ? end : last;
+    return (KnRows){first, end > first ? end - first : 0};
+}
+
+static void fill_clip(KnTrainBatch *batch, const KnTrainBatchOptions *options, const KnBatch *pack, int64_t index)
+{
+    const KnBatchClip *clip = &pack->clips[index];
+    KnRows rows = wanted_of(options, clip->first_token, clip->tokens);
+    Noising noising = {batch, options, pack, clip, rows.first - clip->first_token, clip_key(pack, index)};
+    /* to draw a normal is the work of several elements */
+    kn_parallel_for((KnLoop){.count = rows.count, .block = 4, .work = 8 * options->patch_dim}, noise_tokens, &noising);
 }
 
 void kn_train_batch_fill(KnTrainBatch *batch, const KnTrainBatchOptions *options, const KnBatch *pack)
 {
-    int64_t dim = options->patch_dim;
+    size_t row = (size_t)options->patch_dim * sizeof(float);
     kn_stream_clear(&batch->stream);
     batch->denoised_tokens = 0;
     for (int64_t i = 0; i < pack->clip_count; i++)
         add_clip(batch, options, pack, i);
-    for (int64_t i = 0; i < pack->clip_count; i++) {
-        Noising noising = {batch, options, pack, &pack->clips[i], clip_key(pack, i)};
-        /* to draw a normal is the work of several elements */
-        kn_parallel_for((KnLoop){.count = noising.clip->tokens, .block = 4, .work = 8 * dim}, noise_tokens, &noising);
-    }
-    int64_t unused = options->shape.tokens - pack->tokens;
-    memset(batch->patches + pack->tokens * dim, 0, (size_t)(unused * dim) * sizeof(float));
-    memset(batch->target + pack->tokens * dim, 0, (size_t)(unused * dim) * sizeof(float));
-    memset(batch->weight + pack->tokens, 0, (size_t)unused * sizeof(float));
+    for (int64_t i = 0; i < pack->clip_count; i++)
+        fill_clip(batch, options, pack, i);
+    KnRows unused = wanted_of(options, pack->tokens, options->shape.tokens - pack->tokens);
+    memset(batch->patches + unused.first * options->patch_dim, 0, (size_t)unused.count * row);
+    memset(batch->target + unused.first * options->patch_dim, 0, (size_t)unused.count * row);
+    memset(batch->weight + unused.first, 0, (size_t)unused.count * sizeof(float));
 }

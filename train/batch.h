@@ -6,10 +6,11 @@
 
 #include "core/model/model.h"
 #include "data/loader.h"
+#include "dist/sharding.h"
 
 typedef struct KnTrainBatch {
     KnStream stream;
-    float *patches; /* [tokens, patch_dim]: x_sigma */
+    float *patches; /* [tokens, patch_dim]: x_sigma; as the next two, of the wanted rows alone */
     float *target;  /* [tokens, patch_dim] */
     float *weight;  /* [tokens]: 1 / (values in the step) times the flow's weight */
     int64_t denoised_tokens;
@@ -23,6 +24,7 @@ typedef struct KnTrainBatchOptions {
     int64_t patch_dim;
     KnValueKind kind;
     uint64_t seed;
+    KnRows rows;    /* of the tokens, those whose values are wanted */
     int validation; /* fixed noise and evenly spread sigmas, no given patches */
 } KnTrainBatchOptions;
 

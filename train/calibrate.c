@@ -79,6 +79,7 @@ static int create(Trial *t)
     kn_layout_init(&t->layout, &t->state.weights, 1);
     t->batch_options = (KnTrainBatchOptions){.flow = &t->config.flow,
                                              .shape = shape,
+                                             .rows = {0, shape.tokens},
                                              .patch_dim = kn_model_patch_dim(&t->model.config),
                                              .kind = KN_VALUE_PIXELS};
     KN_TRY(kn_train_batch_create(&t->batch, &t->batch_options));

@@ -190,11 +190,12 @@ static int set_up(Bench *b)
         .flow = &b->config.flow, .shape = shape, .patch_dim = kn_model_patch_dim(&b->config.model)};
     KN_TRY(kn_train_batch_create(&b->batch, &batch));
     fill_batch(b, &shape);
+    b->state.overwritten = 1;
     KnTrainPassOptions pass = {.layout = &b->layout,
                                .shape = shape,
                                .dtype = dtype_of(b),
                                .backward = b->training,
-                               .only = 1,
+                               .only = b->state.overwritten,
                                .fp8 = b->fp8.used,
                                .weights = &b->state.weights,
                                .gradients = &b->state.gradients,

@@ -108,6 +108,11 @@ static void bind(KnOptimizer *o, const KnUpdateBinding *binding)
     kn_executor_bind(o->executor, binding->leaf, values->blocks[binding->block] + at);
 }
 
+int kn_optimizer_state_next(KnOptimizerState *state, KnBackend *backend)
+{
+    return state->overwritten ? KN_OK : kn_parameter_values_zero(&state->gradients, backend);
+}
+
 int kn_optimizer_create(KnOptimizer **optimizer, const KnOptimizerConfig *config, const KnLayout *layout,
                         KnOptimizerState *state, KnBackend *backend)
 {
@@ -171,7 +176,7 @@ int kn_optimizer_step(KnOptimizer *optimizer, int64_t step, int64_t steps, int64
     hyper[KN_HYPER_EMA] = (float)fmin(c->ema, (1 + n) / (10 + n)); /* warm-up: short runs would show initial weights */
     hyper[KN_HYPER_CLIP] = (float)c->clip_norm;
     KN_TRY(kn_executor_run(optimizer->executor));
-    KN_TRY(kn_parameter_values_zero(&optimizer->state->gradients, optimizer->backend));
+    KN_TRY(kn_optimizer_state_next(optimizer->state, optimizer->backend));
     float norm2;
     KN_TRY(kn_executor_read(optimizer->executor, optimizer->update.norm2, &norm2));
     *norm = sqrt((double)norm2);

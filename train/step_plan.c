@@ -166,6 +166,11 @@ static void run_pass(Planner *p, const KnPassMemo *memo, int prologue, int64_t t
     kn_kernel_times_clear(&kernels);
 }
 
+static int overwrites(const Planner *p)
+{
+    return p->parts.packs == 1 && !p->layout.invariant;
+}
+
 static KnTrainPassOptions pass_options(Planner *p, int backward, int reduce)
 {
     const KnConfig *c = p->config;
@@ -175,7 +180,7 @@ static KnTrainPassOptions pass_options(Planner *p, int backward, int reduce)
                                 .dtype = c->train.precision == KN_PRECISION_F32 ? KN_F32 : KN_BF16,
                                 .backward = backward,
                                 .reduce = reduce,
-                                .only = p->parts.packs == 1,
+                                .only = overwrites(p),
                                 .parts = &p->parts,
                                 .self_pairs = (double)clip * (double)c->data.tokens,
                                 .cross_pairs = (double)c->text.max_tokens * (double)c->data.tokens};
@@ -184,15 +189,16 @@ static KnTrainPassOptions pass_options(Planner *p, int backward, int reduce)
 static int build_pass(Planner *p, KnPassMemo *memo, int backward, int reduce)
 {
     const KnMesh *mesh = &p->layout.mesh;
-    const int64_t sizes[9] = {mesh->sizes[KN_AXIS_RING],
-                              mesh->sizes[KN_AXIS_ULYSSES],
-                              mesh->sizes[KN_AXIS_TENSOR],
-                              mesh->sizes[KN_AXIS_DATA] > 1,
-                              kn_mesh_group_size(mesh, KN_GROUP_ZERO) > 1,
-                              p->layout.zero.stage,
-                              p->config->model.recompute,
-                              p->model.config.layers,
-                              backward};
+    const int64_t sizes[10] = {mesh->sizes[KN_AXIS_RING],
+                               mesh->sizes[KN_AXIS_ULYSSES],
+                               mesh->sizes[KN_AXIS_TENSOR],
+                               mesh->sizes[KN_AXIS_DATA] > 1,
+                               kn_mesh_group_size(mesh, KN_GROUP_ZERO) > 1,
+                               p->layout.zero.stage,
+                               p->config->model.recompute,
+                               p->model.config.layers,
+                               backward,
+                               overwrites(p)};
     if (memo->pass.built.graph && memcmp(memo->sizes, sizes, sizeof sizes) == 0)
         return KN_OK;
     KnTrainPassOptions options = pass_options(p, backward, reduce);
@@ -257,16 +263,18 @@ static int check_packs(const Planner *p, int64_t *packs)
 }
 
 /* What is done around the graphs, where the device has rates for it: packs are filled and their inputs copied to the
- * device, gradients are cleared. */
+ * device, gradients are cleared where they are added to. */
 static double host_seconds(const Planner *p, int64_t packs)
 {
-    double pack = (double)(p->config->data.tokens * kn_model_patch_dim(&p->config->model)) * sizeof(float);
+    KnSharding sharding = {.mesh = &p->layout.mesh, .shape = stream_shape(p->config), .invariant = p->layout.invariant};
+    int64_t tokens = kn_sharded_tokens(&sharding).count;
+    double pack = (double)(tokens * kn_model_patch_dim(&p->config->model)) * sizeof(float);
     const struct {
         const char *kind;
         double bytes, times;
     } works[] = {{"fill", pack, (double)packs},
                  {"inputs", p->plan->memory[KN_STEP_INPUTS], (double)packs},
-                 {"clear", p->plan->memory[KN_STEP_GRADIENTS], 1}};
+                 {"clear", p->plan->memory[KN_STEP_GRADIENTS], !overwrites(p)}};
     double seconds = 0;
     for (size_t i = 0; i < sizeof works / sizeof *works; i++) {
         double rate = kn_device_rate(p->options->device, works[i].kind, KN_F32, 0, works[i].bytes);

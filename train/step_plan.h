@@ -44,7 +44,7 @@ typedef struct KnStepPlan {
  * and shard ranks change but the time of exchanges, and of the memory the ranges of a block that are summed. Starts as
  * {0}. */
 typedef struct KnPassMemo {
-    int64_t sizes[9];
+    int64_t sizes[10];
     int zero_ranks;
     KnPassGraph pass;
     double memory[KN_STEP_MEMORY_ROWS]; /* of its arena and inputs */

@@ -74,7 +74,7 @@ static int create_pass(Trainer *t, KnTrainPass **pass, int backward, int reduce)
         .fp8 = backward && t->state.fp8.used,
         .backward = backward,
         .reduce = reduce,
-        .only = packs_here(t) == 1,
+        .only = t->state.optimizer.overwritten,
         .weights = &t->state.optimizer.weights,
         .gradients = &t->state.optimizer.gradients,
         .stats = t->stats,
@@ -118,6 +118,7 @@ static int create_passes(Trainer *t)
     const KnConfig *c = t->config;
     int64_t local_packs = packs_here(t);
     KN_TRY(prepare_invariant_mode(t));
+    t->state.optimizer.overwritten = local_packs == 1 && !t->state.layout.invariant;
     int many = t->comm->ranks > 1 || t->state.layout.invariant;
     if (!many || local_packs > 1)
         KN_TRY(create_pass(t, &t->pass, 1, 0));
@@ -132,6 +133,7 @@ static int create_passes(Trainer *t)
             kn_train_pass_bind(passes[i], &t->batch);
     if (!t->last_pass)
         t->last_pass = t->pass;
+    t->batch_options.rows = kn_train_pass_graph(t->last_pass)->tokens;
     KN_TRY(prepare_fp8(t));
     return kn_optimizer_create(&t->optimizer, &c->optimizer, &t->state.layout, &t->state.optimizer, t->backend);
 }
@@ -359,7 +361,7 @@ static int update(Trainer *t, KnStepMetrics *m, KnFault *fault)
         KN_TRY(kn_optimizer_step(t->optimizer, t->state.step, c->train.steps, t->state.updates, &m->gradient_norm));
         parameters_changed(t);
     } else {
-        KN_TRY(kn_parameter_values_zero(&t->state.optimizer.gradients, t->backend));
+        KN_TRY(kn_optimizer_state_next(&t->state.optimizer, t->backend));
     }
     if (!is_judged_first(t))
         KN_TRY(judge(t, m, fault));
