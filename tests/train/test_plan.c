@@ -271,7 +271,7 @@ static void waits_come_after_what_is_independent_of_them(void **state)
         const KnNode *in_next = scale_in_block(graph, comes)->producer;
         for (int i = 0; i < SCALES; i++)
             last = kn_scale(graph, last, 5);
-        kn_fill_waits(graph);
+        kn_fill_waits(graph, 0);
         int waits = place_of(graph, arrived->producer);
         assert_true(place_of(graph, comes->producer) < waits);
         assert_true(place_of(graph, in_block) < waits);
