@@ -258,20 +258,14 @@ static KnTensor *build_rope(OpTrial *t, const int64_t *n)
     return turned(t, leaf_x(t, n[0], n[1] * head_size(n)), n, (int)n[5]);
 }
 
-/* n: tokens, heads, pairs of t, y, x, split */
+/* n: tokens, heads, pairs of t, y, x, split and twice the number of groups that heads are then cut into */
 static KnTensor *build_rms_norm_turned(OpTrial *t, const int64_t *n)
 {
-    int64_t columns = n[1] * head_size(n), shape[] = {n[0], columns, columns + 7};
-    return turned(t, n[5] % 2 ? build_rms_norm_split(t, shape) : build_rms_norm(t, shape), n, 0);
-}
-
-/* The same, and twice the number of groups that heads are cut into added to `split`. */
-static KnTensor *build_rms_norm_grouped(OpTrial *t, const int64_t *n)
-{
-    int64_t cuts[9], groups = n[5] / 2;
+    int64_t columns = n[1] * head_size(n), shape[] = {n[0], columns, columns + 7}, groups = n[5] / 2, cuts[9];
+    KnTensor *out = turned(t, n[5] % 2 ? build_rms_norm_split(t, shape) : build_rms_norm(t, shape), n, 0);
     for (int64_t i = 0; i <= groups; i++)
-        cuts[i] = n[1] * i / groups * head_size(n);
-    return kn_group_columns(t->graph, build_rms_norm_turned(t, n), cuts, (int)groups);
+        cuts[i] = groups ? n[1] * i / groups * head_size(n) : 0;
+    return groups ? kn_group_columns(t->graph, out, cuts, (int)groups) : out;
 }
 
 static KnTensor *build_timestep_embedding(OpTrial *t, const int64_t *n)
@@ -628,15 +622,12 @@ const OpCase op_cases[] = {
     {"rms_norm, turned, 1 token", build_rms_norm_turned, {1, 1, 1, 0, 0, 0}, SUM},
     {"rms_norm, turned, 3x32", build_rms_norm_turned, {5, 3, 6, 5, 5, 0}, SUM},
     {"rms_norm, turned, 5x6", build_rms_norm_turned, {7, 5, 1, 1, 1, 0}, SUM},
-    {"rms_norm, turned, 4x12", build_rms_norm_turned, {7, 4, 2, 2, 2, 0}, SUM},
+    {"rms_norm, grouped, 4x12", build_rms_norm_turned, {7, 4, 2, 2, 2, 4}, SUM},
     {"rms_norm, turned, 25x128", build_rms_norm_turned, {9, 25, 22, 21, 21, 0}, SUM | OP_LARGE},
     {"rms_norm, turned, 300x2x128", build_rms_norm_turned, {300, 2, 22, 21, 21, 0}, SUM | OP_LARGE},
-    {"rms_norm, grouped, 1 token", build_rms_norm_grouped, {1, 2, 1, 0, 0, 4}, SUM},
-    {"rms_norm, grouped, 4x32", build_rms_norm_grouped, {5, 4, 6, 5, 5, 4}, SUM},
-    {"rms_norm, grouped, 6x6", build_rms_norm_grouped, {7, 6, 1, 1, 1, 6}, SUM},
-    {"rms_norm, grouped, 5x32, uneven", build_rms_norm_grouped, {5, 5, 6, 5, 5, 4}, SUM},
-    {"rms_norm, grouped, 28x128", build_rms_norm_grouped, {9, 28, 22, 21, 21, 8}, SUM | OP_LARGE},
-    {"rms_norm_split, grouped, 4x32", build_rms_norm_grouped, {5, 4, 6, 5, 5, 9}, SUM},
+    {"rms_norm, grouped, 5x32, uneven", build_rms_norm_turned, {5, 5, 6, 5, 5, 4}, SUM},
+    {"rms_norm, grouped, 28x128", build_rms_norm_turned, {9, 28, 22, 21, 21, 8}, SUM | OP_LARGE},
+    {"rms_norm_split, grouped, 4x32", build_rms_norm_turned, {5, 4, 6, 5, 5, 9}, SUM},
     {"rms_norm_split, turned, 3x32", build_rms_norm_turned, {5, 3, 6, 5, 5, 1}, SUM},
     {"rms_norm_split, turned, 5x6", build_rms_norm_turned, {7, 5, 1, 1, 1, 1}, SUM},
     {"timestep_embedding", build_timestep_embedding, {7, 26}, STATE},
