@@ -6,7 +6,8 @@
  *     queue.c            timing and recording what is queued
  *     table.c            by op: which function runs it
  *     lower.c            what the graph is rewritten to; lower_add.c: sums in products; lower_sums.c: sums in passes;
- *                        lower_rope.c: rotary positions in norms; lower_fp8.c: products in 8 bits
+ *                        lower_rope.c, lower_residual.c: rotary positions and gated residuals in norms; lower_fp8.c:
+ *                        products in 8 bits
  *     work.c             what kernels move, for plans
  *     matmul.c           products, by cuBLASLt
  *     attention_library.c  attention by cuDNN, where that is faster; cudnn/ is the door to it

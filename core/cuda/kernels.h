@@ -124,6 +124,9 @@ typedef struct KnCudaNorm {
     const float *squares; /* [tokens]: given sums of squares, or their gradient */
     float *dsquares;      /* [tokens]: sums of squares, or their gradient */
     const void *added;    /* [tokens, columns]: to layer norm's dx, or NULL */
+    const void *branch;   /* [tokens, columns]: of layer norm, whose x is then only a part of what is normed */
+    const float *gate;    /* [scale_rows, columns] */
+    void *residual;       /* [tokens, columns]: x + branch gate[row], which is normed */
     float *sums[2];   /* gradients of weight and bias, or of scale and shift; RMS norm: of weight, and the sum of dx */
     float *workspace; /* of a backward: kn_cuda_row_pass_floats (core/cuda/slabs.h) */
     KnCudaRope rope;  /* of an RMS norm: how its result, or its gradient first, is turned; without a table not at all */

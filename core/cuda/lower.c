@@ -8,6 +8,7 @@
  *   cuBLASLt's tanh is approximate.
  * - Adding a product to a sum, or to another tensor (lower_add.c).
  * - What the backward's passes sum beside their results (lower_sums.c).
+ * - A gated residual that a layer norm reads (lower_residual.c).
  *
  * What stays a pass of its own, since it is faster so than within a product: gradients of biases and of GELU
  * (docs/gpu.md). */
@@ -100,6 +101,7 @@ void kn_cuda_lower(KnGraph *graph)
     l.activation = kn_alloc(tensors * sizeof *l.activation);
     l.product = kn_alloc(nodes * sizeof *l.product);
     l.gone = kn_alloc(nodes);
+    kn_cuda_lower_residuals(graph);
     kn_cuda_lower_sums(graph);
     kn_graph_mark_prologue(graph);
     l.fp8 = kn_cuda_fp8_begin(graph);

@@ -1,6 +1,7 @@
-/* Layer norm (plain, affine, modulated) and RMS norm, also of rows of which only some columns are here, and turned by
- * rotary positions in the same pass. A team of threads, a warp for rows that are not too long or else a block, takes a
- * row and reads it once from memory; the passes after the first find it in the cache. Statistics are in float32. */
+/* Layer norm (plain, affine, modulated; of a gated residual, which it makes) and RMS norm, also of rows of which only
+ * some columns are here, and turned by rotary positions in the same pass. A team of threads, a warp for rows that are
+ * not too long or else a block, takes a row and reads it once from memory: layer norm keeps it in registers, as far as
+ * they go, else the passes after the first find it in the cache. Statistics are in float32. */
 #include "core/cuda/rope.h"
 #include "core/cuda/row_pass.h"
 
@@ -79,19 +80,118 @@ template <int LANES> __device__ __forceinline__ float total(const float (&values
 
 /* ---- layer norm ---- */
 
-template <class T, int TEAM, int LANES> __global__ void __launch_bounds__(KN_THREADS) layer_norm_kernel(KnCudaNorm n)
+/* The row of a team, of which a thread keeps the first AT_ONCE vectors. */
+constexpr int ADDED_AT_ONCE = 3;
+template <class T, int TEAM, int LANES> struct Row {
+    const T *x;
+    int columns;
+    KnVector<T, LANES> kept[AT_ONCE];
+
+    __device__ __forceinline__ int column(int i) const
+    {
+        return ((int)threadIdx.x % TEAM + i * TEAM) * LANES;
+    }
+
+    __device__ __forceinline__ void read()
+    {
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            if (column(i) < columns)
+                kept[i].read(x + column(i));
+            else
+                kept[i].clear();
+    }
+
+    /* x = base + branch gate, rounded. The product is rounded before it is added, as the gated residual by itself
+     * does it: a block that is computed again must have the bits of its first time. */
+    static __device__ __forceinline__ float gated(float base, float branch, float gate)
+    {
+        return base + fmaf(branch, gate, 0.0f);
+    }
+
+    __device__ __forceinline__ void add(const T *base, const T *branch, const float *gate)
+    {
+        T *sum = const_cast<T *>(x);
+#pragma unroll
+        for (int first = 0; first < AT_ONCE; first += ADDED_AT_ONCE) {
+            KnVector<T, LANES> term[ADDED_AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < ADDED_AT_ONCE; i++) {
+                const int c = column(first + i);
+                kept[first + i].clear();
+                term[i].clear();
+                if (c < columns) {
+                    kept[first + i].read(base + c);
+                    term[i].read(branch + c);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < ADDED_AT_ONCE; i++) {
+                const int c = column(first + i);
+                float factor[LANES];
+                if (c >= columns)
+                    continue;
+                kn_read_floats<LANES>(gate + c, factor);
+#pragma unroll
+                for (int k = 0; k < LANES; k++)
+                    kept[first + i].put(k, gated(kept[first + i].value(k), term[i].value(k), factor[k]));
+                kept[first + i].write(sum + c);
+            }
+        }
+        for (int c = column(AT_ONCE); c < columns; c += TEAM * LANES) {
+            float values[LANES], term[LANES], factor[LANES];
+            kn_read<LANES>(base + c, values);
+            kn_read<LANES>(branch + c, term);
+            kn_read_floats<LANES>(gate + c, factor);
+#pragma unroll
+            for (int k = 0; k < LANES; k++)
+                values[k] = gated(values[k], term[k], factor[k]);
+            kn_write<LANES>(sum + c, values);
+        }
+    }
+
+    /* f(column, values of x) for each vector of the thread. */
+    template <class F> __device__ __forceinline__ void each(F f)
+    {
+        float values[LANES];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            if (column(i) >= columns)
+                continue;
+            kept[i].renew();
+#pragma unroll
+            for (int k = 0; k < LANES; k++)
+                values[k] = kept[i].value(k);
+            f(column(i), values);
+        }
+#pragma unroll 2
+        for (int c = column(AT_ONCE); c < columns; c += TEAM * LANES) {
+            kn_read<LANES>(x + c, values);
+            f(c, values);
+        }
+    }
+};
+
+template <class T, int TEAM, int LANES, bool ADDS>
+__global__ void __launch_bounds__(KN_THREADS, 3) layer_norm_kernel(KnCudaNorm n)
 {
     const int64_t token = token_of_team<TEAM>();
     if (token >= n.tokens)
         return;
-    const int64_t row = row_of(n, token);
-    const T *x = (const T *)n.x + token * n.columns;
-    T *y = (T *)n.y + token * n.columns;
+    const int64_t row = row_of(n, token), start = token * n.columns;
+    T *y = (T *)n.y + start;
+    Row<T, TEAM, LANES> x;
+    x.x = (const T *)(ADDS ? n.residual : n.x) + start;
+    x.columns = (int)n.columns;
+    if constexpr (ADDS)
+        x.add((const T *)n.x + start, (const T *)n.branch + start, n.gate + row * n.columns);
+    else
+        x.read();
     float sum = 0;
-    each<TEAM, LANES>(x, n.columns, [&](int64_t, float(&v)[LANES]) { sum += total(v); });
+    x.each([&](int, float(&v)[LANES]) { sum += total(v); });
     const float mean = team_sum<TEAM>(sum) / (float)n.columns;
     sum = 0;
-    each<TEAM, LANES>(x, n.columns, [&](int64_t, float(&v)[LANES]) {
+    x.each([&](int, float(&v)[LANES]) {
 #pragma unroll
         for (int k = 0; k < LANES; k++)
             sum += (v[k] - mean) * (v[k] - mean);
@@ -101,7 +201,7 @@ template <class T, int TEAM, int LANES> __global__ void __launch_bounds__(KN_THR
         n.stats[2 * token] = mean;
         n.stats[2 * token + 1] = rstd;
     }
-    each<TEAM, LANES>(x, n.columns, [&](int64_t c, float(&v)[LANES]) {
+    x.each([&](int c, float(&v)[LANES]) {
         float factor[LANES], term[LANES];
         read_factor<LANES>(n, row, c, factor);
         read_term<LANES>(n, row, c, term);
@@ -183,7 +283,7 @@ bool is_wide(const KnCudaNorm &n, int lanes)
 {
     const bool heads_fit = !n.rope.table || n.rope.head % lanes == 0; /* and groups are of whole heads */
     return n.columns % lanes == 0 && heads_fit && kn_aligned(n.x, n.y) && kn_aligned(n.weight, n.bias) &&
-           kn_aligned(n.scale, n.shift);
+           kn_aligned(n.scale, n.shift) && kn_aligned(n.branch, n.gate, n.residual);
 }
 
 /* A warp reads as many vectors a thread. */
@@ -213,12 +313,14 @@ unsigned blocks_of(const KnCudaNorm &n, int team)
             return cudaSuccess;                                                                                        \
         return bf16 ? name##_of<__nv_bfloat16>(n, stream) : name##_of<float>(n, stream);                               \
     }
-#define LAYER_NORM(T, TEAM, LANES) layer_norm_kernel<T, TEAM, LANES>
+#define LAYER_NORM(T, TEAM, LANES) layer_norm_kernel<T, TEAM, LANES, false>
+#define LAYER_NORM_OF_SUM(T, TEAM, LANES) layer_norm_kernel<T, TEAM, LANES, true>
 #define RMS_NORM(T, TEAM, LANES) rms_norm_kernel<T, TEAM, LANES, false>
 #define RMS_NORM_TURNED(T, TEAM, LANES) rms_norm_kernel<T, TEAM, LANES, true>
 #define SQUARES(T, TEAM, LANES) squares_kernel<T, TEAM, LANES>
 #define SQUARES_BACKWARD(T, TEAM, LANES) squares_backward_kernel<T, TEAM, LANES>
 KN_NORM(layer_norm, LAYER_NORM)
+KN_NORM(layer_norm_of_sum, LAYER_NORM_OF_SUM)
 KN_NORM(rms_norm, RMS_NORM)
 KN_NORM(rms_norm_turned, RMS_NORM_TURNED)
 KN_NORM(squares, SQUARES)
@@ -310,7 +412,7 @@ KnRowPass backward_of(const KnCudaNorm &n, const float *factor, int64_t rows, fl
 
 cudaError_t kn_cuda_layer_norm(int bf16, const KnCudaNorm *n, cudaStream_t stream)
 {
-    return layer_norm(bf16, *n, stream);
+    return n->branch ? layer_norm_of_sum(bf16, *n, stream) : layer_norm(bf16, *n, stream);
 }
 
 cudaError_t kn_cuda_layer_norm_backward(int bf16, const KnCudaNorm *n, cudaStream_t stream)

@@ -83,6 +83,10 @@ template <class T, int LANES> struct KnVector {
     {
         raw = *reinterpret_cast<const uint4 *>(from);
     }
+    __device__ __forceinline__ void write(T *to) const
+    {
+        *reinterpret_cast<uint4 *>(to) = raw;
+    }
     __device__ __forceinline__ void clear()
     {
         raw = make_uint4(0, 0, 0, 0);
@@ -110,6 +114,10 @@ template <class T> struct KnVector<T, 1> {
     __device__ __forceinline__ void read(const T *from)
     {
         raw = *from;
+    }
+    __device__ __forceinline__ void write(T *to) const
+    {
+        *to = raw;
     }
     __device__ __forceinline__ void clear()
     {

@@ -50,6 +50,12 @@ static cudaError_t run_layer_norm(KnCuda *cuda, const KnCall *call)
     norm.row_of = call->inputs[5];
     norm.scale_rows = norm.scale ? kn_tensor_rows(call->node->inputs[3]) : 0;
     norm.stats = call->outputs[1];
+    if (call->node->input_count > 6) {
+        norm.branch = call->inputs[6];
+        norm.gate = call->inputs[7];
+        norm.scale_rows = kn_tensor_rows(call->node->inputs[7]);
+        norm.residual = call->outputs[2];
+    }
     return kn_cuda_layer_norm(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 

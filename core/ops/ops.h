@@ -219,7 +219,10 @@ typedef struct KnNormAttributes {
 /* (x - mean) / sqrt(var + eps) over columns. Inputs of the node: x, weight, bias, scale, shift, rows.
  * Affine: weight and bias f32 [D] (both or neither). Modulated: scale and shift f32 [R,D] with rows i32 [L] choosing
  * the row of each token: y = norm * (1 + scale[row]) + shift[row] (all three or none; never with affine).
- * Output 1: f32 [L,2] of (mean, 1/sqrt(var + eps)). */
+ * Output 1: f32 [L,2] of (mean, 1/sqrt(var + eps)). Backends' lowering passes alone make norms of a gated residual:
+ * with y and gate as inputs 6 and 7, and rows also where it is affine, output 2 is x + y * gate[row], and is what is
+ * normed.
+ */
 KnTensor *kn_layer_norm(KnGraph *graph, KnTensor *x, KnTensor *weight, KnTensor *bias, float eps);
 KnTensor *kn_layer_norm_modulated(KnGraph *graph, KnTensor *x, KnTensor *scale, KnTensor *shift, KnTensor *rows,
                                   float eps);

@@ -11,17 +11,20 @@ kernels=$build/kernels
 
 # The most registers of kernels on any architecture; the first pattern that fits counts. Attention has its sums in
 # registers. Backward passes over rows have sums in registers too, and blocks of 192 threads for Wan 1.3B, of which a
-# multiprocessor of 65,536 registers has four. All others have blocks of 256, four of them at least.
+# multiprocessor of 65,536 registers has four. Layer norm has its row in registers, and blocks of 256 threads, three of
+# them. All others have blocks of 256, four of them at least.
 cat >bounds <<'END'
 (forward|dq|dkv)_kernel< 255
 row_pass_kernel< 80
+layer_norm_kernel< 80
 . 64
 END
 
 # Which kernels move 128 bits at a time: at least so many loads, stores and asynchronous copies of that width. Sums over
-# tokens have four loads under way, backward passes those of two tokens, or as many bytes of one. (The compiler cuts the stores of add_row_kernel, for small tables, in four.)
+# tokens have four loads under way, backward passes those of two tokens, or as many bytes of one, layer norm six. (The compiler cuts the stores of add_row_kernel, for small tables, in four.)
 cat >wide <<'END'
-layer_norm_kernel<.*,[48]> 3 1 0
+layer_norm_kernel<.*,[48],false> 6 1 0
+layer_norm_kernel<.*,[48],true> 12 7 0
 rms_norm_kernel<.*,[48], 3 1 0
 squares_kernel<.*,[48]> 1 0 0
 squares_backward_kernel<.*,[48]> 1 1 0

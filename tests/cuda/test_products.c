@@ -1,6 +1,7 @@
-/* What the CUDA backend makes of products and of what follows them: biases, GELU and sums in cuBLASLt's epilogues. The
- * plugin is linked to libraries that need no GPU (tests/emulated); with a GPU at hand, `test_products --gpu` runs the
- * same on it, by kinora-cuda.so, and says which form of GELU cuBLASLt has. */
+/* What the CUDA backend makes of products and of what follows them: biases, GELU and sums in cuBLASLt's epilogues; and
+ * of gated residuals and the norms that follow them. The plugin is linked to libraries that need no GPU
+ * (tests/emulated); with a GPU at hand, `test_products --gpu` runs the same on it, by kinora-cuda.so, and says which
+ * form of GELU cuBLASLt has. */
 #include "built_path.h"
 
 #include "core/base/bf16.h"
@@ -46,7 +47,7 @@ static double value_of(const KnTensor *tensor, const void *memory, int64_t i)
                                    : (double)kn_bf16_to_float(((const uint16_t *)memory)[i]);
 }
 
-/* Multiples of an eighth within +-spread, which both dtypes hold. */
+/* Multiples of an eighth within +-spread, which both dtypes hold; or indices of `spread` rows. */
 static KnTensor *leaf(Trial *t, KnRole role, KnDtype dtype, int64_t rows, int64_t columns, int spread)
 {
     char name[16];
@@ -61,6 +62,8 @@ static KnTensor *leaf(Trial *t, KnRole role, KnDtype dtype, int64_t rows, int64_
         values[i] = ((int)((random >> 8) % (uint32_t)(16 * spread + 1)) - 8 * spread) / 8.0;
         if (dtype == KN_F32)
             ((float *)memory)[i] = (float)values[i];
+        else if (dtype == KN_I32)
+            ((int32_t *)memory)[i] = (int32_t)((random >> 8) % (uint32_t)spread);
         else
             ((uint16_t *)memory)[i] = kn_bf16_from_float((float)values[i]);
     }
@@ -549,6 +552,54 @@ static void other_sums_stay_passes(void **state)
     }
 }
 
+/* ---- gated residuals and norms ---- */
+
+/* The norm of a gated residual, its statistics, and the sum, one after another; `apart`: somebody reads the sum before.
+ */
+static double *run_norm_of_residual(KnDtype dtype, int64_t columns, int affine, int apart)
+{
+    enum { LINES = 37 };
+    Trial t = trial_begin();
+    KnTensor *x = leaf(&t, KN_ROLE_INPUT, dtype, LINES, columns, 4),
+             *y = leaf(&t, KN_ROLE_INPUT, dtype, LINES, columns, 4);
+    KnTensor *gate = leaf(&t, KN_ROLE_INPUT, KN_F32, 3, columns, 2),
+             *rows = leaf(&t, KN_ROLE_INPUT, KN_I32, LINES, 1, 3);
+    KnTensor *scale = leaf(&t, KN_ROLE_INPUT, KN_F32, affine ? 1 : 3, columns, 2);
+    KnTensor *sum = kn_gated_residual(t.graph, x, y, kn_scale(t.graph, gate, 1 / 3.0f), rows);
+    KnTensor *other = apart ? kn_scale(t.graph, sum, 2) : NULL;
+    KnTensor *norm = affine ? kn_layer_norm(t.graph, sum, scale, scale, 1e-6f)
+                            : kn_layer_norm_modulated(t.graph, sum, scale, scale, rows, 1e-6f);
+    KnTensor *kept[] = {norm, norm->producer->outputs[1], sum, other};
+    double *all = kn_alloc((size_t)(2 * LINES * (columns + 1)) * sizeof *all), *at = all;
+    run(&t, kept, apart ? 4 : 3);
+    assert_int_equal(count_nodes(&t, KN_OP_GATED_RESIDUAL), apart);
+    for (int i = 0; i < 3; i++) {
+        int64_t count = kn_tensor_elements(kept[i]);
+        double *values = read_values(&t, kept[i]);
+        memcpy(at, values, (size_t)count * sizeof *values);
+        at += count;
+        free(values);
+    }
+    assert_true(at == all + 2 * LINES * (columns + 1));
+    trial_end(&t);
+    return all;
+}
+
+/* So that a block that is computed again, with the norm alone, has the bits of its first time. */
+static void a_norm_that_makes_its_residual_has_the_bits_of_both_passes(void **state)
+{
+    static const int64_t columns[] = {13, 1544, 6152};
+    (void)state;
+    for (int i = 0; i < 12; i++) {
+        KnDtype dtype = i % 2 ? KN_BF16 : KN_F32;
+        double *together = run_norm_of_residual(dtype, columns[i / 4], i / 2 % 2, 0);
+        double *apart = run_norm_of_residual(dtype, columns[i / 4], i / 2 % 2, 1);
+        assert_memory_equal(together, apart, (size_t)(2 * 37 * (columns[i / 4] + 1)) * sizeof *apart);
+        free(together);
+        free(apart);
+    }
+}
+
 /* ---- 8 bits ---- */
 
 enum { TOKENS = 40, WIDTH = 32, INNER = 48 };
@@ -717,6 +768,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(an_addition_stays_apart_where_its_product_has_other_readers),
         cmocka_unit_test(an_addition_sees_what_it_would_have_seen),
         cmocka_unit_test(other_sums_stay_passes),
+        cmocka_unit_test(a_norm_that_makes_its_residual_has_the_bits_of_both_passes),
         cmocka_unit_test(products_of_blocks_are_of_8_bits),
         cmocka_unit_test(operands_are_rounded_by_the_scale_that_is_given),
         cmocka_unit_test(an_addition_is_part_of_a_product_of_8_bits),

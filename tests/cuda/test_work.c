@@ -277,6 +277,57 @@ static void rotary_positions_stay_apart_where_they_must(void **state)
     }
 }
 
+/* Of two blocks both gates: the first one's sum goes to the norm before the attention to text, the second one's to the
+ * next block or to the head. The other norms read what enters the transformer, and what a product has added to. */
+static void gated_residuals_are_part_of_norms(void **state)
+{
+    Training t;
+    (void)state;
+    build_training(&t, cuda);
+    const KnGraph *graph = t.pass.built.graph;
+    assert_int_equal(count_nodes(graph, KN_OP_GATED_RESIDUAL, 0), 0);
+    assert_int_equal(count_nodes(graph, KN_OP_LAYER_NORM, 8), 4);
+    assert_int_equal(count_nodes(graph, KN_OP_LAYER_NORM, 6), 3);
+    for (int i = 0; i < graph->node_count; i++) {
+        const KnNode *node = graph->nodes[i];
+        KnKernelWork k[KN_MOST_KERNELS];
+        double x = 2048 * 128 * 2, row = 128 * 4;
+        if (node->op->id != KN_OP_LAYER_NORM || node->input_count != 8)
+            continue;
+        double of_rows = node->inputs[1] ? 2 * row + (double)kn_tensor_bytes(node->inputs[7])
+                                         : 3 * (double)kn_tensor_bytes(node->inputs[7]);
+        assert_int_equal(cuda->kernels(node, k), 1);
+        assert_true(k[0].launches == 1 && k[0].bytes == 4 * x + of_rows + 2048 * 4 + 2048 * 2 * 4);
+    }
+    clear_training(&t);
+}
+
+/* What keeps them apart: another reader of the sum before the norm, another index of rows, a change of what is added;
+ * not a reader after the norm. */
+static void gated_residuals_stay_apart_where_they_must(void **state)
+{
+    (void)state;
+    for (int reason = 0; reason < 5; reason++) {
+        KnGraph *graph = kn_graph_create();
+        KnTensor *x = input(graph, KN_F32, 30, 16), *gate = input(graph, KN_F32, 2, 16);
+        KnTensor *y = kn_leaf(graph, KN_ROLE_STATE, KN_F32, 2, (int64_t[]){30, 16}, "y");
+        KnTensor *rows = kn_leaf(graph, KN_ROLE_INPUT, KN_I32, 1, (int64_t[]){30}, "rows");
+        KnTensor *others = kn_leaf(graph, KN_ROLE_INPUT, KN_I32, 1, (int64_t[]){30}, "others");
+        KnTensor *sum = kn_gated_residual(graph, x, y, gate, rows);
+        if (reason == 2)
+            kn_scale(graph, sum, 2);
+        if (reason == 3)
+            kn_accumulate(graph, y, x);
+        kn_layer_norm_modulated(graph, sum, gate, gate, reason == 4 ? others : rows, 1e-6f);
+        if (reason == 1)
+            kn_scale(graph, sum, 2);
+        cuda->lower(cuda, graph);
+        assert_int_equal(count_nodes(graph, KN_OP_GATED_RESIDUAL, 0), reason > 1);
+        assert_int_equal(count_nodes(graph, KN_OP_LAYER_NORM, 8), reason <= 1);
+        kn_graph_destroy(graph);
+    }
+}
+
 int main(void)
 {
     static const char path[] = "../kinora-cuda-emulated.so"; /* from the folder of tests, where they run */
@@ -294,6 +345,8 @@ int main(void)
         cmocka_unit_test(rotary_positions_are_part_of_norms),
         cmocka_unit_test(rotary_positions_stay_apart_where_they_must),
         cmocka_unit_test(columns_are_grouped_by_norms),
+        cmocka_unit_test(gated_residuals_are_part_of_norms),
+        cmocka_unit_test(gated_residuals_stay_apart_where_they_must),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -236,6 +236,17 @@ static KnTensor *build_gated_residual(OpTrial *t, const int64_t *n)
     return kn_gated_residual(t->graph, x, y, gate, leaf_index(t, n[0], n[3], n[2]));
 }
 
+/* The sum and its norm, which may be made together. n as of a modulated norm, affine */
+static KnTensor *build_norm_of_gated_residual(OpTrial *t, const int64_t *n)
+{
+    KnTensor *x = leaf_x(t, n[0], n[1]), *y = leaf_x(t, n[0], n[1]), *gate = leaf_f32(t, n[2], n[1]);
+    KnTensor *rows = leaf_index(t, n[0], n[3], n[2]), *sum = kn_gated_residual(t->graph, x, y, gate, rows);
+    KnTensor *factor = leaf_f32(t, n[4] ? 1 : n[2], n[1]), *term = leaf_f32(t, n[4] ? 1 : n[2], n[1]);
+    KnTensor *norm = n[4] ? kn_layer_norm(t->graph, sum, factor, term, 1e-6f)
+                          : kn_layer_norm_modulated(t->graph, sum, factor, term, rows, 1e-6f);
+    return kn_add(t->graph, sum, norm);
+}
+
 static int64_t head_size(const int64_t *n)
 {
     return 2 * (n[2] + n[3] + n[4]);
@@ -614,6 +625,11 @@ const OpCase op_cases[] = {
     {"gated_residual 9x23", build_gated_residual, {9, 23, 3, 1}, 0},
     {"gated_residual 613x131", build_gated_residual, {613, 131, 5, 1}, OP_LARGE},
     {"gated_residual 203x64", build_gated_residual, {203, 64, 7, 0}, OP_LARGE},
+    {"norm of a gated_residual 9x23", build_norm_of_gated_residual, {9, 23, 3, 1, 0}, SUM},
+    {"norm of a gated_residual, affine, 7x29", build_norm_of_gated_residual, {7, 29, 3, 0, 1}, SUM},
+    {"norm of a gated_residual 203x64", build_norm_of_gated_residual, {203, 64, 7, 0, 0}, SUM | OP_LARGE},
+    {"norm of a gated_residual, affine, 35x1544", build_norm_of_gated_residual, {35, 1544, 3, 1, 1}, SUM | OP_LARGE},
+    {"norm of a gated_residual 5x12296", build_norm_of_gated_residual, {5, 12296, 2, 0, 0}, SUM | OP_LARGE},
 
     {"rope 1 token", build_rope, {1, 1, 1, 0, 0, 0}, 0},
     {"rope 12/10/10", build_rope, {5, 3, 6, 5, 5, 0}, 0},
