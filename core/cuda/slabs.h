@@ -20,7 +20,7 @@ enum {
  * are not the work of a few multiprocessors, token after token. */
 static inline int64_t kn_cuda_most_slabs(int64_t tokens, int64_t usual)
 {
-    const int64_t few = 128, least = tokens / 4 < few ? tokens / 4 : few;
+    const int64_t few = 64, least = tokens / 4 < few ? tokens / 4 : few;
     return tokens / usual > least ? tokens / usual : least;
 }
 
