@@ -16,14 +16,22 @@ enum {
     KN_PASS_BYTES_AT_ONCE = 32, /* of each operand, that a thread has under way */
 };
 
-/* core/cuda/row_sum.h. Of 32 tokens at least, so that a few thousand tokens give every multiprocessor some; of those of
- * one row (the tokens of a clip lie together) only one row's blocks are at work. */
+/* Slabs of `usual` tokens at least; where these would be few, of four, so that a few dozen tokens (a rank's captions)
+ * are not the work of a few multiprocessors, token after token. */
+static inline int64_t kn_cuda_most_slabs(int64_t tokens, int64_t usual)
+{
+    const int64_t few = 64, least = tokens / 4 < few ? tokens / 4 : few;
+    return tokens / usual > least ? tokens / usual : least;
+}
+
+/* core/cuda/row_sum.h. Of 32 tokens, so that a few thousand tokens give every multiprocessor some; of those of one row
+ * (the tokens of a clip lie together) only one row's blocks are at work. */
 static inline int kn_cuda_row_sum_slabs(int64_t tokens, int64_t rows, int64_t columns)
 {
     const int64_t blocks = 1024, tile = 1024, taken = rows * ((columns + tile - 1) / tile), most = 256;
     int64_t slabs = taken ? blocks / taken : 1;
-    slabs = slabs < tokens / 32 ? slabs : tokens / 32;
     slabs = slabs < most ? slabs : most;
+    slabs = slabs < kn_cuda_most_slabs(tokens, 32) ? slabs : kn_cuda_most_slabs(tokens, 32);
     return (int)(slabs > 1 ? slabs : 1);
 }
 
@@ -35,7 +43,7 @@ static inline int kn_cuda_row_pass_slabs(int64_t tokens, int64_t rows, int64_t c
     const int64_t blocks = 512, usual = 1536, most = 4096, room = (int64_t)1 << 24, size = rows * columns;
     int64_t slabs = columns > 0 && columns < usual ? blocks * usual / columns : blocks;
     slabs = slabs < most ? slabs : most;
-    slabs = slabs < tokens / 16 ? slabs : tokens / 16;
+    slabs = slabs < kn_cuda_most_slabs(tokens, 16) ? slabs : kn_cuda_most_slabs(tokens, 16);
     slabs = size == 0 || slabs < room / size ? slabs : room / size;
     return (int)(slabs > 1 ? slabs : 1);
 }
