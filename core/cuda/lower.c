@@ -1,8 +1,8 @@
 /* What the graph is rewritten to for GPUs: what cuBLASLt does in a product's epilogue becomes part of the product, and
  * rotary positions part of the norm before them (lower_rope.c).
  *
- * - Biases of products whose results are bfloat16 are rounded to it, once per change of the parameters, since cuBLASLt
- *   adds only such biases for free.
+ * - Biases of products whose results are bfloat16 are rounded to it, since cuBLASLt adds only such biases for free
+ *   (lower_biases.c).
  * - A GELU of such a product, in graphs without a backward: one that keeps what enters it takes longer than a pass of
  *   its own, and a block that is computed again must have the bits of its first time. In float32 it stays a pass:
  *   cuBLASLt's tanh is approximate.
@@ -22,6 +22,7 @@
 typedef struct Lowering {
     KnGraph *graph;
     struct KnCudaFp8 *fp8;
+    struct KnCudaBiases *biases;
     KnNodeList old;
     int trains;          /* there is a backward, which may compute a block again, to the bit */
     int *readers;        /* per tensor: how many operands it is, or lends its memory to */
@@ -75,15 +76,6 @@ static void apply_gelu(Lowering *l, KnNode *product)
     l->gone[activation->id] = 1;
 }
 
-/* ---- biases ---- */
-
-static void round_bias(Lowering *l, KnNode *product)
-{
-    KnTensor *bias = product->inputs[2];
-    if (bias && bias->dtype == KN_F32 && product->outputs[0]->dtype == KN_BF16)
-        product->inputs[2] = kn_cast(l->graph, bias, KN_BF16);
-}
-
 static void put(Lowering *l, int place)
 {
     KnNode *node = l->old.nodes[place];
@@ -94,7 +86,7 @@ static void put(Lowering *l, int place)
     else if (node->op->id == KN_OP_MATMUL && can_apply_gelu(l, node))
         apply_gelu(l, node);
     if (node->op->id == KN_OP_MATMUL) {
-        round_bias(l, node);
+        kn_cuda_round_bias(l->biases, l->graph, node);
         kn_cuda_fp8_lower(l->fp8, l->graph, node);
     }
     kn_graph_put_node(l->graph, node);
@@ -111,6 +103,7 @@ void kn_cuda_lower(KnGraph *graph)
     kn_cuda_lower_sums(graph);
     kn_graph_mark_prologue(graph);
     l.fp8 = kn_cuda_fp8_begin(graph);
+    l.biases = kn_cuda_biases_begin(graph);
     kn_graph_take_nodes(graph, &l.old);
     find_readers(&l);
     kn_cuda_find_additions(&l.old, l.readers, l.product, l.gone);
@@ -118,6 +111,7 @@ void kn_cuda_lower(KnGraph *graph)
     for (int i = 0; i < l.old.count; i++)
         put(&l, i);
     kn_cuda_fp8_end(l.fp8);
+    kn_cuda_biases_end(l.biases);
     free(l.readers);
     free(l.activation);
     free(l.product);

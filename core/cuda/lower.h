@@ -23,6 +23,12 @@ void kn_cuda_turn_in_norms(const KnNodeList *nodes, const int *readers, char *go
 /* Sums that backward nodes make beside their results (lower_sums.c). */
 void kn_cuda_lower_sums(KnGraph *graph);
 
+/* Biases in the products' results' type (lower_biases.c). */
+struct KnCudaBiases *kn_cuda_biases_begin(const KnGraph *graph); /* before its nodes are taken */
+/* Right before the product is put back. */
+void kn_cuda_round_bias(struct KnCudaBiases *biases, KnGraph *graph, KnNode *product);
+void kn_cuda_biases_end(struct KnCudaBiases *biases);
+
 /* Products in 8 bits (lower_fp8.c), where the graph has the leaf KN_FP8_LEAF; else all of it does nothing. */
 struct KnCudaFp8 *kn_cuda_fp8_begin(KnGraph *graph); /* before its nodes are taken */
 /* Right before the product, whatever has become part of it, is put back. */

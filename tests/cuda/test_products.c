@@ -408,6 +408,26 @@ static void finish(Trial *t, KnTensor *sum, double *truth, int products, int add
     trial_end(t);
 }
 
+/* Weights that were gathered: two products' biases, and something between them. */
+static void biases_of_one_buffer_are_rounded_at_once(void **state)
+{
+    (void)state;
+    Trial t = trial_begin();
+    int64_t count = OUT;
+    KnTensor *x = leaf(&t, KN_ROLE_INPUT, KN_BF16, ROWS, IN, 2), *w = leaf(&t, KN_ROLE_INPUT, KN_BF16, OUT, IN, 2);
+    KnTensor *all = leaf(&t, KN_ROLE_INPUT, KN_F32, 4, OUT, 9), *buffer = kn_scale(t.graph, all, 1), *out[2];
+    for (int i = 0; i < 2; i++)
+        out[i] = kn_matmul(t.graph, x, 0, w, 1, kn_view(t.graph, buffer, (1 + 2 * i) * OUT, 1, &count), KN_BF16);
+    run(&t, out, 2);
+    assert_int_equal(count_nodes(&t, KN_OP_CAST), 1);
+    for (int i = 0; i < 2; i++) {
+        double *truth = linear(t.values[0], t.values[1], t.values[2] + (1 + 2 * i) * OUT, ROWS, OUT, IN);
+        assert_rounded(&t, out[i], truth);
+        free(truth);
+    }
+    trial_end(&t);
+}
+
 static void an_addition_is_part_of_its_product(void **state)
 {
     static const struct {
@@ -691,6 +711,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_product_of_no_rows_adds_nothing),
         cmocka_unit_test(a_product_with_other_readers_is_added_by_itself),
         cmocka_unit_test(a_product_does_not_move_past_a_change_of_its_operand),
+        cmocka_unit_test(biases_of_one_buffer_are_rounded_at_once),
         cmocka_unit_test(an_addition_is_part_of_its_product),
         cmocka_unit_test(sums_of_products_are_made_by_them),
         cmocka_unit_test(an_addition_stays_apart_where_its_product_has_other_readers),
