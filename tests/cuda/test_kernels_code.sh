@@ -35,6 +35,7 @@ cast_kernel< 1 1 0
 rope_kernel<.*,[24]> 1 1 0
 copy_kernel<uint4, 1 1 0
 gather_kernel<uint4> 1 1 0
+parts_kernel<uint4> 1 1 0
 squares_kernel<(float|__nv_bfloat16)> 1 0 0
 adamw_kernel 4 3 0
 add_parts_kernel< 1 1 0
