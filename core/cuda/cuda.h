@@ -8,7 +8,7 @@
  *     lower.c            what the graph is rewritten to; lower_add.c: sums in products; lower_sums.c: sums in passes;
  *                        lower_rope.c: rotary positions in norms; lower_fp8.c: products in 8 bits
  *     work.c             what kernels move, for plans
- *     matmul.c           products, by cuBLASLt
+ *     matmul.c           products, by cuBLASLt or, without it, by product.cu
  *     attention_library.c  attention by cuDNN, where that is faster; cudnn/ is the door to it
  *     run_*.c            from a node's tensors and attributes to the kernels' plain numbers, one file for an op family
  *     *.cu, kernels.h    the kernels; they take primitives only
@@ -29,7 +29,8 @@
 typedef struct KnCuda {
     KnBackend base;
     int device;
-    int has_fp8; /* products of 8-bit floats: compute capability 9 (8.9 has them, but runs the kernels of 8.0) */
+    int has_fp8; /* products of 8-bit floats: compute capability 9 (8.9 has them, but runs the kernels of 8.0), cuBLASLt
+                  */
     char id[48];
     struct cudaDeviceProp properties;
     cudaStream_t stream, copies;

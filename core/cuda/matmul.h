@@ -5,7 +5,7 @@
 
 #include "core/cuda/cuda.h"
 
-/* Queues it. What cuBLASLt chooses for a shape is kept. KN_EPEER with a sentence; KN_EINPUT for 8 bits without it. */
+/* Queues it. What cuBLASLt chooses for a shape is kept. KN_EPEER with a sentence. */
 int kn_cuda_product(KnCuda *cuda, const KnCudaProduct *product);
 
 int kn_cuda_matmul_open(KnCuda *cuda);

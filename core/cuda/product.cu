@@ -65,6 +65,43 @@ __device__ __forceinline__ void finish(const KnCudaProduct &p, int64_t row, int6
         ((float *)p.c)[i] = value;
 }
 
+/* The same of eight in a row, 16 bytes at a time: all are there. */
+__device__ __forceinline__ void add_eight(const void *x, int bf16, int64_t i, float factor, float (&values)[8])
+{
+    float more[8];
+    if (bf16)
+        kn_read<8>((const Bf16 *)x + i, more);
+    else
+        kn_read_floats<8>((const float *)x + i, more);
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        values[j] += factor * more[j];
+}
+
+__device__ __forceinline__ void finish_eight(const KnCudaProduct &p, int64_t row, int64_t column, const float *sums)
+{
+    if (row >= p.m || column >= p.n)
+        return;
+    const int64_t i = (blockIdx.z * p.m + row) * p.n + column;
+    float values[8];
+    kn_read_floats<8>(sums, values);
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        values[j] *= p.alpha;
+    if (p.beta != 0)
+        add_eight(p.d, p.c_bf16, i, p.beta, values);
+    if (p.bias)
+        add_eight(p.bias, p.c_bf16, column, 1, values);
+    if (p.gelu)
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            values[j] = gelu(values[j]);
+    if (p.c_bf16)
+        kn_write<8>((Bf16 *)p.c + i, values);
+    else
+        kn_write_floats<8>((float *)p.c + i, values);
+}
+
 /* ---- bfloat16 ---- */
 
 constexpr int SIDE = 128, DEPTH = 32, OPERAND = SIDE * DEPTH, STAGES = 3;
@@ -159,8 +196,39 @@ __device__ __forceinline__ void multiply_slices(Bf16 *a_slice, Bf16 *b_slice, fl
     }
 }
 
+/* Writes the warp's sums, by way of shared memory, where each lane then finds eight neighbours. */
+__device__ __forceinline__ void finish_warp(const KnCudaProduct &p, const Place &tile, float *shared,
+                                            const float (&sums)[M][N][4], bool wide)
+{
+    constexpr int row_floats = N * 8 + 4;
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    const int64_t column = tile.column + warp % 4 * N * 8 + lane % 4 * 8;
+    float *own = shared + warp * 16 * row_floats;
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        __syncwarp();
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                own[(lane / 4 + i / 2 * 8) * row_floats + n * 8 + lane % 4 * 2 + i % 2] = sums[m][n][i];
+        __syncwarp();
+#pragma unroll 1
+        for (int within = lane / 4; within < 16; within += 8) {
+            const int64_t row = tile.row + (warp / 4 * M + m) * 16 + within;
+            const float *eight = own + within * row_floats + lane % 4 * 8;
+            if (wide)
+                finish_eight(p, row, column, eight);
+            else
+#pragma unroll 1
+                for (int j = 0; j < 8; j++)
+                    finish(p, row, column + j, eight[j]);
+        }
+    }
+}
+
 template <bool A_ALONG_K, bool B_ALONG_K, bool WIDE>
-__global__ void __launch_bounds__(KN_THREADS, 2) tensor_product_kernel(KnCudaProduct p)
+__global__ void __launch_bounds__(KN_THREADS, 2) tensor_product_kernel(KnCudaProduct p, bool wide_result)
 {
     KN_DYNAMIC_SHARED(Bf16, shared);
     const Place tile = place_of_block<SIDE>(p);
@@ -186,26 +254,20 @@ __global__ void __launch_bounds__(KN_THREADS, 2) tensor_product_kernel(KnCudaPro
         multiply_slices<A_ALONG_K, B_ALONG_K>(slices, slices + OPERAND, sums);
     }
     kn_wait_copies<0>();
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    const int64_t row = tile.row + warp / 4 * M * 16 + lane / 4, column = tile.column + warp % 4 * N * 8 + lane % 4 * 2;
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int n = 0; n < N; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                finish(p, row + m * 16 + i / 2 * 8, column + n * 8 + i % 2, sums[m][n][i]);
+    __syncthreads();
+    finish_warp(p, tile, reinterpret_cast<float *>(shared), sums, wide_result);
 }
 
 template <bool A_ALONG_K, bool B_ALONG_K> void launch_tensor(const KnCudaProduct &p, cudaStream_t stream)
 {
     const int64_t a_width = A_ALONG_K ? p.k : p.m, b_width = B_ALONG_K ? p.k : p.n;
+    const bool wide_result = p.n % 8 == 0 && kn_aligned(p.c, p.beta != 0 ? p.d : nullptr, p.bias);
     if (a_width % 8 == 0 && b_width % 8 == 0 && kn_aligned(p.a, p.b))
         KN_LAUNCH((tensor_product_kernel<A_ALONG_K, B_ALONG_K, true>), tiles_of<SIDE>(p), KN_THREADS, SHARED_BYTES,
-                  stream, p);
+                  stream, p, wide_result);
     else
         KN_LAUNCH((tensor_product_kernel<A_ALONG_K, B_ALONG_K, false>), tiles_of<SIDE>(p), KN_THREADS, SHARED_BYTES,
-                  stream, p);
+                  stream, p, wide_result);
 }
 
 /* ---- float32 ---- */
@@ -224,7 +286,7 @@ __device__ __forceinline__ void load_slice(float *slice, const float *x, int alo
     }
 }
 
-__global__ void __launch_bounds__(KN_THREADS, 4) fma_product_kernel(KnCudaProduct p)
+__global__ void __launch_bounds__(KN_THREADS, 2) fma_product_kernel(KnCudaProduct p)
 {
     __shared__ __align__(16) float a_slice[FMA_DEPTH * ROW], b_slice[FMA_DEPTH * ROW];
     const Place tile = place_of_block<FMA_SIDE>(p);
@@ -236,7 +298,7 @@ __global__ void __launch_bounds__(KN_THREADS, 4) fma_product_kernel(KnCudaProduc
         load_slice(a_slice, a, !p.transpose_a, tile.row, p.m, k, p.k);
         load_slice(b_slice, b, p.transpose_b, tile.column, p.n, k, p.k);
         __syncthreads();
-#pragma unroll
+#pragma unroll 4
         for (int d = 0; d < FMA_DEPTH; d++) {
             float x[EACH], y[EACH];
             kn_load(a_slice + d * ROW + down, x);
