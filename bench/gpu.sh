@@ -2,8 +2,9 @@
 # Everything that wants a GPU, in one go of less than eight minutes, into one report: the op table on hardware, parity with
 # diffusers and with the CPU, the kernels of a step one by one, steps of Wan 1.3B, and PyTorch's beside them.
 #   bench/gpu.sh [--emulated] [BUILD_FOLDER] [REPORT]
-# It asks for a driver, and for cuBLASLt and the CUDA runtime from a toolkit or from PyTorch's packages; bench/gpu_pack.sh
-# packs the rest. PEER_PYTHON names a Python with torch and diffusers (python3), without which the peer is left out.
+# It asks for a driver; bench/gpu_pack.sh packs the rest. Where cuBLASLt is found, in a toolkit or PyTorch's packages, a
+# step also runs by our own products, else everything does, and fp8 is left out. PEER_PYTHON names a Python with torch
+# and diffusers (python3), without which the peer is left out.
 # --emulated: the same on the emulated device, with small sizes, to see that the script works. Fails where a check does.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -19,16 +20,20 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 failed=()
 
-# ---- libraries: the packed ones, those of the system, of a toolkit, of Python's packages; for our programs alone ----
-libraries=$root/lib cached=$(ldconfig -p)
+# ---- libraries: the packed ones, those of the system, of a toolkit, of Python's packages, stand-ins; for our own ----
+libraries=$root/lib cached=$(ldconfig -p) products=cuBLASLt
+[ "${KINORA_CUBLASLT:-}" != 0 ] || products=own
 for library in libcudart.so.13 libcublasLt.so.13 libcudnn.so.9 libnccl.so.2; do
     grep -q "$library " <<<"$cached" && continue
     for folder in "${CUDA_HOME:-/usr/local/cuda}"/lib64 \
         $("$python" -c 'import site; print(*[f + "/nvidia/*/lib" for f in site.getsitepackages()])' 2>/dev/null); do
-        [ -e "$folder/$library" ] && libraries+=:$folder && break
+        [ -e "$folder/$library" ] && libraries+=:$folder && continue 2
     done
+    [ -e "$root/lib/last/$library" ] || continue
+    libraries+=:$root/lib/last/$library
+    [ $library != libcublasLt.so.13 ] || products=own
 done
-ours() { LD_LIBRARY_PATH=$libraries:$root/lib/last "$@"; }
+ours() { LD_LIBRARY_PATH=$libraries "$@"; }
 [ $emulated = 0 ] || export KINORA_CUDA_PLUGIN=$build/kinora-cuda-emulated.so
 
 say() { printf '%s\n' "$@" | tee -a "$report"; }
@@ -126,6 +131,7 @@ step() { # MODE TOKENS [option ...]
 steps() {
     local status=0 case
     for case in "train 4096" "train 8192" "train 8192 --dtype fp8" "sample 4096" "sample 8192" "sample 32760"; do
+        [[ $products != own || $case != *fp8 ]] || continue
         # shellcheck disable=SC2086 # several words
         step $case || status=1
     done
@@ -133,6 +139,7 @@ steps() {
     return $status
 }
 
+own_kernels() ( export KINORA_CUBLASLT=0 && kernels "$@" )
 kernels() { KINORA_PROFILE=1 step "$@" --steps 2 || KINORA_PROFILE=1 step "$@" --recompute --steps 2; }
 
 peer() {
@@ -142,6 +149,7 @@ peer() {
 
 : >"$report"
 say "# Kinora on $([ $emulated = 1 ] && echo "the emulated device" || echo "a GPU")"
+say "" "Products: by $([ $products = own ] && echo "our own kernels" || echo cuBLASLt)."
 section "The machine" machine
 section "Op table" op_table
 section "Products: fused and of 8 bits" on_gpu test_products
@@ -152,6 +160,7 @@ section "Training: CPU against device" training_parity
 section "Sampling: CPU against device" on_gpu test_sampler_device
 section "Steps of Wan 1.3B" steps
 section "Kernels of a training step, 8,192 tokens" kernels train 8192
+[ $products = own ] || section "Kernels of a training step, 8,192 tokens, our own products" own_kernels train 8192
 section "Kernels of a training step, 32,760 tokens" kernels train 32760
 section "Kernels of a denoising step, 32,760 tokens" kernels sample 32760
 if [ $emulated = 0 ] && "$python" -c 'import torch, diffusers' 2>/dev/null; then

@@ -22,9 +22,9 @@ int kn_fp8_check(KnBackend *backend, const char *what)
     if (backend->supports(backend, &node))
         return KN_OK;
     return kn_fail(KN_EINPUT,
-                   "%s needs GPUs of compute capability 9.0 or more (Hopper, Blackwell), but this run computes "
-                   "on %s: take bf16",
-                   what, backend->memory ? "an older one" : "the CPU");
+                   "%s needs GPUs of compute capability 9.0 or more (Hopper, Blackwell) and cuBLASLt, but this run "
+                   "computes on %s: take bf16",
+                   what, backend->memory ? "an older one or without it" : "the CPU");
 }
 
 void kn_fp8_state_create(KnFp8State *state, int64_t sites)

@@ -9,7 +9,7 @@
  *                        lower_rope.c, lower_residual.c: rotary positions and gated residuals in norms; lower_fp8.c:
  *                        products in 8 bits
  *     work.c             what kernels move, for plans
- *     matmul.c           products, by cuBLASLt
+ *     matmul.c           products, by cuBLASLt or, without it, by product.cu
  *     attention_library.c  attention by cuDNN, where that is faster; cudnn/ is the door to it
  *     run_*.c            from a node's tensors and attributes to the kernels' plain numbers, one file for an op family
  *     *.cu, kernels.h    the kernels; they take primitives only
@@ -30,7 +30,8 @@
 typedef struct KnCuda {
     KnBackend base;
     int device;
-    int has_fp8; /* products of 8-bit floats: compute capability 9 (8.9 has them, but runs the kernels of 8.0) */
+    int has_fp8; /* products of 8-bit floats: compute capability 9 (8.9 has them, but runs the kernels of 8.0), cuBLASLt
+                  */
     char id[48];
     struct cudaDeviceProp properties;
     cudaStream_t stream, copies;

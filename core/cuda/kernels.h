@@ -48,6 +48,26 @@ cudaError_t kn_cuda_add_row(int bf16, const void *x, const float *row, void *out
 /* From the one to the other. */
 cudaError_t kn_cuda_cast(int from_bf16, const void *x, void *out, int64_t n, cudaStream_t stream);
 
+/* ---- product.cu ---- */
+
+/* C = alpha op(A) op(B) + beta D + bias, row-major, in float32 sums. */
+typedef struct KnCudaProduct {
+    int64_t m, n, k;
+    int transpose_a, transpose_b;       /* stored [k, m], [n, k] */
+    int bf16, c_bf16;                   /* of a and b; of c and d */
+    int fp8, a_e5m2;                    /* a and b are 8-bit floats, [m, k] and [n, k] (transpose_b), b always e4m3 */
+    const float *inverse_a, *inverse_b; /* of the scales of 8-bit operands */
+    const void *a, *b;
+    void *c;
+    const void *d;    /* [m, n], with beta; c itself, or apart from it */
+    const void *bias; /* [n], of c's type, or NULL */
+    int gelu;         /* c is the GELU (tanh) of all that */
+    float alpha, beta;
+    int64_t count; /* products of equal shape, their operands one after another; a bias is for one only */
+} KnCudaProduct;
+/* Where nothing of m, n, k and count is 0; not of 8 bits. */
+cudaError_t kn_cuda_own_product(const KnCudaProduct *product, cudaStream_t stream);
+
 /* ---- fp8.cu ---- */
 
 /* x [rows, columns] times a scale, as 8-bit floats: `plain`, and `transposed` [columns, rows filled up with zeros to a

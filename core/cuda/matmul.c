@@ -8,6 +8,7 @@
 #include "core/cuda/matmul.h"
 
 #include "core/base/error.h"
+#include "core/base/log.h"
 #include "core/base/memory.h"
 
 #include <cublasLt.h>
@@ -267,19 +268,30 @@ static int multiply_nothing(KnCuda *cuda, const KnCudaProduct *p)
     return kn_cuda_check(kn_cuda_copy_pieces(&rows, cuda->stream), "a matrix product");
 }
 
-int kn_cuda_product(KnCuda *cuda, const KnCudaProduct *p)
+static int multiply_by_library(KnCuda *cuda, const KnCudaProduct *p)
 {
     struct KnCudaMatmuls *matmuls = cuda->matmuls;
     Choice *choice;
-    if (p->m == 0 || p->n == 0 || p->count == 0)
-        return KN_OK;
-    if (p->k == 0)
-        return multiply_nothing(cuda, p);
     KN_TRY(find_choice(matmuls, p, &choice));
     return check(cublasLtMatmul(matmuls->handle, choice->product, &p->alpha, p->b, choice->a, p->a, choice->b, &p->beta,
                                 p->beta != 0 ? p->d : p->c, choice->c, p->c, choice->c, &choice->algorithm,
                                 matmuls->workspace, choice->workspace_bytes, cuda->stream),
                  "a matrix product");
+}
+
+static int multiply_by_kernels(KnCuda *cuda, const KnCudaProduct *p)
+{
+    KN_ASSERT(!p->fp8);
+    return kn_cuda_check(kn_cuda_own_product(p, cuda->stream), "a matrix product");
+}
+
+int kn_cuda_product(KnCuda *cuda, const KnCudaProduct *p)
+{
+    if (p->m == 0 || p->n == 0 || p->count == 0)
+        return KN_OK;
+    if (p->k == 0)
+        return multiply_nothing(cuda, p);
+    return cuda->matmuls->handle ? multiply_by_library(cuda, p) : multiply_by_kernels(cuda, p);
 }
 
 static cudaError_t run_matmul(KnCuda *cuda, const KnCall *call)
@@ -314,11 +326,19 @@ const KnCudaOp kn_cuda_op_matmul = {run_matmul, NULL};
 
 /* ---- opening and closing ---- */
 
+/* No handle: products are our own kernels'. */
 int kn_cuda_matmul_open(KnCuda *cuda)
 {
     struct KnCudaMatmuls *made = cuda->matmuls = kn_alloc(sizeof *made);
-    KN_TRY(check(cublasLtCreate(&made->handle), "starting cuBLASLt"));
-    return cuda->base.allocate(&cuda->base, &made->workspace, WORKSPACE_BYTES, "the products' workspace");
+    const char *setting = getenv("KINORA_CUBLASLT");
+    int wanted = !setting || strcmp(setting, "0") != 0;
+    if (wanted && cublasLtCreate(&made->handle) == CUBLAS_STATUS_SUCCESS)
+        return cuda->base.allocate(&cuda->base, &made->workspace, WORKSPACE_BYTES, "the products' workspace");
+    made->handle = NULL;
+    cuda->has_fp8 = 0;
+    kn_warn("%s: matrix products run by Kinora's own kernels, which are slower",
+            wanted ? "cuBLASLt does not start" : "KINORA_CUBLASLT is 0");
+    return KN_OK;
 }
 
 void kn_cuda_matmul_close(KnCuda *cuda)

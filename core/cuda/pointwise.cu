@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(KN_THREADS) map_two(F f, const T *a, const T *
         out[i] = kn_narrow<T>(f(kn_widen(a[i]), kn_widen(b[i])));
 }
 
-__global__ void __launch_bounds__(KN_THREADS) add_parts_kernel(KnCudaSum p, int64_t n, int64_t vectors)
+__global__ void __launch_bounds__(KN_THREADS) add_sum_kernel(KnCudaSum p, int64_t n, int64_t vectors)
 {
     for (int64_t i = kn_first(); i < vectors; i += kn_step()) {
         float a[8], b[8];
@@ -297,7 +297,7 @@ cudaError_t kn_cuda_add_parts(const KnCudaSum *sum, int64_t n, cudaStream_t stre
     int64_t vectors = kn_aligned(sum->a, sum->b, sum->out) ? n / 8 : 0;
     if (n == 0)
         return cudaSuccess;
-    KN_LAUNCH(add_parts_kernel, kn_blocks(vectors ? vectors : n), KN_THREADS, 0, stream, *sum, n, vectors);
+    KN_LAUNCH(add_sum_kernel, kn_blocks(vectors ? vectors : n), KN_THREADS, 0, stream, *sum, n, vectors);
     return cudaGetLastError();
 }
 

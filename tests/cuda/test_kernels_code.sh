@@ -10,11 +10,13 @@ kernels=$build/kernels
 }
 
 # The most registers of kernels on any architecture; the first pattern that fits counts. Attention has its sums in
-# registers. Backward passes over rows have sums in registers too, and blocks of 192 threads for Wan 1.3B, of which a
-# multiprocessor of 65,536 registers has four. Layer norm has its row in registers, and blocks of 256 threads, three of
-# them. All others have blocks of 256, four of them at least.
+# registers, and so have products, of whose blocks of 256 threads a multiprocessor has two. Backward passes over rows
+# have sums in registers too, and blocks of 192 threads for Wan 1.3B, of which a multiprocessor of 65,536 registers has
+# four. Layer norm has its row in registers, and blocks of 256 threads, three of them. All others have blocks of 256,
+# four of them at least.
 cat >bounds <<'END'
 (forward|dq|dkv)_kernel< 255
+product_kernel 128
 row_pass_kernel< 80
 layer_norm_kernel< 80
 . 64
@@ -41,9 +43,12 @@ gather_kernel<uint4> 1 1 0
 parts_kernel<uint4> 1 1 0
 squares_kernel<(float|__nv_bfloat16)> 1 0 0
 adamw_kernel 4 3 0
-add_parts_kernel< 1 1 0
+add_parts_kernel 1 1 0
+add_sum_kernel 2 1 0
+merge_kernel<8> 2 1 0
 statistics_kernel<.*,[48]> 2 0 0
 (forward|dq|dkv)_kernel<[0-9] 0 0 2
+tensor_product_kernel<(true|false),(true|false),true> 1 1 4
 END
 
 short_names() { # without spaces, results and parameters: what stands before the name's last parenthesis opens

@@ -1,7 +1,7 @@
 /* What the CUDA backend makes of products and of what follows them: biases, GELU and sums in cuBLASLt's epilogues; and
  * of gated residuals and the norms that follow them. The plugin is linked to libraries that need no GPU
- * (tests/emulated); with a GPU at hand, `test_products --gpu` runs the same on it, by kinora-cuda.so, and says which
- * form of GELU cuBLASLt has. */
+ * (tests/emulated); then the same by our own kernels for products. With a GPU at hand, `test_products --gpu` runs the
+ * same on it, by kinora-cuda.so, and says which form of GELU cuBLASLt has. */
 #include "built_path.h"
 
 #include "core/base/bf16.h"
@@ -749,6 +749,88 @@ static void other_products_stay_as_they_are(void **state)
     }
 }
 
+/* ---- shapes ---- */
+
+static int wrong_elements(const Trial *t, const KnTensor *result, const double *truth)
+{
+    double *got = read_values(t, result);
+    int64_t count = kn_tensor_elements(result);
+    int wrong = 0;
+    for (int64_t i = 0; i < count; i++) {
+        double most = (result->dtype == KN_BF16 ? 0.0041 : 1e-6) * (fabs(truth[i]) + 1e-3);
+        wrong += !(fabs(got[i] - truth[i]) <= most);
+    }
+    free(got);
+    return wrong;
+}
+
+/* op(a) op(b) + bias, a stored as [k, m] and b as [n, k] where transposed, in float64. */
+static double *multiplied(const Trial *t, const KnTensor *bias, const int64_t size[3], int transposes)
+{
+    int64_t m = size[0], n = size[1], k = size[2];
+    double *truth = kn_alloc((size_t)(m * n + 1) * sizeof *truth);
+    for (int64_t i = 0; i < m * n; i++) {
+        int64_t row = i / n, column = i % n;
+        truth[i] = bias ? t->values[2][column] : 0;
+        for (int64_t j = 0; j < k; j++)
+            truth[i] += t->values[0][transposes & 1 ? j * m + row : row * k + j] *
+                        t->values[1][transposes & 2 ? column * k + j : j * n + column];
+    }
+    return truth;
+}
+
+/* Sizes about those of tiles, and such that rows are whole pieces of 16 bytes or not. */
+static void products_are_right_of_every_shape(void **state)
+{
+    static const int64_t sizes[][3] = {{1, 1, 1},      {7, 17, 1},    {1, 257, 33}, {129, 7, 17}, {64, 136, 72},
+                                       {136, 264, 40}, {17, 129, 96}, {2, 8, 257},  {257, 1, 24}};
+    (void)state;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int kind = 0; kind < 12; kind++) { /* transposes, and bf16, bf16 into float32 or float32 */
+            int transposes = kind % 4;
+            int64_t m = sizes[i][0], n = sizes[i][1], k = sizes[i][2];
+            KnDtype dtype = kind / 4 < 2 ? KN_BF16 : KN_F32, to = kind / 4 < 1 ? KN_BF16 : KN_F32;
+            Trial t = trial_begin();
+            KnTensor *a = leaf(&t, KN_ROLE_INPUT, dtype, transposes & 1 ? k : m, transposes & 1 ? m : k, 1);
+            KnTensor *b = leaf(&t, KN_ROLE_INPUT, dtype, transposes & 2 ? n : k, transposes & 2 ? k : n, 1);
+            KnTensor *bias = i % 2 ? leaf(&t, KN_ROLE_PARAMETER, KN_F32, 1, n, 2) : NULL;
+            KnTensor *product = kn_matmul(t.graph, a, transposes & 1, b, transposes >> 1, bias, to);
+            double *truth = multiplied(&t, bias, sizes[i], transposes);
+            run(&t, &product, 1);
+            int wrong = wrong_elements(&t, product, truth);
+            if (wrong)
+                fail_msg("%lld x %lld x %lld, kind %d: %d elements are wrong", (long long)m, (long long)n, (long long)k,
+                         kind, wrong);
+            free(truth);
+            trial_end(&t);
+        }
+}
+
+/* Operands that begin two or four bytes past a multiple of 16. */
+static void products_are_right_of_unaligned_operands(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < 8; kind++) {
+        int transposes = kind % 4;
+        const int64_t size[3] = {72, 136, 40};
+        Trial t = trial_begin();
+        KnTensor *whole = leaf(&t, KN_ROLE_INPUT, kind < 4 ? KN_BF16 : KN_F32, 1, 1 + size[0] * size[2], 1);
+        KnTensor *b =
+            leaf(&t, KN_ROLE_INPUT, whole->dtype, size[transposes & 2 ? 1 : 2], size[transposes & 2 ? 2 : 1], 1);
+        KnTensor *a =
+            kn_view(t.graph, whole, 1, 2, (int64_t[]){size[transposes & 1 ? 2 : 0], size[transposes & 1 ? 0 : 2]});
+        KnTensor *product = kn_matmul(t.graph, a, transposes & 1, b, transposes >> 1, NULL, KN_F32);
+        double *kept = t.values[0];
+        t.values[0]++;
+        double *truth = multiplied(&t, NULL, size, transposes);
+        t.values[0] = kept;
+        run(&t, &product, 1);
+        assert_int_equal(wrong_elements(&t, product, truth), 0);
+        free(truth);
+        trial_end(&t);
+    }
+}
+
 /* ---- all of them ---- */
 
 int main(int argc, char **argv)
@@ -773,6 +855,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(operands_are_rounded_by_the_scale_that_is_given),
         cmocka_unit_test(an_addition_is_part_of_a_product_of_8_bits),
         cmocka_unit_test(other_products_stay_as_they_are),
+        cmocka_unit_test(products_are_right_of_every_shape),
+        cmocka_unit_test(products_are_right_of_unaligned_operands),
     };
     on_gpu = argc > 1 && strcmp(argv[1], "--gpu") == 0;
     char *path = plugin_path(on_gpu ? "kinora-cuda.so" : "kinora-cuda-emulated.so");
@@ -780,12 +864,18 @@ int main(int argc, char **argv)
         printf("%s: built without CUDA: skipped\n", path);
         return SKIPPED;
     }
-    if (kn_cuda_backend_open(path, 0, &cuda) < 0) {
-        printf("%s\n", kn_error_message());
-        return 1;
+    int failures = 0;
+    for (int own = 0; own < 2; own++) { /* by cuBLASLt, then by our own kernels */
+        if (own)
+            setenv("KINORA_CUBLASLT", "0", 1);
+        if (kn_cuda_backend_open(path, 0, &cuda) < 0) {
+            printf("%s\n", kn_error_message());
+            return 1;
+        }
+        failures +=
+            _cmocka_run_group_tests(own ? "own kernels" : "cuBLASLt", tests, sizeof tests / sizeof *tests, NULL, NULL);
+        kn_backend_close(cuda);
     }
-    int failures = cmocka_run_group_tests(tests, NULL, NULL);
-    kn_backend_close(cuda);
     free(path);
     return failures != 0;
 }

@@ -44,7 +44,7 @@ run half 1 --set train.precision=fp8 --set train.steps=5 --resume
 
 refuse "computes on the CPU: take bf16" \
     "$kinora" train small.yaml --set run.dir=none --set run.device=cpu --set train.precision=fp8
-KINORA_EMULATED_CAPABILITY=89 refuse "computes on an older one: take bf16" \
+KINORA_EMULATED_CAPABILITY=89 refuse "computes on an older one or without it: take bf16" \
     "$kinora" train small.yaml --set run.dir=none --set run.device=cuda --set train.precision=fp8
 [ ! -e none ] || fail "a run was begun"
 echo "fp8: follows bf16, and resumes to the bit"
