@@ -12,13 +12,37 @@
 #include "dist/sharding.h"
 
 #include <stdlib.h>
+#include <string.h>
+
+enum { MOST_WINDOWS = 32 };
+
+/* The windows that were made of span tables: all layers want the same. */
+typedef struct Windows {
+    KnTensor *list[MOST_WINDOWS];
+    int count;
+} Windows;
 
 typedef struct Ring {
     KnGraph *graph;
+    Windows *windows;
     const KnRing *ring;
     KnTensor *q, *k, *v, *spans;
     const KnAttentionAttributes *attributes;
 } Ring;
+
+static KnTensor *window_of(const Ring *r, KnSpanWindowAttributes rows)
+{
+    Windows *w = r->windows;
+    for (int i = 0; i < w->count; i++) {
+        const KnNode *made = w->list[i]->producer;
+        if (made->inputs[0] == r->spans && memcmp(made->attributes, &rows, sizeof rows) == 0)
+            return w->list[i];
+    }
+    KnTensor *made = kn_span_window(r->graph, r->spans, rows.q_first, rows.q_count, rows.k_first, rows.k_count);
+    if (w->count < MOST_WINDOWS)
+        w->list[w->count++] = made;
+    return made;
+}
 
 static KnTensor *pass_on(const Ring *r, KnTensor *x, int64_t rows, const char *name)
 {
@@ -44,8 +68,8 @@ static int64_t rows_of(const Ring *r, int rank)
 static KnTensor *spans_at(const Ring *r, int step)
 {
     int me = r->ring->rank, owner = owner_at(r, step);
-    return kn_span_window(r->graph, r->spans, r->ring->cuts[me], rows_of(r, me), r->ring->cuts[owner],
-                          rows_of(r, owner));
+    return window_of(
+        r, (KnSpanWindowAttributes){r->ring->cuts[me], rows_of(r, me), r->ring->cuts[owner], rows_of(r, owner)});
 }
 
 /* Of the sum so far and the part of `step`. */
@@ -140,8 +164,8 @@ static KnTensor *window(const Ring *r, int my_queries, int my_keys)
 {
     const int64_t *cuts = r->ring->cuts;
     int64_t all = cuts[r->ring->ranks], first = cuts[r->ring->rank], count = cuts[r->ring->rank + 1] - first;
-    return kn_span_window(r->graph, r->spans, my_queries ? first : 0, my_queries ? count : all, my_keys ? first : 0,
-                          my_keys ? count : all);
+    return window_of(r, (KnSpanWindowAttributes){my_queries ? first : 0, my_queries ? count : all, my_keys ? first : 0,
+                                                 my_keys ? count : all});
 }
 
 static void gather_forward(Ring *r, KnTensor *results[2])
@@ -179,10 +203,11 @@ static int is_ring(const KnNode *node)
     return attention && ((const KnAttentionAttributes *)node->attributes)->ring != NULL;
 }
 
-static void expand(KnGraph *graph, const KnNode *node, KnTensor **results)
+static void expand(KnGraph *graph, Windows *windows, const KnNode *node, KnTensor **results)
 {
     const KnAttentionAttributes *attributes = (const KnAttentionAttributes *)node->attributes;
     Ring r = {.graph = graph,
+              .windows = windows,
               .ring = attributes->ring,
               .q = node->inputs[0],
               .k = node->inputs[1],
@@ -211,6 +236,7 @@ void kn_ring_expand(KnGraph *graph)
     int tensors = graph->tensor_count;
     KnTensor **replaced = kn_alloc((size_t)tensors * sizeof *replaced);
     KnNodeList old;
+    Windows windows = {.count = 0};
     kn_graph_take_nodes(graph, &old);
     for (int i = 0; i < old.count; i++) {
         KnNode *node = old.nodes[i];
@@ -222,7 +248,7 @@ void kn_ring_expand(KnGraph *graph)
             continue;
         }
         KnTensor *results[3];
-        expand(graph, node, results);
+        expand(graph, &windows, node, results);
         for (int k = 0; k < node->output_count; k++)
             replaced[node->outputs[k]->id] = results[k];
     }
