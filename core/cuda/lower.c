@@ -111,6 +111,7 @@ void kn_cuda_lower(KnGraph *graph)
     l.gone = kn_alloc(nodes);
     kn_cuda_lower_residuals(graph);
     kn_cuda_lower_sums(graph);
+    kn_cuda_lower_residual_gradients(graph);
     kn_graph_mark_prologue(graph);
     l.fp8 = kn_cuda_fp8_begin(graph);
     kn_graph_take_nodes(graph, &l.old);

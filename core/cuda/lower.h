@@ -20,8 +20,9 @@ KnNode *kn_cuda_add_to(KnNode *product, const KnNode *addition);
 /* Rotary positions in the passes of RMS norms (lower_rope.c): those nodes are then gone. */
 void kn_cuda_turn_in_norms(const KnNodeList *nodes, const int *readers, char *gone);
 
-/* Gated residuals in the passes of layer norms (lower_residual.c). */
+/* Gated residuals in the passes of layer norms (lower_residual.c), forward; and backward, after the next pass. */
 void kn_cuda_lower_residuals(KnGraph *graph);
+void kn_cuda_lower_residual_gradients(KnGraph *graph);
 
 /* Sums that backward nodes make beside their results (lower_sums.c). */
 void kn_cuda_lower_sums(KnGraph *graph);

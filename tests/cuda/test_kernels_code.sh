@@ -15,7 +15,7 @@ kernels=$build/kernels
 # them. All others have blocks of 256, four of them at least.
 cat >bounds <<'END'
 (forward|dq|dkv)_kernel< 255
-row_pass_kernel< 80
+(row_pass_kernel<|norm_gate_kernel) 80
 layer_norm_kernel< 80
 . 64
 END
@@ -30,6 +30,7 @@ squares_kernel<.*,[48]> 1 0 0
 squares_backward_kernel<.*,[48]> 1 1 0
 kn_row_sum_kernel<.*,[48]> 4 0 0
 kn_row_pass_kernel<.*,[48]> 8 4 0
+norm_gate_kernel 8 4 0
 modulate_kernel<.*,[48]> 2 1 0
 map_one< 1 1 0
 map_two< 2 1 0
@@ -40,7 +41,7 @@ copy_kernel<uint4, 1 1 0
 gather_kernel<uint4> 1 1 0
 squares_kernel<(float|__nv_bfloat16)> 1 0 0
 adamw_kernel 4 3 0
-add_parts_kernel< 1 1 0
+add_parts_kernel 1 1 0
 statistics_kernel<.*,[48]> 2 0 0
 (forward|dq|dkv)_kernel<[0-9] 0 0 2
 END
