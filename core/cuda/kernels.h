@@ -192,6 +192,13 @@ typedef struct KnCudaModulateBackward {
 } KnCudaModulateBackward;
 cudaError_t kn_cuda_modulate_backward(int bf16, const KnCudaModulateBackward *backward, cudaStream_t stream);
 
+/* ---- norm_gate.cu ---- */
+
+/* Both backwards, the second of what the first one writes: norm->y is gate->grad. Their workspace is one, of twice
+ * kn_cuda_row_pass_floats of the gate's rows. */
+cudaError_t kn_cuda_layer_norm_gate_backward(int bf16, const KnCudaNorm *norm, const KnCudaModulateBackward *gate,
+                                             cudaStream_t stream);
+
 /* ---- loss.cu: `sums` has KN_CUDA_SUM_BLOCKS floats of scratch ---- */
 
 enum { KN_CUDA_SUM_BLOCKS = 1024 };

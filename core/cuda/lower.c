@@ -103,6 +103,7 @@ void kn_cuda_lower(KnGraph *graph)
     l.gone = kn_alloc(nodes);
     kn_cuda_lower_residuals(graph);
     kn_cuda_lower_sums(graph);
+    kn_cuda_lower_residual_gradients(graph);
     kn_graph_mark_prologue(graph);
     l.fp8 = kn_cuda_fp8_begin(graph);
     l.biases = kn_cuda_biases_begin(graph);

@@ -22,8 +22,9 @@ void kn_cuda_turn_in_norms(const KnNodeList *nodes, const int *readers, char *go
 /* Then, in those that turn: columns laid in groups of one width (lower_rope.c). */
 void kn_cuda_group_in_norms(const KnNodeList *nodes, const int *readers, char *gone);
 
-/* Gated residuals in the passes of layer norms (lower_residual.c). */
+/* Gated residuals in the passes of layer norms (lower_residual.c), forward; and backward, after the next pass. */
 void kn_cuda_lower_residuals(KnGraph *graph);
+void kn_cuda_lower_residual_gradients(KnGraph *graph);
 
 /* Sums that backward nodes make beside their results (lower_sums.c). */
 void kn_cuda_lower_sums(KnGraph *graph);

@@ -512,7 +512,7 @@ template <class P> static cudaError_t kn_row_pass(int bf16, KnRowPass s, cudaStr
     if (error != cudaSuccess || !sums || s.columns == 0)
         return error;
     const KnRowRange *ranges = kn_slab_ranges(s.workspace, s.slabs, s.rows, s.columns);
-    return kn_add_slabs({s.workspace, ranges, s.slabs, s.rows, s.columns, {s.sums[0], s.sums[1]}, 0, P::joins},
+    return kn_add_slabs({s.workspace, ranges, s.slabs, s.rows, s.columns, {s.sums[0], s.sums[1]}, 0, P::joins ? 2 : 0},
                         P::results, stream);
 }
 

@@ -99,9 +99,9 @@ struct KnSlabSums {
     const float *workspace;
     const KnRowRange *ranges; /* [slabs]; NULL: all rows */
     int64_t slabs, rows, columns;
-    void *out[2]; /* a NULL is left out */
+    void *out[4]; /* a NULL is left out */
     int out_bf16;
-    int joins; /* the second result is [columns], the sum over all rows */
+    int joins; /* a bit for each result that is [columns], the sum over all rows */
 };
 
 /* One slab's part of a sum. */
@@ -112,7 +112,7 @@ static __device__ __forceinline__ float kn_part_of(const KnSlabSums &s, int whic
     if (!s.ranges)
         return sums[row * s.columns];
     const KnRowRange range = s.ranges[slab];
-    if (which == 0 || !s.joins)
+    if (!(s.joins >> which & 1))
         return row >= range.first && row <= range.last ? sums[row * s.columns] : 0.0f;
     float sum = 0;
     for (int r = range.first; r <= range.last; r++)
@@ -127,8 +127,9 @@ static __global__ void __launch_bounds__(32 * KN_SLAB_WARPS, 2) kn_add_slabs_ker
     __shared__ float parts[KN_SLAB_WARPS][32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, which = blockIdx.y;
     const int64_t at = (int64_t)blockIdx.x * 32 + lane, row = at / s.columns, column = at % s.columns;
-    void *out = which == 0 ? s.out[0] : s.out[1]; /* an index would need local memory */
-    const bool mine = out && row < (which == 1 && s.joins ? 1 : s.rows);
+    /* an index would need local memory */
+    void *out = which == 0 ? s.out[0] : which == 1 ? s.out[1] : which == 2 ? s.out[2] : s.out[3];
+    const bool mine = out && row < (s.joins >> which & 1 ? 1 : s.rows);
     const int64_t end = mine ? s.slabs : 0;
     float sum = 0;
 #pragma unroll KN_SUMS_AT_ONCE

@@ -59,9 +59,30 @@ static cudaError_t run_layer_norm(KnCuda *cuda, const KnCall *call)
     return kn_cuda_layer_norm(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 
+/* With the backward of the gated residual that the norm was of. */
+static cudaError_t run_layer_norm_gate_backward(KnCuda *cuda, const KnCall *call, const KnCudaNorm *norm)
+{
+    const KnNode *node = call->node;
+    KnCudaModulateBackward gate = {.tokens = norm->tokens,
+                                   .columns = norm->columns,
+                                   .rows = kn_tensor_rows(node->inputs[8]),
+                                   .x = call->inputs[7],
+                                   .grad = norm->y,
+                                   .factor = call->inputs[8],
+                                   .row_of = call->inputs[5],
+                                   .out = call->outputs[3],
+                                   .factor_sum = call->outputs[4],
+                                   .out_sum = node->output_count > 5 ? call->outputs[5] : NULL,
+                                   .workspace = call->workspace,
+                                   .fault = cuda->fault};
+    return kn_cuda_layer_norm_gate_backward(kn_cuda_bf16_of(call), norm, &gate, cuda->stream);
+}
+
 static size_t layer_norm_backward_bytes(const KnNode *node)
 {
     const KnTensor *scale = node->inputs[4];
+    if (node->input_count > 7) /* kn_cuda_layer_norm_gate_backward */
+        return 2 * pass_bytes(node, kn_tensor_rows(node->inputs[8]));
     return node->output_count > 1 ? pass_bytes(node, scale ? kn_tensor_rows(scale) : 1) : 0;
 }
 
@@ -72,11 +93,13 @@ static cudaError_t run_layer_norm_backward(KnCuda *cuda, const KnCall *call)
     norm.grad = call->inputs[2];
     norm.weight = call->inputs[3];
     norm.scale = call->inputs[4];
-    norm.row_of = call->inputs[5];
+    norm.row_of = norm.scale ? call->inputs[5] : NULL; /* which may be the gate's alone */
     norm.scale_rows = norm.scale ? kn_tensor_rows(call->node->inputs[4]) : 0;
     norm.added = call->node->input_count > 6 ? call->inputs[6] : NULL;
     norm.sums[0] = call->node->output_count > 1 ? call->outputs[1] : NULL;
     norm.sums[1] = call->node->output_count > 1 ? call->outputs[2] : NULL;
+    if (call->node->input_count > 7)
+        return run_layer_norm_gate_backward(cuda, call, &norm);
     return kn_cuda_layer_norm_backward(kn_cuda_bf16_of(call), &norm, cuda->stream);
 }
 

@@ -77,9 +77,20 @@ static int row_pass(const KnNode *node, KnKernelWork *list, const KnTensor *adde
     return 2;
 }
 
+/* core/cuda/norm_gate.cu: the same with the branch and its gradient, a token at a time. In float32 it is two passes;
+ * one is as near as plans need it. */
+static int norm_gate_backward(const KnNode *node, KnKernelWork *list)
+{
+    int count = row_pass(node, list, node->inputs[6], kn_tensor_rows(node->inputs[8]), 4);
+    list[0].bytes += 2 * bytes_of(node->inputs[7]);
+    return count;
+}
+
 static int layer_norm_backward(const KnNode *node, KnKernelWork *list)
 {
     const KnTensor *scale = node->inputs[4];
+    if (node->input_count > 7)
+        return norm_gate_backward(node, list);
     const KnTensor *added = node->input_count > 6 ? node->inputs[6] : NULL;
     return row_pass(node, list, added, scale ? kn_tensor_rows(scale) : 1, node->output_count - 1);
 }

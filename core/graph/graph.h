@@ -16,7 +16,7 @@
 
 #include <stdint.h>
 
-enum { KN_MAX_DIMS = 5, KN_MAX_INPUTS = 8, KN_MAX_OUTPUTS = 6, KN_ATTRIBUTE_BYTES = 64 };
+enum { KN_MAX_DIMS = 5, KN_MAX_INPUTS = 9, KN_MAX_OUTPUTS = 6, KN_ATTRIBUTE_BYTES = 64 };
 
 typedef enum KnDtype { KN_F32, KN_BF16, KN_I32, KN_U8, KN_DTYPE_COUNT } KnDtype;
 size_t kn_dtype_bytes(KnDtype dtype);

@@ -228,7 +228,8 @@ KnTensor *kn_layer_norm_modulated(KnGraph *graph, KnTensor *x, KnTensor *scale, 
                                   float eps);
 /* LAYER_NORM_BACKWARD inputs: x, stats, grad_out, weight, scale, rows (the latter three as above, or NULL); outputs:
  * dx, then for affine dweight [D], dbias [D]; for modulated dscale [R,D], dshift [R,D] (f32). Backends' lowering passes
- * alone make an input 6, like x, which is added to dx. */
+ * alone make an input 6, like x, which is added to dx, and with it inputs 7 and 8, y and gate of a
+ * GATED_RESIDUAL_BACKWARD of dx, whose rows are then input 5, and whose outputs follow the others. */
 
 /* x / sqrt(mean(x^2) + eps) * weight[D]. Output 1: f32 [L] of 1/sqrt(...). Backends' lowering passes alone make norms
  * whose result is turned as kn_rope does it, positions and table being inputs 3 and 4, of whole and of split rows; and

@@ -17,7 +17,7 @@ kernels=$build/kernels
 cat >bounds <<'END'
 (forward|dq|dkv)_kernel< 255
 product_kernel 128
-row_pass_kernel< 80
+(row_pass_kernel<|norm_gate_kernel) 80
 layer_norm_kernel< 80
 . 64
 END
@@ -32,6 +32,7 @@ squares_kernel<.*,[48]> 1 0 0
 squares_backward_kernel<.*,[48]> 1 1 0
 kn_row_sum_kernel<.*,[48]> 4 0 0
 kn_row_pass_kernel<.*,[48]> 8 4 0
+norm_gate_kernel 8 4 0
 modulate_kernel<.*,[48]> 2 1 0
 map_one< 1 1 0
 map_two< 2 1 0

@@ -136,6 +136,8 @@ static int count_sums(const KnGraph *graph)
         int id = node->op->id, usual = id == KN_OP_ACTIVATION_BACKWARD ? 1 : 2;
         if (id == KN_OP_RMS_NORM_BACKWARD || id == KN_OP_GATED_RESIDUAL_BACKWARD || id == KN_OP_ACTIVATION_BACKWARD)
             sums += node->output_count > usual;
+        if (id == KN_OP_LAYER_NORM_BACKWARD) /* and the gate's */
+            sums += node->output_count > 5;
     }
     return sums;
 }
@@ -278,7 +280,8 @@ static void rotary_positions_stay_apart_where_they_must(void **state)
 }
 
 /* Of two blocks both gates: the first one's sum goes to the norm before the attention to text, the second one's to the
- * next block or to the head. The other norms read what enters the transformer, and what a product has added to. */
+ * next block or to the head. The other norms read what enters the transformer, and what a product has added to.
+ * Backward the same, but for the head: nothing goes round its norm. */
 static void gated_residuals_are_part_of_norms(void **state)
 {
     Training t;
@@ -288,10 +291,18 @@ static void gated_residuals_are_part_of_norms(void **state)
     assert_int_equal(count_nodes(graph, KN_OP_GATED_RESIDUAL, 0), 0);
     assert_int_equal(count_nodes(graph, KN_OP_LAYER_NORM, 8), 4);
     assert_int_equal(count_nodes(graph, KN_OP_LAYER_NORM, 6), 3);
+    assert_int_equal(count_nodes(graph, KN_OP_GATED_RESIDUAL_BACKWARD, 0), 1);
+    assert_int_equal(count_nodes(graph, KN_OP_LAYER_NORM_BACKWARD, 9), 3);
+    assert_int_equal(count_nodes(graph, KN_OP_LAYER_NORM_BACKWARD, 7), 3);
     for (int i = 0; i < graph->node_count; i++) {
         const KnNode *node = graph->nodes[i];
         KnKernelWork k[KN_MOST_KERNELS];
-        double x = 2048 * 128 * 2, row = 128 * 4;
+        double x = 2048 * 128 * 2, row = 128 * 4, slabs = 128;
+        if (node->op->id == KN_OP_LAYER_NORM_BACKWARD && node->input_count == 9) {
+            assert_int_equal(cuda->kernels(node, k), 2);
+            assert_true(k[0].launches == 1 && k[0].bytes == 6 * x + 4 * slabs * row);
+            assert_true(k[1].bytes == 4 * slabs * row + 4 * (double)kn_tensor_bytes(node->inputs[8]));
+        }
         if (node->op->id != KN_OP_LAYER_NORM || node->input_count != 8)
             continue;
         double of_rows = node->inputs[1] ? 2 * row + (double)kn_tensor_bytes(node->inputs[7])
@@ -328,6 +339,34 @@ static void gated_residuals_stay_apart_where_they_must(void **state)
     }
 }
 
+/* What keeps them apart: another index of rows, a branch that is made after the norm's backward, as that of a block
+ * that is computed again is. */
+static void gradients_of_gated_residuals_stay_apart_where_they_must(void **state)
+{
+    (void)state;
+    for (int reason = 0; reason < 3; reason++) {
+        KnGraph *graph = kn_graph_create();
+        KnTensor *x = input(graph, KN_BF16, 30, 16), *y = input(graph, KN_BF16, 30, 16), *gradients[2];
+        KnTensor *gate = input(graph, KN_F32, 2, 16), *target = input(graph, KN_F32, 30, 16);
+        KnTensor *rows = kn_leaf(graph, KN_ROLE_INPUT, KN_I32, 1, (int64_t[]){30}, "rows");
+        KnTensor *others = kn_leaf(graph, KN_ROLE_INPUT, KN_I32, 1, (int64_t[]){30}, "others");
+        KnTensor *weights = kn_leaf(graph, KN_ROLE_INPUT, KN_F32, 1, (int64_t[]){30}, "weights");
+        kn_block_begin(graph);
+        KnTensor *sum = kn_gated_residual(graph, x, kn_scale(graph, y, 2), gate, rows);
+        kn_block_end(graph);
+        KnTensor *norm = kn_layer_norm_modulated(graph, sum, gate, gate, reason == 1 ? others : rows, 1e-6f);
+        KnTensor *loss = kn_masked_mse(graph, kn_add(graph, sum, norm), target, weights);
+        kn_gradient(graph, loss, (KnTensor *[]){x, y}, 2, gradients, kn_add);
+        if (reason == 2)
+            kn_recompute_blocks(graph, (const char[]){1});
+        cuda->lower(cuda, graph);
+        kn_graph_finish(graph, gradients, 2);
+        assert_int_equal(count_nodes(graph, KN_OP_GATED_RESIDUAL_BACKWARD, 0), reason > 0);
+        assert_int_equal(count_nodes(graph, KN_OP_LAYER_NORM_BACKWARD, 9), reason == 0);
+        kn_graph_destroy(graph);
+    }
+}
+
 int main(void)
 {
     static const char path[] = "../kinora-cuda-emulated.so"; /* from the folder of tests, where they run */
@@ -347,6 +386,7 @@ int main(void)
         cmocka_unit_test(columns_are_grouped_by_norms),
         cmocka_unit_test(gated_residuals_are_part_of_norms),
         cmocka_unit_test(gated_residuals_stay_apart_where_they_must),
+        cmocka_unit_test(gradients_of_gated_residuals_stay_apart_where_they_must),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

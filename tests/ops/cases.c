@@ -626,6 +626,8 @@ const OpCase op_cases[] = {
     {"gated_residual 613x131", build_gated_residual, {613, 131, 5, 1}, OP_LARGE},
     {"gated_residual 203x64", build_gated_residual, {203, 64, 7, 0}, OP_LARGE},
     {"norm of a gated_residual 9x23", build_norm_of_gated_residual, {9, 23, 3, 1, 0}, SUM},
+    {"norm of a gated_residual 9x24", build_norm_of_gated_residual, {9, 24, 3, 1, 0}, SUM},
+    {"norm of a gated_residual, affine, 7x40", build_norm_of_gated_residual, {7, 40, 3, 0, 1}, SUM},
     {"norm of a gated_residual, affine, 7x29", build_norm_of_gated_residual, {7, 29, 3, 0, 1}, SUM},
     {"norm of a gated_residual 203x64", build_norm_of_gated_residual, {203, 64, 7, 0, 0}, SUM | OP_LARGE},
     {"norm of a gated_residual, affine, 35x1544", build_norm_of_gated_residual, {35, 1544, 3, 1, 1}, SUM | OP_LARGE},
