@@ -28,6 +28,7 @@ typedef struct Pass {
     KnTensor **buffers; /* by block, from stage 2 on: a room for its gradients */
     int *missing;       /* by block: gradients to come */
     int *readers;       /* by tensor: how many operands and gradients it is */
+    KnCollective *loss; /* whose sum over ranks is under way, or NULL */
     int started;        /* the block whose sum is under way; -1: none */
     KnTensor *range;    /* what arrives of it; NULL where its sum is in place */
 } Pass;
@@ -223,8 +224,18 @@ static int produces(const KnNode *node, const KnTensor *tensor)
     return 0;
 }
 
+/* Where the forward is over, and with it the loss: while the backward begins, its sum keeps nobody waiting. */
+static void start_loss(Pass *p)
+{
+    if (!p->options->reduce || !p->options->also || kn_mesh_group_size(p->options->mesh, KN_GROUP_SUM) == 1)
+        return;
+    p->loss = sum_over(p, KN_GROUP_SUM, "loss", -1);
+    kn_collective_in_place_start(p->graph, p->loss, p->options->also);
+}
+
 static void place(Pass *p)
 {
+    int begun = 0;
     KnNodeList old;
     p->missing = kn_alloc((size_t)p->set->block_count * sizeof *p->missing);
     p->buffers = kn_alloc((size_t)p->set->block_count * sizeof *p->buffers);
@@ -235,12 +246,16 @@ static void place(Pass *p)
     kn_graph_take_nodes(p->graph, &old);
     p->graph->in_backward = 1;
     for (int n = 0; n < old.count; n++) {
+        if (old.nodes[n]->backward && !begun++)
+            start_loss(p);
         kn_graph_put_node(p->graph, old.nodes[n]);
         for (int i = 0; old.nodes[n]->backward && i < p->wanted.count; i++)
             if (p->wanted.gradients[i] && produces(old.nodes[n], p->wanted.gradients[i]))
                 take_gradient(p, i);
     }
     finish_block(p);
+    if (p->loss)
+        kn_collective_in_place_wait(p->graph, p->loss, p->options->also);
     p->graph->in_backward = 0;
     free(old.nodes);
     free(p->missing);
@@ -263,11 +278,6 @@ void kn_place_gradients(KnGraph *graph, KnTensor *loss, const KnGradientOptions 
         kn_recompute_blocks(graph, options->recompute);
     make_leaves(&p);
     place(&p);
-    if (options->reduce && options->also && kn_mesh_group_size(options->mesh, KN_GROUP_SUM) > 1) {
-        KnCollective *c = sum_over(&p, KN_GROUP_SUM, "loss", -1);
-        kn_collective_in_place_start(graph, c, options->also);
-        kn_collective_in_place_wait(graph, c, options->also);
-    }
     free(p.wanted.leaves);
     free(p.wanted.gradients);
     free(p.wanted.parameters);

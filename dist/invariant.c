@@ -282,7 +282,7 @@ static void sum_block(Pass *p, int block)
     free(offsets);
     KnTensor *all = kn_collective(p->graph, c, p->plan->all[block], 2, (int64_t[]){rows, elements});
     KnTensor *sum = kn_sum_rows(p->graph, kn_gather_rows(p->graph, all, p->plan->order));
-    kn_accumulate(p->graph, p->plan->norm2, kn_sum_of_squares(p->graph, sum));
+    kn_accumulate(p->graph, p->plan->norm2, kn_sum_of_squares(p->graph, &sum, 1));
     const int64_t *cuts = kn_zero_cuts(zero, block);
     int64_t first = zero->stage ? cuts[zero->rank] : 0, end = zero->stage ? cuts[zero->rank + 1] : elements;
     kn_accumulate(p->graph, p->plan->sums[block], kn_view(p->graph, sum, first, 1, (int64_t[]){end - first}));

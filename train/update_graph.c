@@ -64,7 +64,24 @@ static KnUpdateRange owned(const KnUpdateBuilder *b, int block)
 
 static KnTensor *squares_of(KnUpdateBuilder *b, KnUpdateRange range)
 {
-    return kn_sum_of_squares(b->update->graph, kn_update_leaf(b, KN_UPDATE_GRADIENTS, range));
+    KnTensor *gradients = kn_update_leaf(b, KN_UPDATE_GRADIENTS, range);
+    return kn_sum_of_squares(b->update->graph, &gradients, 1);
+}
+
+/* Of all blocks, as many at a time as a node takes. */
+static KnTensor *squares_of_blocks(KnUpdateBuilder *b)
+{
+    KnTensor *list[KN_MAX_INPUTS], *sum = NULL;
+    int blocks = b->layout->zero.set->block_count, count = 0;
+    for (int block = 0; block < blocks; block++) {
+        list[count++] = kn_update_leaf(b, KN_UPDATE_GRADIENTS, owned(b, block));
+        if (count < KN_MAX_INPUTS && block + 1 < blocks)
+            continue;
+        KnTensor *squares = kn_sum_of_squares(b->update->graph, list, count);
+        sum = sum ? kn_add(b->update->graph, sum, squares) : squares;
+        count = 0;
+    }
+    return sum;
 }
 
 static KnTensor *summed(KnUpdateBuilder *b, KnTensor *squares, KnGroup group)
@@ -101,13 +118,9 @@ static KnTensor *global_norm2(KnUpdateBuilder *b)
 {
     KnGraph *graph = b->update->graph;
     int tensor = kn_mesh_group_size(&b->layout->mesh, KN_GROUP_TENSOR) > 1;
-    KnTensor *sum = NULL;
-    if (tensor)
-        sum = kn_add(graph, summed(b, squares_of_parameters(b, 1), KN_GROUP_TENSOR), squares_of_parameters(b, 0));
-    for (int block = 0; !tensor && block < b->layout->zero.set->block_count; block++) {
-        KnTensor *squares = squares_of(b, owned(b, block));
-        sum = sum ? kn_add(graph, sum, squares) : squares;
-    }
+    KnTensor *sum =
+        tensor ? kn_add(graph, summed(b, squares_of_parameters(b, 1), KN_GROUP_TENSOR), squares_of_parameters(b, 0))
+               : squares_of_blocks(b);
     return b->layout->zero.stage > 0 ? summed(b, sum, KN_GROUP_ZERO) : sum;
 }
 

@@ -97,6 +97,7 @@ cudaError_t kn_cuda_copy_pieces(const KnCudaPieces *pieces, cudaStream_t stream)
 typedef struct KnCudaParts {
     void *whole;
     void *parts[6];
+    const float *added; /* floats as wide as `whole`, to each of its rows that are split; or NULL */
     int64_t rows, part;
     int count, joins; /* joins: `whole` is written */
 } KnCudaParts;
@@ -202,7 +203,9 @@ cudaError_t kn_cuda_layer_norm_gate_backward(int bf16, const KnCudaNorm *norm, c
 /* ---- loss.cu: `sums` has KN_CUDA_SUM_BLOCKS floats of scratch ---- */
 
 enum { KN_CUDA_SUM_BLOCKS = 1024 };
-cudaError_t kn_cuda_sum_of_squares(int bf16, const void *x, int64_t n, float *sums, float *out, cudaStream_t stream);
+/* Of several tensors one after another; sums: KN_CUDA_SUM_BLOCKS floats for each. */
+cudaError_t kn_cuda_sum_of_squares(int bf16, const void *const *x, const int64_t *n, int count, float *sums, float *out,
+                                   cudaStream_t stream);
 cudaError_t kn_cuda_masked_mse(int bf16, const void *prediction, const float *target, const float *weight, float *sums,
                                float *out, int64_t rows, int64_t columns, cudaStream_t stream);
 /* `grad` is a scalar, or NULL for 1. */

@@ -49,13 +49,18 @@ __global__ void __launch_bounds__(KN_THREADS)
         sums[blockIdx.x] = sum;
 }
 
-template <class T> cudaError_t squares(const void *x, int64_t n, float *sums, float *out, cudaStream_t stream)
+template <class T>
+cudaError_t squares(const void *const *x, const int64_t *n, int count, float *sums, float *out, cudaStream_t stream)
 {
     constexpr int lanes = KnLanes<T>::count;
-    const int64_t vectors = kn_aligned(x) ? n / lanes : 0;
-    const unsigned blocks = kn_blocks(n / lanes + 1, MOST_BLOCKS);
-    KN_LAUNCH((squares_kernel<T>), blocks, KN_THREADS, 0, stream, (const T *)x, n, vectors, sums);
-    return total(sums, blocks, out, stream);
+    unsigned used = 0;
+    for (int i = 0; i < count; i++) {
+        const int64_t vectors = kn_aligned(x[i]) ? n[i] / lanes : 0;
+        const unsigned blocks = kn_blocks(n[i] / lanes + 1, MOST_BLOCKS);
+        KN_LAUNCH((squares_kernel<T>), blocks, KN_THREADS, 0, stream, (const T *)x[i], n[i], vectors, sums + used);
+        used += blocks;
+    }
+    return total(sums, used, out, stream);
 }
 
 /* A block takes whole rows; a weight of 0 masks a row whatever its values, NaN too. */
@@ -114,9 +119,11 @@ cudaError_t mse_backward(const void *prediction, const float *target, const floa
 
 } // namespace
 
-cudaError_t kn_cuda_sum_of_squares(int bf16, const void *x, int64_t n, float *sums, float *out, cudaStream_t stream)
+cudaError_t kn_cuda_sum_of_squares(int bf16, const void *const *x, const int64_t *n, int count, float *sums, float *out,
+                                   cudaStream_t stream)
 {
-    return bf16 ? squares<__nv_bfloat16>(x, n, sums, out, stream) : squares<float>(x, n, sums, out, stream);
+    return bf16 ? squares<__nv_bfloat16>(x, n, count, sums, out, stream)
+                : squares<float>(x, n, count, sums, out, stream);
 }
 
 cudaError_t kn_cuda_masked_mse(int bf16, const void *prediction, const float *target, const float *weight, float *sums,

@@ -56,6 +56,23 @@ __global__ void __launch_bounds__(KN_THREADS) parts_kernel(const __grid_constant
     }
 }
 
+__global__ void __launch_bounds__(KN_THREADS) split_sums_kernel(const __grid_constant__ KnCudaParts p, int64_t columns)
+{
+    float *part = (float *)p.parts[blockIdx.y];
+    for (int64_t i = kn_first(); i < p.rows * columns; i += kn_step()) {
+        const int64_t column = blockIdx.y * columns + i % columns;
+        part[i] = ((const float *)p.whole)[i / columns * columns * p.count + column] + p.added[column];
+    }
+}
+
+cudaError_t split_sums(const KnCudaParts &p, cudaStream_t stream)
+{
+    const int64_t columns = p.part / (int64_t)sizeof(float);
+    KN_LAUNCH(split_sums_kernel, dim3(kn_blocks(p.rows * columns), (unsigned)p.count), KN_THREADS, 0, stream, p,
+              columns);
+    return cudaGetLastError();
+}
+
 template <class Word> cudaError_t copy_parts(const KnCudaParts &p, cudaStream_t stream)
 {
     const int64_t words = p.part / (int64_t)sizeof(Word);
@@ -147,6 +164,8 @@ cudaError_t kn_cuda_copy_parts(const KnCudaParts *parts, cudaStream_t stream)
         bits |= (int64_t)(intptr_t)parts->parts[i];
     if (parts->rows == 0 || parts->part == 0)
         return cudaSuccess;
+    if (parts->added)
+        return split_sums(*parts, stream);
     if (bits % 16 == 0)
         return copy_parts<uint4>(*parts, stream);
     return bits % 4 == 0 ? copy_parts<uint32_t>(*parts, stream) : copy_parts<uint16_t>(*parts, stream);

@@ -3,8 +3,8 @@
 
 static size_t sums_bytes(const KnNode *node)
 {
-    (void)node;
-    return KN_CUDA_SUM_BLOCKS * sizeof(float);
+    int tensors = node->op->id == KN_OP_SUM_OF_SQUARES ? node->input_count : 1;
+    return (size_t)tensors * KN_CUDA_SUM_BLOCKS * sizeof(float);
 }
 
 static cudaError_t run_masked_mse(KnCuda *cuda, const KnCall *call)
@@ -24,8 +24,14 @@ static cudaError_t run_masked_mse_backward(KnCuda *cuda, const KnCall *call)
 
 static cudaError_t run_sum_of_squares(KnCuda *cuda, const KnCall *call)
 {
-    const KnTensor *x = call->node->inputs[0];
-    return kn_cuda_sum_of_squares(kn_cuda_is_bf16(x), call->inputs[0], kn_tensor_elements(x), call->workspace,
+    const KnNode *node = call->node;
+    const void *x[KN_MAX_INPUTS];
+    int64_t elements[KN_MAX_INPUTS];
+    for (int i = 0; i < node->input_count; i++) {
+        x[i] = call->inputs[i];
+        elements[i] = kn_tensor_elements(node->inputs[i]);
+    }
+    return kn_cuda_sum_of_squares(kn_cuda_is_bf16(node->inputs[0]), x, elements, node->input_count, call->workspace,
                                   call->outputs[0], cuda->stream);
 }
 

@@ -122,10 +122,11 @@ static cudaError_t run_ungroup_columns(KnCuda *cuda, const KnCall *call)
     return run_groups(cuda, call, 0);
 }
 
-static cudaError_t run_parts(KnCuda *cuda, const KnTensor *whole, void *memory, void *const *parts, int count,
-                             int joins)
+static cudaError_t run_parts(KnCuda *cuda, const KnTensor *whole, void *memory, const float *added, void *const *parts,
+                             int count, int joins)
 {
     KnCudaParts p = {.whole = memory,
+                     .added = added,
                      .rows = kn_tensor_rows(whole),
                      .part = row_bytes(whole) / count,
                      .count = count,
@@ -138,13 +139,13 @@ static cudaError_t run_parts(KnCuda *cuda, const KnTensor *whole, void *memory, 
 static cudaError_t run_split_columns(KnCuda *cuda, const KnCall *call)
 {
     const KnNode *node = call->node;
-    return run_parts(cuda, node->inputs[0], call->inputs[0], call->outputs, node->output_count, 0);
+    return run_parts(cuda, node->inputs[0], call->inputs[0], call->inputs[1], call->outputs, node->output_count, 0);
 }
 
 static cudaError_t run_join_columns(KnCuda *cuda, const KnCall *call)
 {
     const KnNode *node = call->node;
-    return run_parts(cuda, node->outputs[0], call->outputs[0], call->inputs, node->input_count, 1);
+    return run_parts(cuda, node->outputs[0], call->outputs[0], NULL, call->inputs, node->input_count, 1);
 }
 
 const KnCudaOp kn_cuda_op_gather_rows = {run_gather_rows, NULL};

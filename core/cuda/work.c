@@ -163,9 +163,10 @@ static int groups(const KnNode *node, KnKernelWork *list)
     return several(node, list, launches);
 }
 
+/* One kernel for each tensor, one for all of their blocks' sums. */
 static int reduce(const KnNode *node, KnKernelWork *list)
 {
-    return several(node, list, 2);
+    return several(node, list, node->op->id == KN_OP_SUM_OF_SQUARES ? node->input_count + 1 : 2);
 }
 
 static int (*const special[KN_OP_COUNT])(const KnNode *node, KnKernelWork *list) = {

@@ -219,7 +219,7 @@ static KnTensor *build_block(Builder *b, KnTensor *x)
     KnTensor *c[6], *rows = b->in->rows;
     Projected self, cross;
     float eps = (float)b->config->eps;
-    kn_split_columns(g, kn_add_row(g, b->modulation, block_leaf(b, "scale_shift_table")), 6, c);
+    kn_split_columns(g, b->modulation, block_leaf(b, "scale_shift_table"), 6, c);
     KnTensor *y = kn_layer_norm_modulated(g, x, c[1], c[0], rows, eps);
     /* What is ready first can be on its way to other ranks while the rest is computed, and the text's while queries
      * travel. */

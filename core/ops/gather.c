@@ -157,11 +157,12 @@ static void ungroup_gradient(KnGraph *graph, const KnNode *node, KnTensor *const
     grad_inputs[0] = kn_group_columns(graph, grad_outputs[0], p->cuts, p->groups);
 }
 
-void kn_split_columns(KnGraph *graph, KnTensor *x, int count, KnTensor **parts)
+void kn_split_columns(KnGraph *graph, KnTensor *x, KnTensor *row, int count, KnTensor **parts)
 {
     int64_t columns = kn_tensor_columns(x);
     KN_ASSERT(kn_is_float(x) && count > 0 && count <= KN_MAX_OUTPUTS && columns % count == 0);
-    KnNode *node = kn_node_append(graph, &kn_op_split_columns, NULL, 0, &x, 1);
+    KN_ASSERT(!row || (x->dtype == KN_F32 && row->dtype == KN_F32 && kn_tensor_elements(row) == columns));
+    KnNode *node = kn_node_append(graph, &kn_op_split_columns, NULL, 0, (KnTensor *[]){x, row}, 2);
     for (int i = 0; i < count; i++)
         parts[i] = kn_node_output(graph, node, x->dtype, 2, (int64_t[]){kn_tensor_rows(x), columns / count});
 }
@@ -169,8 +170,9 @@ void kn_split_columns(KnGraph *graph, KnTensor *x, int count, KnTensor **parts)
 static void split_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *grad_outputs, const int *wanted,
                            KnTensor **grad_inputs)
 {
-    (void)wanted;
     grad_inputs[0] = kn_join_columns(graph, grad_outputs, node->output_count);
+    if (node->inputs[1] && wanted[1])
+        grad_inputs[1] = kn_sum_rows(graph, grad_inputs[0]);
 }
 
 KnTensor *kn_join_columns(KnGraph *graph, KnTensor *const *parts, int count)
@@ -192,7 +194,7 @@ static void join_gradient(KnGraph *graph, const KnNode *node, KnTensor *const *g
                           KnTensor **grad_inputs)
 {
     (void)wanted;
-    kn_split_columns(graph, grad_outputs[0], node->input_count, grad_inputs);
+    kn_split_columns(graph, grad_outputs[0], NULL, node->input_count, grad_inputs);
 }
 
 static void move_cost(const KnNode *node, KnCost *cost)

@@ -20,16 +20,19 @@ static void masked_mse_gradient(KnGraph *graph, const KnNode *node, KnTensor *co
                                     prediction->dims, prediction->shape);
 }
 
-KnTensor *kn_sum_of_squares(KnGraph *graph, KnTensor *x)
+KnTensor *kn_sum_of_squares(KnGraph *graph, KnTensor *const *list, int count)
 {
-    KN_ASSERT(kn_is_float(x));
-    return kn_node_simple(graph, &kn_op_sum_of_squares, NULL, 0, &x, 1, KN_F32, 0, NULL);
+    for (int i = 0; i < count; i++)
+        KN_ASSERT(kn_is_float(list[i]) && list[i]->dtype == list[0]->dtype);
+    return kn_node_simple(graph, &kn_op_sum_of_squares, NULL, 0, list, count, KN_F32, 0, NULL);
 }
 
 static void reduction_cost(const KnNode *node, KnCost *cost)
 {
     cost->bytes = kn_node_bytes(node);
-    cost->pointwise_flops = 3.0 * (double)kn_tensor_elements(node->inputs[0]);
+    int tensors = node->op == &kn_op_sum_of_squares ? node->input_count : 1;
+    for (int i = 0; i < tensors; i++)
+        cost->pointwise_flops += 3.0 * (double)kn_tensor_elements(node->inputs[i]);
 }
 
 const KnOp kn_op_masked_mse = {KN_OP_MASKED_MSE, "masked_mse", masked_mse_gradient, reduction_cost, 0};

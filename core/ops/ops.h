@@ -333,8 +333,9 @@ KnTensor *kn_group_columns(KnGraph *graph, KnTensor *x, const int64_t *cuts, int
 /* The inverse: [rows, C], C being cuts[groups]. */
 KnTensor *kn_ungroup_columns(KnGraph *graph, KnTensor *flat, int64_t rows, const int64_t *cuts, int groups);
 
-/* x [L, count * D] as `count` tensors [L, D], at most KN_MAX_OUTPUTS, of which one lies beside the other. */
-void kn_split_columns(KnGraph *graph, KnTensor *x, int count, KnTensor **parts);
+/* x [L, count * D] as `count` tensors [L, D], at most KN_MAX_OUTPUTS, of which one lies beside the other; with a row
+ * f32 [count * D], or NULL, added to each of x, which is f32 then. */
+void kn_split_columns(KnGraph *graph, KnTensor *x, KnTensor *row, int count, KnTensor **parts);
 /* The inverse. Of parts, which have one shape and dtype, all but one may be NULL, for zeros. */
 KnTensor *kn_join_columns(KnGraph *graph, KnTensor *const *parts, int count);
 
@@ -346,7 +347,8 @@ KnTensor *kn_masked_mse(KnGraph *graph, KnTensor *prediction, KnTensor *target, 
 /* MASKED_MSE_BACKWARD inputs: prediction, target, weight, grad_loss (scalar f32, or NULL for 1); output:
  * dprediction. */
 
-KnTensor *kn_sum_of_squares(KnGraph *graph, KnTensor *x); /* scalar f32, fixed order; no gradient */
+/* Scalar f32, of all elements of tensors of one dtype, at most KN_MAX_INPUTS, in a fixed order. No gradient. */
+KnTensor *kn_sum_of_squares(KnGraph *graph, KnTensor *const *list, int count);
 
 /* --- update.c: the optimizers' steps, on state leaves in place; none has a gradient ------------------------------- */
 

@@ -393,11 +393,11 @@ static KnTensor *build_ungroup_columns(OpTrial *t, const int64_t *n)
     return kn_ungroup_columns(t->graph, leaf_x(t, 1, n[0] * n[1]), n[0], cuts, (int)n[2]);
 }
 
-/* n: rows, columns of a part, parts; joined in reverse order, but for the first */
+/* n: rows, columns of a part, parts, whether a row is added; joined in reverse order, but for the first */
 static KnTensor *build_split_columns(OpTrial *t, const int64_t *n)
 {
-    KnTensor *parts[KN_MAX_OUTPUTS], *turned[KN_MAX_OUTPUTS] = {0};
-    kn_split_columns(t->graph, leaf_x(t, n[0], n[1] * n[2]), (int)n[2], parts);
+    KnTensor *parts[KN_MAX_OUTPUTS], *turned[KN_MAX_OUTPUTS] = {0}, *x = leaf_x(t, n[0], n[1] * n[2]);
+    kn_split_columns(t->graph, x, n[3] ? leaf_f32(t, 1, n[1] * n[2]) : NULL, (int)n[2], parts);
     for (int64_t i = 0; i < n[2]; i++)
         turned[i] = i < n[2] - 1 || i == 0 ? parts[n[2] - 1 - i] : NULL;
     return kn_join_columns(t->graph, turned, (int)n[2]);
@@ -416,9 +416,13 @@ static KnTensor *build_masked_mse(OpTrial *t, const int64_t *n)
     return kn_masked_mse(t->graph, prediction, target, weight);
 }
 
+/* n: rows, columns, how many tensors more, each with a column more than the one before */
 static KnTensor *build_sum_of_squares(OpTrial *t, const int64_t *n)
 {
-    return kn_sum_of_squares(t->graph, leaf_x(t, n[0], n[1]));
+    KnTensor *list[KN_MAX_INPUTS];
+    for (int i = 0; i <= n[2]; i++)
+        list[i] = leaf_x(t, n[0], n[1] + i);
+    return kn_sum_of_squares(t->graph, list, (int)n[2] + 1);
 }
 
 static KnTensor *state(OpTrial *t, int dims, const int64_t *shape, double center, double spread)
@@ -703,6 +707,7 @@ const OpCase op_cases[] = {
     {"group_columns 401x197", build_group_columns, {401, 197, 7}, OP_LARGE},
     {"split_columns and join_columns 1x1", build_split_columns, {1, 1, 1}, 0},
     {"split_columns and join_columns 5x3", build_split_columns, {5, 3, 4}, 0},
+    {"split_columns of sums", build_split_columns, {3, 7, 6, 1}, ONE},
     {"split_columns and join_columns 203x40", build_split_columns, {203, 40, 6}, OP_LARGE},
     {"ungroup_columns 1x1", build_ungroup_columns, {1, 1, 1}, 0},
     {"ungroup_columns 5x13", build_ungroup_columns, {5, 13, 4}, 0},
@@ -712,6 +717,7 @@ const OpCase op_cases[] = {
     {"masked_mse 11x7", build_masked_mse, {11, 7}, 0},
     {"masked_mse 401x197", build_masked_mse, {401, 197}, OP_LARGE},
     {"sum_of_squares 1x1", build_sum_of_squares, {1, 1}, FORWARD},
+    {"sum_of_squares of three", build_sum_of_squares, {9, 31, 2}, FORWARD},
     {"sum_of_squares 401x197", build_sum_of_squares, {401, 197}, FORWARD | OP_LARGE},
 
     {"accumulate 5x19", build_accumulate, {5, 19}, STATE},

@@ -337,7 +337,8 @@ static void split_columns(const KnNode *node, double *const *in, double *const *
 {
     int64_t width = kn_tensor_columns(node->outputs[0]);
     for (int64_t i = 0; i < ELEMENTS(0); i++)
-        out[i % COLUMNS(0) / width][i / COLUMNS(0) * width + i % width] = in[0][i];
+        out[i % COLUMNS(0) / width][i / COLUMNS(0) * width + i % width] =
+            in[0][i] + (in[1] ? in[1][i % COLUMNS(0)] : 0);
 }
 
 static void join_columns(const KnNode *node, double *const *in, double *const *out)
@@ -381,8 +382,9 @@ static void masked_mse(const KnNode *node, double *const *in, double *const *out
 static void sum_of_squares(const KnNode *node, double *const *in, double *const *out)
 {
     out[0][0] = 0;
-    for (int64_t i = 0; i < ELEMENTS(0); i++)
-        out[0][0] += in[0][i] * in[0][i];
+    for (int k = 0; k < node->input_count; k++)
+        for (int64_t i = 0; i < ELEMENTS(k); i++)
+            out[0][0] += in[k][i] * in[k][i];
 }
 
 static void accumulate(const KnNode *node, double *const *in, double *const *out)

@@ -215,6 +215,7 @@ static int run_ungroup_columns(const KnCall *call)
 /* Between rows and parts of their columns, of `size` bytes each. */
 typedef struct PartsOfRows {
     char *whole, *parts[KN_MAX_OUTPUTS];
+    const float *added; /* to each row that is split, or NULL */
     int count;
     size_t size;
     int joins;
@@ -234,28 +235,43 @@ static void move_parts(const void *arguments, int64_t first, int64_t last)
         }
 }
 
-static int run_parts(const KnTensor *whole, void *memory, void *const *parts, int count, int joins)
+static void split_sums(const void *arguments, int64_t first, int64_t last)
+{
+    const PartsOfRows *m = arguments;
+    const int64_t columns = (int64_t)(m->size / sizeof(float));
+    for (int64_t row = first; row < last; row++)
+        for (int i = 0; i < m->count; i++) {
+            const float *whole = (const float *)m->whole + (row * m->count + i) * columns;
+            float *part = (float *)m->parts[i] + row * columns;
+            for (int64_t c = 0; c < columns; c++)
+                part[c] = whole[c] + m->added[i * columns + c];
+        }
+}
+
+static int run_parts(const KnTensor *whole, void *memory, const float *added, void *const *parts, int count, int joins)
 {
     int64_t rows = kn_tensor_rows(whole), columns = kn_tensor_columns(whole);
     PartsOfRows m = {.whole = memory,
+                     .added = added,
                      .count = count,
                      .size = (size_t)(columns / count) * kn_dtype_bytes(whole->dtype),
                      .joins = joins};
     for (int i = 0; i < count; i++)
         m.parts[i] = parts[i];
     if (m.size)
-        kn_parallel_for(kn_loop_rows(rows, columns), move_parts, &m);
+        kn_parallel_for(kn_loop_rows(rows, columns), added ? split_sums : move_parts, &m);
     return KN_OK;
 }
 
 static int run_split_columns(const KnCall *call)
 {
-    return run_parts(call->node->inputs[0], call->inputs[0], call->outputs, call->node->output_count, 0);
+    return run_parts(call->node->inputs[0], call->inputs[0], call->inputs[1], call->outputs, call->node->output_count,
+                     0);
 }
 
 static int run_join_columns(const KnCall *call)
 {
-    return run_parts(call->node->outputs[0], call->outputs[0], call->inputs, call->node->input_count, 1);
+    return run_parts(call->node->outputs[0], call->outputs[0], NULL, call->inputs, call->node->input_count, 1);
 }
 
 const KnCpuKernel KN_ISA_NAME(kn_cpu_gather_rows) = {run_gather_rows, NULL};

@@ -14,12 +14,12 @@ typedef struct Loss {
     float *sums; /* per block */
 } Loss;
 
-static float total(const float *sums, int64_t count)
+static double total(const float *sums, int64_t count)
 {
     double sum = 0;
     for (int64_t i = 0; i < count; i++)
         sum += (double)sums[i];
-    return (float)sum;
+    return sum;
 }
 
 KN_V_INLINE void masked_mse(const void *arguments, int64_t first, int64_t last, const int bf16)
@@ -63,7 +63,7 @@ static int run_masked_mse(const KnCall *call)
                  .weight = call->inputs[2],
                  .sums = call->workspace};
     kn_parallel_for(loop, masked_mse_ranges[kn_is_bf16(x)], &loss);
-    *(float *)call->outputs[0] = total(loss.sums, loss_blocks(loop));
+    *(float *)call->outputs[0] = (float)total(loss.sums, loss_blocks(loop));
     return KN_OK;
 }
 
@@ -111,16 +111,25 @@ KN_FOR_BOTH_DTYPES(sum_of_squares);
 
 static size_t sum_of_squares_bytes(const KnNode *node)
 {
-    return (size_t)loss_blocks(kn_loop_elements(kn_tensor_elements(node->inputs[0]))) * sizeof(float);
+    int64_t most = 0;
+    for (int i = 0; i < node->input_count; i++) {
+        int64_t blocks = loss_blocks(kn_loop_elements(kn_tensor_elements(node->inputs[i])));
+        most = blocks > most ? blocks : most;
+    }
+    return (size_t)most * sizeof(float);
 }
 
 static int run_sum_of_squares(const KnCall *call)
 {
-    const KnTensor *x = call->node->inputs[0];
-    KnLoop loop = kn_loop_elements(kn_tensor_elements(x));
-    Loss loss = {.block = loop.block, .prediction = call->inputs[0], .sums = call->workspace};
-    kn_parallel_for(loop, sum_of_squares_ranges[kn_is_bf16(x)], &loss);
-    *(float *)call->outputs[0] = total(loss.sums, loss_blocks(loop));
+    double sum = 0;
+    for (int i = 0; i < call->node->input_count; i++) {
+        const KnTensor *x = call->node->inputs[i];
+        KnLoop loop = kn_loop_elements(kn_tensor_elements(x));
+        Loss loss = {.block = loop.block, .prediction = call->inputs[i], .sums = call->workspace};
+        kn_parallel_for(loop, sum_of_squares_ranges[kn_is_bf16(x)], &loss);
+        sum += total(loss.sums, loss_blocks(loop));
+    }
+    *(float *)call->outputs[0] = (float)sum;
     return KN_OK;
 }
 
