@@ -35,6 +35,7 @@ if(NOT KINORA_SANITIZE)
   set_target_properties(test_ops_tsan PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tsan/tests)
   add_test(NAME cuda.test_ops_tsan COMMAND test_ops_tsan --small)
   kn_test_properties(cuda.test_ops_tsan cuda/test_ops_emulated.c cuda 600)
+  set_property(TEST cuda.test_ops_tsan APPEND PROPERTY ENVIRONMENT KINORA_CUBLASLT=0) # products are kernels, too
 
   kn_test_program(test_attention_tsan cuda/test_attention_kernels.c)
   target_link_libraries(test_attention_tsan PkgConfig::CMOCKA kn_kernels_tsan)
