@@ -15,7 +15,7 @@ programs=(kinora kinora-cuda.so tests/{test_ops_emulated,test_products,test_repl
 [ ! -x "$build/tests/test_cudnn_gpu" ] || programs+=(tests/test_cudnn_gpu)
 for program in "${programs[@]}"; do
     strip -o "$bundle/$program" "$build/$program"
-    # All but the C library itself, and CUDA's, which are too large and lie where a GPU is used.
+    # All but the C library itself, and those of CUDA that are too large.
     ldd "$build/$program" | awk '$3 ~ /^\// { print $3 }' |
         grep -v '/\(libc\|libm\|libcublasLt\|libnccl\|libcudnn[a-z_]*\)\.so' | xargs -I{} cp -Ln {} "$bundle/lib/"
 done
