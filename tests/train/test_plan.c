@@ -104,6 +104,7 @@ static void create_state(Rank *r, int ranks)
         .whole_matrices = kn_optimizer_whole_matrices(&r->config.optimizer)};
     assert_int_equal(kn_layout_create(&r->layout, &r->model, &options), KN_OK);
     assert_int_equal(kn_optimizer_state_create(&r->state, &r->layout.zero, &r->config.optimizer), KN_OK);
+    r->state.loss = &r->stats[0]; /* as training gives it */
     kn_layout_init(&r->layout, &r->state.weights, 3);
     disturb(&r->state.weights);
 }
