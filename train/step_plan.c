@@ -354,7 +354,7 @@ int kn_step_plan(KnStepPlan *plan, const KnStepPlanOptions *options)
 
 /* --- Many layers from few ----------------------------------------------------------------------------------------- */
 
-enum { FEW_LAYERS = 3, MORE_LAYERS = 4 };
+enum { FEW_LAYERS = 4, MORE_LAYERS = 5 };
 
 static void grow(double *value, double few, double more, double layers)
 {
