@@ -1,6 +1,7 @@
 /* Matrix products without a library, where there is none. A block of eight warps has a tile of the result and passes
- * over k: bfloat16 on tensor cores, tiles of 128 x 128, while two slices of k are on their way; float32 by multiplying
- * and adding, tiles of 64 x 64. Each element is summed by one thread, in the order of k: the same bits in each run. */
+ * over k: bfloat16 on tensor cores, tiles of 128 x 128, while two slices of k are on their way; float32, and rows that
+ * are no pieces of 16 bytes, by multiplying and adding, tiles of 64 x 64. Each element is summed by one thread, in the
+ * order of k: the same bits in each run. */
 #include "core/cuda/grid.h"
 #include "core/cuda/tensor_core.h"
 #include "core/cuda/vector.h"
@@ -121,19 +122,8 @@ template <bool ALONG_K> __device__ __forceinline__ int place(int row, int piece)
     return ALONG_K ? row * DEPTH + (piece ^ (row / 2 & 3)) * 8 : row * SIDE + (piece ^ (row & 7)) * 8;
 }
 
-/* Eight elements of a row of which so many are there, one by one. */
-__device__ __forceinline__ void copy_elements(Bf16 *to, const Bf16 *from, int64_t there)
-{
-    uint4 raw;
-    Bf16 *elements = reinterpret_cast<Bf16 *>(&raw);
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        elements[i] = i < there ? from[i] : kn_narrow<Bf16>(0);
-    *reinterpret_cast<uint4 *>(to) = raw;
-}
-
-/* Begins to copy a slice; what is outside becomes zeros. WIDE: pieces of 16 bytes are whole and aligned. */
-template <bool ALONG_K, bool WIDE>
+/* Begins to copy a slice; what is outside becomes zeros. Pieces of 16 bytes are whole and aligned. */
+template <bool ALONG_K>
 __device__ __forceinline__ void begin_slice(Bf16 *slice, const Operand &o, int64_t own, int64_t k)
 {
     constexpr int pieces = (ALONG_K ? DEPTH : SIDE) / 8, rows = KN_THREADS / pieces;
@@ -147,10 +137,7 @@ __device__ __forceinline__ void begin_slice(Bf16 *slice, const Operand &o, int64
         Bf16 *to = slice + place<ALONG_K>(within, piece);
         const bool there = row < height && column < width;
         const Bf16 *from = there ? o.x + row * width + column : o.x;
-        if (WIDE)
-            kn_copy_async16(to, from, there);
-        else
-            copy_elements(to, from, there ? width - column : 0);
+        kn_copy_async16(to, from, there);
     }
 }
 
@@ -227,7 +214,7 @@ __device__ __forceinline__ void finish_warp(const KnCudaProduct &p, const Place 
     }
 }
 
-template <bool A_ALONG_K, bool B_ALONG_K, bool WIDE>
+template <bool A_ALONG_K, bool B_ALONG_K>
 __global__ void __launch_bounds__(KN_THREADS, 2) tensor_product_kernel(KnCudaProduct p, bool wide_result)
 {
     KN_DYNAMIC_SHARED(Bf16, shared);
@@ -238,8 +225,8 @@ __global__ void __launch_bounds__(KN_THREADS, 2) tensor_product_kernel(KnCudaPro
     const auto begin = [&](int stage, int64_t k) {
         if (k < p.k) {
             Bf16 *to = shared + stage * 2 * OPERAND;
-            begin_slice<A_ALONG_K, WIDE>(to, a, tile.row, k);
-            begin_slice<B_ALONG_K, WIDE>(to + OPERAND, b, tile.column, k);
+            begin_slice<A_ALONG_K>(to, a, tile.row, k);
+            begin_slice<B_ALONG_K>(to + OPERAND, b, tile.column, k);
         }
         kn_close_copies();
     };
@@ -260,37 +247,40 @@ __global__ void __launch_bounds__(KN_THREADS, 2) tensor_product_kernel(KnCudaPro
 
 template <bool A_ALONG_K, bool B_ALONG_K> void launch_tensor(const KnCudaProduct &p, cudaStream_t stream)
 {
-    const int64_t a_width = A_ALONG_K ? p.k : p.m, b_width = B_ALONG_K ? p.k : p.n;
     const bool wide_result = p.n % 8 == 0 && kn_aligned(p.c, p.beta != 0 ? p.d : nullptr, p.bias);
-    if (a_width % 8 == 0 && b_width % 8 == 0 && kn_aligned(p.a, p.b))
-        KN_LAUNCH((tensor_product_kernel<A_ALONG_K, B_ALONG_K, true>), tiles_of<SIDE>(p), KN_THREADS, SHARED_BYTES,
-                  stream, p, wide_result);
-    else
-        KN_LAUNCH((tensor_product_kernel<A_ALONG_K, B_ALONG_K, false>), tiles_of<SIDE>(p), KN_THREADS, SHARED_BYTES,
-                  stream, p, wide_result);
+    KN_LAUNCH((tensor_product_kernel<A_ALONG_K, B_ALONG_K>), tiles_of<SIDE>(p), KN_THREADS, SHARED_BYTES, stream, p,
+              wide_result);
 }
 
-/* ---- float32 ---- */
+/* Rows of both operands are pieces of 16 bytes. */
+bool fits_tensor_cores(const KnCudaProduct &p)
+{
+    const int64_t a_width = p.transpose_a ? p.m : p.k, b_width = p.transpose_b ? p.k : p.n;
+    return p.bf16 && a_width % 8 == 0 && b_width % 8 == 0 && kn_aligned(p.a, p.b);
+}
+
+/* ---- float32, and what does not fit tensor cores ---- */
 
 constexpr int FMA_SIDE = 64, FMA_DEPTH = 16, EACH = 4, ROW = FMA_SIDE + 4; /* floats of a row in shared memory */
 
 /* A slice [FMA_DEPTH, FMA_SIDE] of an operand that is stored as [own, k] (along_k) or [k, own]. */
-__device__ __forceinline__ void load_slice(float *slice, const float *x, int along_k, int64_t own, int64_t owns,
-                                           int64_t k, int64_t ks)
+template <class T>
+__device__ __forceinline__ void load_slice(float *slice, const T *x, int along_k, int64_t own, int64_t owns, int64_t k,
+                                           int64_t ks)
 {
 #pragma unroll
     for (int i = (int)threadIdx.x; i < FMA_SIDE * FMA_DEPTH; i += KN_THREADS) {
         const int row = along_k ? i / FMA_DEPTH : i % FMA_SIDE, depth = along_k ? i % FMA_DEPTH : i / FMA_SIDE;
         const int64_t r = own + row, d = k + depth;
-        slice[depth * ROW + row] = r < owns && d < ks ? x[along_k ? r * ks + d : d * owns + r] : 0.0f;
+        slice[depth * ROW + row] = r < owns && d < ks ? kn_widen(x[along_k ? r * ks + d : d * owns + r]) : 0.0f;
     }
 }
 
-__global__ void __launch_bounds__(KN_THREADS, 2) fma_product_kernel(KnCudaProduct p)
+template <class T> __global__ void __launch_bounds__(KN_THREADS, 2) fma_product_kernel(KnCudaProduct p)
 {
     __shared__ __align__(16) float a_slice[FMA_DEPTH * ROW], b_slice[FMA_DEPTH * ROW];
     const Place tile = place_of_block<FMA_SIDE>(p);
-    const float *a = (const float *)p.a + blockIdx.z * p.m * p.k, *b = (const float *)p.b + blockIdx.z * p.n * p.k;
+    const T *a = (const T *)p.a + blockIdx.z * p.m * p.k, *b = (const T *)p.b + blockIdx.z * p.n * p.k;
     const int down = (int)threadIdx.x / 16 * EACH, across = (int)threadIdx.x % 16 * EACH;
     float sums[EACH][EACH] = {};
     for (int64_t k = 0; k < p.k; k += FMA_DEPTH) {
@@ -322,7 +312,9 @@ __global__ void __launch_bounds__(KN_THREADS, 2) fma_product_kernel(KnCudaProduc
 cudaError_t kn_cuda_own_product(const KnCudaProduct *p, cudaStream_t stream)
 {
     if (!p->bf16)
-        KN_LAUNCH(fma_product_kernel, tiles_of<FMA_SIDE>(*p), KN_THREADS, 0, stream, *p);
+        KN_LAUNCH(fma_product_kernel<float>, tiles_of<FMA_SIDE>(*p), KN_THREADS, 0, stream, *p);
+    else if (!fits_tensor_cores(*p))
+        KN_LAUNCH(fma_product_kernel<Bf16>, tiles_of<FMA_SIDE>(*p), KN_THREADS, 0, stream, *p);
     else if (p->transpose_a)
         p->transpose_b ? launch_tensor<false, true>(*p, stream) : launch_tensor<false, false>(*p, stream);
     else

@@ -49,7 +49,7 @@ add_sum_kernel 2 1 0
 merge_kernel<8> 2 1 0
 statistics_kernel<.*,[48]> 2 0 0
 (forward|dq|dkv)_kernel<[0-9] 0 0 2
-tensor_product_kernel<(true|false),(true|false),true> 1 1 4
+tensor_product_kernel< 1 1 4
 END
 
 short_names() { # without spaces, results and parameters: what stands before the name's last parenthesis opens
