@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Labels: slow
 # `kinora generate --mesh` and `eval --mesh` under mpirun: 2 and 4 ranks make the pixels of one process, to within 1 of
 # 255, of one video on all ranks and of many on groups of ranks; what one rank cannot do, all give up and go on.
 source "$(dirname "$0")/../shell.sh"
