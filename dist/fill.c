@@ -9,6 +9,7 @@
 #include "core/base/error.h"
 #include "core/graph/edit.h"
 #include "core/ops/ops.h"
+#include "dist/exchange_nodes.h"
 #include "dist/mesh.h"
 #include "dist/sharding.h"
 
@@ -29,26 +30,6 @@ typedef struct Pass {
     int *read, *written, wait;
 } Pass;
 
-static int is_start(const KnNode *node)
-{
-    return node->op->id == KN_OP_COLLECTIVE_START;
-}
-
-static int is_wait(const KnNode *node)
-{
-    return node->op->id == KN_OP_COLLECTIVE_WAIT;
-}
-
-static const KnCollective *collective_of(const KnNode *node)
-{
-    return *(const KnCollective *const *)node->attributes;
-}
-
-static int root_of(const KnTensor *tensor)
-{
-    return kn_tensor_root(tensor, NULL)->id;
-}
-
 /* ---- time ---- */
 
 static double seconds_of(const KnNode *node)
@@ -64,7 +45,7 @@ static double seconds_of(const KnNode *node)
 
 static double exchange_seconds(const KnNode *start)
 {
-    const KnCollective *c = collective_of(start);
+    const KnCollective *c = kn_exchange_of(start);
     const KnTensor *in = start->inputs[0], *out = start->output_count ? start->outputs[0] : in;
     double bytes = (double)kn_tensor_bytes(c->kind == KN_ALL_GATHER ? out : in);
     int messages = c->kind == KN_SEND_RECEIVE ? 1 : c->ranks - 1;
@@ -73,17 +54,18 @@ static double exchange_seconds(const KnNode *start)
 
 static double *arrival_of(Pass *p, const KnNode *node)
 {
-    return &p->arrival[root_of(is_start(node) && node->output_count ? node->outputs[0] : node->inputs[0])];
+    return &p->arrival[kn_root_id(kn_is_exchange_start(node) && node->output_count ? node->outputs[0]
+                                                                                   : node->inputs[0])];
 }
 
 static void emit(Pass *p, int at)
 {
     KnNode *node = p->old.nodes[at];
-    if (is_start(node)) {
-        double *free_at = &p->free_at[p->in_order ? 0 : collective_of(node)->group];
+    if (kn_is_exchange_start(node)) {
+        double *free_at = &p->free_at[p->in_order ? 0 : kn_exchange_of(node)->group];
         *free_at = (p->now > *free_at ? p->now : *free_at) + exchange_seconds(node);
         *arrival_of(p, node) = *free_at;
-    } else if (is_wait(node)) {
+    } else if (kn_is_exchange_wait(node)) {
         double arrival = *arrival_of(p, node);
         p->now = arrival > p->now ? arrival : p->now;
     } else {
@@ -97,10 +79,10 @@ static void emit(Pass *p, int at)
 
 static int changes_input(const KnNode *node, int k)
 {
-    if (is_wait(node) || node->op->id == KN_OP_ACCUMULATE)
+    if (kn_is_exchange_wait(node) || node->op->id == KN_OP_ACCUMULATE)
         return k == 0;
-    if (is_start(node))
-        return node->output_count == 0 || collective_of(node)->kind == KN_REDUCE_SCATTER;
+    if (kn_is_exchange_start(node))
+        return node->output_count == 0 || kn_exchange_of(node)->kind == KN_REDUCE_SCATTER;
     if (node->op->id == KN_OP_MATMUL)
         return node->output_count == 0 && k == 3;
     return node->op->has_effect || node->output_count == 0;
@@ -110,20 +92,20 @@ static void leave(Pass *p, const KnNode *node)
 {
     for (int k = 0; k < node->input_count; k++)
         if (node->inputs[k])
-            (changes_input(node, k) ? p->written : p->read)[root_of(node->inputs[k])] = p->wait;
+            (changes_input(node, k) ? p->written : p->read)[kn_root_id(node->inputs[k])] = p->wait;
     for (int k = 0; k < node->output_count; k++)
         p->written[node->outputs[k]->id] = p->wait; /* of a view, itself alone */
 }
 
 static int touches_left(const Pass *p, const KnTensor *tensor, int changes)
 {
-    int root = root_of(tensor);
+    int root = kn_root_id(tensor);
     return p->written[tensor->id] == p->wait || p->written[root] == p->wait || (changes && p->read[root] == p->wait);
 }
 
 static int may_come(Pass *p, const KnNode *node)
 {
-    if (is_start(node) || (is_wait(node) && *arrival_of(p, node) > p->now))
+    if (kn_is_exchange_start(node) || (kn_is_exchange_wait(node) && *arrival_of(p, node) > p->now))
         return 0;
     for (int k = 0; k < node->input_count; k++)
         if (node->inputs[k] && touches_left(p, node->inputs[k], changes_input(node, k)))
@@ -173,7 +155,7 @@ void kn_fill_waits(KnGraph *graph, int in_order)
     kn_graph_take_nodes(graph, &p.old);
     p.emitted = kn_alloc((size_t)p.old.count + 1);
     for (int i = 0; i < p.old.count; i++) {
-        if (!p.emitted[i] && is_wait(p.old.nodes[i]))
+        if (!p.emitted[i] && kn_is_exchange_wait(p.old.nodes[i]))
             fill(&p, i);
         if (!p.emitted[i])
             emit(&p, i);

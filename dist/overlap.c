@@ -7,23 +7,19 @@
 #include "core/base/error.h"
 #include "core/graph/edit.h"
 #include "core/ops/ops.h"
+#include "dist/exchange_nodes.h"
 #include "dist/sharding.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static int root_of(const KnTensor *tensor)
-{
-    return kn_tensor_root(tensor, NULL)->id;
-}
-
 static int touches(const KnNode *node, int root)
 {
     for (int k = 0; k < node->input_count; k++)
-        if (node->inputs[k] && root_of(node->inputs[k]) == root)
+        if (node->inputs[k] && kn_root_id(node->inputs[k]) == root)
             return 1;
     for (int k = 0; k < node->output_count; k++)
-        if (root_of(node->outputs[k]) == root)
+        if (kn_root_id(node->outputs[k]) == root)
             return 1;
     return 0;
 }
@@ -31,17 +27,7 @@ static int touches(const KnNode *node, int root)
 /* What a start brings, or a wait or an ungrouping makes ready. */
 static int readied_by(const KnNode *node)
 {
-    return root_of(node->output_count ? node->outputs[0] : node->inputs[0]);
-}
-
-static int is_start(const KnNode *node)
-{
-    return node->op->id == KN_OP_COLLECTIVE_START;
-}
-
-static int is_wait(const KnNode *node)
-{
-    return node->op->id == KN_OP_COLLECTIVE_WAIT;
+    return kn_root_id(node->output_count ? node->outputs[0] : node->inputs[0]);
 }
 
 /* The wait's own start, other waits, and a start that takes what arrives from the stream do not count as a use. */
@@ -49,7 +35,8 @@ static void emit_before(KnGraph *graph, const KnNode *node, KnNode **sinking, in
 {
     int kept = 0;
     for (int i = 0; i < *count; i++) {
-        if (touches(node, readied_by(sinking[i])) && !(is_start(node) && node->inputs[0] == sinking[i]->inputs[0]))
+        if (touches(node, readied_by(sinking[i])) &&
+            !(kn_is_exchange_start(node) && node->inputs[0] == sinking[i]->inputs[0]))
             kn_graph_put_node(graph, sinking[i]);
         else
             sinking[kept++] = sinking[i];
@@ -81,7 +68,7 @@ static void sink_all(KnGraph *graph, KnOpId op)
 /* Whether `node` may run before the one that is above it. */
 static int may_pass(const KnNode *node, const KnNode *above)
 {
-    return !(is_start(node) && is_start(above)) && !touches(above, root_of(node->inputs[0]));
+    return !(kn_is_exchange_start(node) && kn_is_exchange_start(above)) && !touches(above, kn_root_id(node->inputs[0]));
 }
 
 static void raise_all(KnGraph *graph, KnOpId op)
@@ -113,9 +100,11 @@ static void join_exchanges(KnGraph *graph)
 {
     for (int i = 0; i < graph->node_count; i++) {
         KnNode *node = graph->nodes[i];
-        int sent = is_wait(node);
-        const KnTensor *x = (is_start(node) || is_wait(node)) && node->input_count > sent ? node->inputs[sent] : NULL;
-        if (x && x->producer && is_wait(x->producer))
+        int sent = kn_is_exchange_wait(node);
+        const KnTensor *x = (kn_is_exchange_start(node) || kn_is_exchange_wait(node)) && node->input_count > sent
+                                ? node->inputs[sent]
+                                : NULL;
+        if (x && x->producer && kn_is_exchange_wait(x->producer))
             kn_node_set_input(node, sent, x->producer->inputs[0]);
     }
 }
@@ -130,9 +119,9 @@ static char *find_uses(const KnGraph *graph)
         const KnNode *node = graph->nodes[i];
         for (int k = 0; k < node->input_count; k++) {
             const KnTensor *x = node->inputs[k];
-            int as_it_comes = x && x->producer && is_start(x->producer);
-            if (x && !(as_it_comes && is_wait(node)))
-                uses[root_of(x)] |= as_it_comes && is_start(node) ? SENT_ON : READ;
+            int as_it_comes = x && x->producer && kn_is_exchange_start(x->producer);
+            if (x && !(as_it_comes && kn_is_exchange_wait(node)))
+                uses[kn_root_id(x)] |= as_it_comes && kn_is_exchange_start(node) ? SENT_ON : READ;
         }
     }
     return uses;
@@ -140,7 +129,7 @@ static char *find_uses(const KnGraph *graph)
 
 static int only_passes_on(const KnNode *node, const char *uses)
 {
-    return is_start(node) && node->output_count && uses[root_of(node->outputs[0])] == SENT_ON;
+    return kn_is_exchange_start(node) && node->output_count && uses[kn_root_id(node->outputs[0])] == SENT_ON;
 }
 
 static void put_start(KnGraph *graph, KnNode *node, const char *uses)
@@ -160,10 +149,10 @@ static KnNode **draw_together(KnGraph *graph)
     KnNodeList old;
     kn_graph_take_nodes(graph, &old);
     for (int i = 0; i < old.count; i++) {
-        KnNode *node = old.nodes[i], *start = is_wait(node) ? node->inputs[0]->producer : node;
+        KnNode *node = old.nodes[i], *start = kn_is_exchange_wait(node) ? node->inputs[0]->producer : node;
         if (start && only_passes_on(start, uses))
-            waits[readied_by(node)] = is_wait(node) ? node : NULL;
-        else if (is_start(node))
+            waits[readied_by(node)] = kn_is_exchange_wait(node) ? node : NULL;
+        else if (kn_is_exchange_start(node))
             put_start(graph, node, uses);
         else
             kn_graph_put_node(graph, node);
@@ -175,7 +164,7 @@ static KnNode **draw_together(KnGraph *graph)
 
 static void put_wait(KnGraph *graph, KnNode *node, KnNode *const *waits)
 {
-    KnNode *former = node->input_count > 1 ? waits[root_of(node->inputs[1])] : NULL;
+    KnNode *former = node->input_count > 1 ? waits[kn_root_id(node->inputs[1])] : NULL;
     if (former)
         put_wait(graph, former, waits);
     kn_graph_put_node(graph, node);
@@ -188,7 +177,7 @@ static void put_waits_back(KnGraph *graph, KnNode *const *waits)
     KnNodeList old;
     kn_graph_take_nodes(graph, &old);
     for (int i = 0; i < old.count; i++)
-        if (is_wait(old.nodes[i]))
+        if (kn_is_exchange_wait(old.nodes[i]))
             put_wait(graph, old.nodes[i], waits);
         else
             kn_graph_put_node(graph, old.nodes[i]);
@@ -197,7 +186,7 @@ static void put_waits_back(KnGraph *graph, KnNode *const *waits)
 
 static int is_of_state(const KnNode *node)
 {
-    return is_start(node) && (*(const KnCollective *const *)node->attributes)->group <= KN_GROUP_SUM;
+    return kn_is_exchange_start(node) && kn_exchange_of(node)->group <= KN_GROUP_SUM;
 }
 
 static int is_attention(const KnNode *node)
@@ -214,7 +203,7 @@ static int place_of_state(const KnNodeList *list, int i)
         const KnNode *node = list->nodes[k];
         if (touches(node, root) || is_attention(node))
             return passes ? k : i;
-        passes |= is_start(node) && !is_of_state(node);
+        passes |= kn_is_exchange_start(node) && !is_of_state(node);
     }
     return i;
 }

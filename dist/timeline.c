@@ -3,6 +3,7 @@
 
 #include "core/base/error.h"
 #include "core/ops/ops.h"
+#include "dist/exchange_nodes.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -82,11 +83,6 @@ typedef struct Run {
     } * flights; /* by id of what arrives */
 } Run;
 
-static const KnCollective *collective_of(const KnNode *node)
-{
-    return *(const KnCollective *const *)node->attributes;
-}
-
 /* "weights of block 12" and "weights.3.0" are both "weights ...". */
 static void shorten(char *out, size_t size, const char *name)
 {
@@ -136,7 +132,7 @@ static double bytes_of(const KnCollective *c, const KnNode *node)
 
 static void start(Run *r, const KnNode *node)
 {
-    const KnCollective *c = collective_of(node);
+    const KnCollective *c = kn_exchange_of(node);
     KnTimeline *t = r->timeline;
     KnExchange e = {kinds[c->kind].name, (KnGroup)c->group, bytes_of(c, node)};
     e.bytes *= e.group == KN_GROUP_DATA ? r->of->ranges : 1;
@@ -186,9 +182,9 @@ void kn_timeline_run(KnTimeline *timeline, const KnTimelineRun *run)
         const KnNode *node = graph->nodes[i];
         if (node->prologue && !run->prologue)
             continue;
-        if (node->op->id == KN_OP_COLLECTIVE_START)
+        if (kn_is_exchange_start(node))
             start(&r, node);
-        else if (node->op->id == KN_OP_COLLECTIVE_WAIT)
+        else if (kn_is_exchange_wait(node))
             wait(&r, node);
         else
             compute(&r, node);
