@@ -37,11 +37,6 @@ template <int TILE> dim3 tiles_of(const KnCudaProduct &p)
 
 /* ---- results ---- */
 
-__device__ __forceinline__ float at(const void *x, int bf16, int64_t i)
-{
-    return bf16 ? kn_widen(((const Bf16 *)x)[i]) : ((const float *)x)[i];
-}
-
 __device__ __forceinline__ float gelu(float x)
 {
     return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
@@ -55,25 +50,17 @@ __device__ __forceinline__ void finish(const KnCudaProduct &p, int64_t row, int6
     const int64_t i = (blockIdx.z * p.m + row) * p.n + column;
     float value = p.alpha * sum;
     if (p.beta != 0)
-        value += p.beta * at(p.d, p.c_bf16, i);
+        value += p.beta * kn_get(p.d, p.c_bf16, i);
     if (p.bias)
-        value += at(p.bias, p.c_bf16, column);
-    if (p.gelu)
-        value = gelu(value);
-    if (p.c_bf16)
-        ((Bf16 *)p.c)[i] = kn_narrow<Bf16>(value);
-    else
-        ((float *)p.c)[i] = value;
+        value += kn_get(p.bias, p.c_bf16, column);
+    kn_put(p.c, p.c_bf16, i, p.gelu ? gelu(value) : value);
 }
 
 /* The same of eight in a row, 16 bytes at a time: all are there. */
 __device__ __forceinline__ void add_eight(const void *x, int bf16, int64_t i, float factor, float (&values)[8])
 {
     float more[8];
-    if (bf16)
-        kn_read<8>((const Bf16 *)x + i, more);
-    else
-        kn_read_floats<8>((const float *)x + i, more);
+    kn_get_eight(x, bf16, i, more);
 #pragma unroll
     for (int j = 0; j < 8; j++)
         values[j] += factor * more[j];
@@ -97,10 +84,7 @@ __device__ __forceinline__ void finish_eight(const KnCudaProduct &p, int64_t row
 #pragma unroll
         for (int j = 0; j < 8; j++)
             values[j] = gelu(values[j]);
-    if (p.c_bf16)
-        kn_write<8>((Bf16 *)p.c + i, values);
-    else
-        kn_write_floats<8>((float *)p.c + i, values);
+    kn_put_eight(p.c, p.c_bf16, i, values);
 }
 
 /* ---- bfloat16 ---- */
