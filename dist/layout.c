@@ -43,13 +43,14 @@ int kn_layout_create(KnLayout *layout, const KnModel *model, const KnLayoutOptio
     return o->world && ranks > 1 ? kn_mesh_comms_create(&layout->comms, &layout->mesh, o->world) : KN_OK;
 }
 
-int kn_layout_use_device(KnLayout *layout, const KnBackend *backend)
+int kn_layout_use_device(KnLayout *layout, KnBackend *backend)
 {
     KnComm *world = layout->comms.world, *device_world;
     if (!world || !backend->memory)
         return KN_OK;
     KN_TRY(kn_comm_nccl_open(world, kn_cuda_plugin_path(), backend->stream, &device_world));
-    layout->device_world = device_world;
+    layout->device_world = backend->comm = device_world;
+    layout->backend = backend;
     return kn_mesh_comms_create(&layout->device, &layout->mesh, device_world);
 }
 
@@ -61,8 +62,10 @@ KnComm *const *kn_layout_comms(const KnLayout *layout)
 void kn_layout_destroy(KnLayout *layout)
 {
     kn_mesh_comms_destroy(&layout->device);
-    if (layout->device_world)
+    if (layout->device_world) {
+        layout->backend->comm = NULL;
         layout->device_world->table->destroy(layout->device_world);
+    }
     kn_mesh_comms_destroy(&layout->comms);
     kn_zero_destroy(&layout->zero);
     kn_parameter_set_clear(&layout->part);

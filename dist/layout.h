@@ -15,6 +15,7 @@ typedef struct KnLayout {
     KnMeshComms comms;  /* all NULL where the layout is only planned */
     KnMeshComms device; /* of a backend with a device: the same groups, for its memory */
     KnComm *device_world;
+    KnBackend *backend;  /* which takes its memory from device_world */
     KnParameterSet part; /* the parameters of this tensor rank */
     KnZero zero;
     int invariant; /* parallel.mode layout_invariant */
@@ -33,9 +34,10 @@ typedef struct KnLayoutOptions {
 int kn_layout_create(KnLayout *layout, const KnModel *model, const KnLayoutOptions *options);
 void kn_layout_destroy(KnLayout *layout);
 
-/* Collective over the world: communicators of the groups for the memory of the backend's device. No-op without a
- * device, or on one rank. */
-int kn_layout_use_device(KnLayout *layout, const KnBackend *backend);
+/* Collective over the world: communicators of the groups for the memory of the backend's device, which the backend
+ * takes from them until the layout is destroyed; what was taken is to be released before. No-op without a device, or on
+ * one rank. */
+int kn_layout_use_device(KnLayout *layout, KnBackend *backend);
 
 /* What executors exchange by, by KnGroup. */
 KnComm *const *kn_layout_comms(const KnLayout *layout);

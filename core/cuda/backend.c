@@ -67,23 +67,36 @@ static void lower(KnBackend *backend, KnGraph *graph)
 
 /* ---- memory ---- */
 
-static int allocate(KnBackend *backend, void **memory, size_t bytes, const char *what)
+static int fail_for_room(const KnBackend *backend, size_t bytes, const char *what)
 {
-    const KnCuda *cuda = (const KnCuda *)backend;
     size_t unused = 0, total = 0;
-    cudaError_t result = cudaMalloc(memory, bytes ? bytes : 1);
-    if (result != cudaErrorMemoryAllocation)
-        return kn_cuda_check(result, what);
     cudaGetLastError();
     cudaMemGetInfo(&unused, &total);
-    return kn_fail(KN_EMEMORY, "GPU %d has no room for %s: %zu MiB wanted, %zu of %zu MiB free", cuda->device, what,
-                   bytes / MIB + 1, unused / MIB, total / MIB);
+    return kn_fail(KN_EMEMORY, "GPU %d has no room for %s: %zu MiB wanted, %zu of %zu MiB free",
+                   ((const KnCuda *)backend)->device, what, bytes / MIB + 1, unused / MIB, total / MIB);
+}
+
+int kn_cuda_allocate_unshared(KnBackend *backend, void **memory, size_t bytes, const char *what)
+{
+    cudaError_t result = cudaMalloc(memory, bytes ? bytes : 1);
+    return result == cudaErrorMemoryAllocation ? fail_for_room(backend, bytes, what) : kn_cuda_check(result, what);
+}
+
+static int allocate(KnBackend *backend, void **memory, size_t bytes, const char *what)
+{
+    KnComm *comm = backend->comm;
+    if (!comm)
+        return kn_cuda_allocate_unshared(backend, memory, bytes, what);
+    int code = comm->table->allocate(comm, memory, bytes ? bytes : 1);
+    return code == KN_EMEMORY ? fail_for_room(backend, bytes, what) : code;
 }
 
 static void release(KnBackend *backend, void *memory)
 {
+    KnComm *comm = backend->comm;
     cudaStreamSynchronize(((KnCuda *)backend)->stream);
-    cudaFree(memory);
+    if (!comm || !comm->table->release(comm, memory))
+        cudaFree(memory);
 }
 
 /* Where it is in the host's memory, the device finds it at the same address. */

@@ -121,6 +121,9 @@ int kn_cuda_kernels(const KnNode *node, KnKernelWork kernels[KN_MOST_KERNELS]);
 /* How many groups from `first` on are as wide as it is: a kernel moves them together. */
 int kn_cuda_alike_groups(const KnGroupAttributes *groups, int first);
 
+/* backend.c: memory that other ranks never reach (KnBackend.comm), for cudaFree. */
+int kn_cuda_allocate_unshared(KnBackend *backend, void **memory, size_t bytes, const char *what);
+
 /* backend.c and staging.c: rows of KnDeviceMemory. */
 int kn_cuda_allocate_pinned(KnBackend *backend, void **memory, size_t bytes, const char *what);
 int kn_cuda_staging_create(KnBackend *backend, KnStaging **staging, size_t bytes);

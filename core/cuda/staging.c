@@ -25,7 +25,7 @@ struct KnStaging {
 static int create_place(KnCuda *cuda, Place *place, size_t bytes)
 {
     KN_TRY(kn_cuda_allocate_pinned(&cuda->base, &place->host, bytes, "copies to it"));
-    KN_TRY(cuda->base.allocate(&cuda->base, &place->device, bytes, "copies to it"));
+    KN_TRY(kn_cuda_allocate_unshared(&cuda->base, &place->device, bytes, "copies to it"));
     KN_TRY(kn_cuda_check(cudaEventCreateWithFlags(&place->up, cudaEventDisableTiming), "making an event"));
     return kn_cuda_check(cudaEventCreateWithFlags(&place->taken, cudaEventDisableTiming), "making an event");
 }

@@ -54,6 +54,13 @@ typedef struct KnCommTable {
     int (*broadcast)(KnComm *comm, void *bytes, size_t count, int root, const char *name);
     int (*barrier)(KnComm *comm, const char *name);
 
+    /* The device's memory that calls of all communicators of the job move to and from without a copy on the way; both
+     * NULL where there is nothing to gain. To be called after the last split; every rank takes all that it exchanges
+     * from here, or nothing. KN_EMEMORY where the device has no room. `release` waits for calls under way; it gives 0,
+     * and does nothing, for memory that is not from here. */
+    int (*allocate)(KnComm *comm, void **memory, size_t bytes);
+    int (*release)(KnComm *comm, void *memory);
+
     /* Ends the whole job with this rank's sentence, printed once for all ranks. Does not return. */
     void (*abort)(KnComm *comm);
     /* Collective: all ranks are done. */

@@ -84,6 +84,7 @@ struct KnBackend {
     KnTwins *twins;               /* of core/graph/twin.c */
     int64_t twin_changes;         /* how often one came or went */
     void *stream;                 /* of a device: what its work is queued on, for communicators (dist/comm.h) */
+    KnComm *comm;                 /* of a device: from which its memory comes (KnCommTable.allocate); NULL: its own */
     int exchanges_in_order;       /* of its ranks, in the order of their starts: each waits for the one before */
     int (*supports)(KnBackend *backend, const KnNode *node);
     size_t (*workspace_bytes)(KnBackend *backend, const KnNode *node);

@@ -437,6 +437,7 @@ static int comm_create(KnNcclJob *job, KnComm *host, const char *name, KnComm **
     made->base.table = &nccl_table;
     made->job = job;
     made->host = host;
+    made->registers = kn_nccl_can_register(host);
     snprintf(made->name, sizeof made->name, "%s", name);
     int code = host->ranks > 1 ? kn_comm_announcer(host, name, &made->announcer) : KN_OK;
     if (code == KN_OK)
@@ -446,6 +447,7 @@ static int comm_create(KnNcclJob *job, KnComm *host, const char *name, KnComm **
         return code;
     }
     pthread_mutex_lock(&job->mutex);
+    KN_ASSERT(!job->memory);
     made->next = job->comms;
     job->comms = made;
     pthread_mutex_unlock(&job->mutex);
@@ -556,6 +558,8 @@ static const KnCommTable nccl_table = {
     .all_gather = nccl_all_gather,
     .broadcast = nccl_broadcast,
     .barrier = nccl_barrier,
+    .allocate = kn_nccl_allocate,
+    .release = kn_nccl_release,
     .abort = nccl_abort,
     .destroy = nccl_destroy,
 };

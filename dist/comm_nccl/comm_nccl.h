@@ -3,6 +3,7 @@
  *
  *     comm_nccl.c         the table: calls that are queued on the device
  *     comm_nccl_watch.c   the thread that sees calls complete and errors come, and ends a job that will not go on
+ *     comm_nccl_memory.c  the device's memory that calls use, registered with every communicator
  *
  * Memory of the started calls is the device's; what control exchanges (all_gather, broadcast, barrier) is the host's
  * and goes by the host's communicator. Nothing waits for the device: a start makes the communication stream wait for
@@ -23,6 +24,12 @@ enum { KN_NCCL_NAME_BYTES = 48, KN_NCCL_CALL_BYTES = 160 };
 
 typedef struct KnNcclJob KnNcclJob;
 
+/* Memory that was given, or its registration with one communicator. */
+typedef struct KnNcclMemory {
+    struct KnNcclMemory *next;
+    void *memory, *handle; /* the handle: of the registration */
+} KnNcclMemory;
+
 typedef struct KnNcclComm {
     KnComm base;
     KnNcclJob *job;
@@ -30,6 +37,8 @@ typedef struct KnNcclComm {
     ncclComm_t nccl;
     char name[KN_NCCL_NAME_BYTES];
     int64_t number; /* of its last call */
+    int registers;  /* the memory that is given */
+    KnNcclMemory *registered;
     struct KnNcclComm *next;
 } KnNcclComm;
 
@@ -55,6 +64,7 @@ struct KnNcclJob {
 
     pthread_mutex_t mutex; /* guards what follows */
     KnNcclComm *comms;
+    KnNcclMemory *memory;                   /* that was given and not released */
     KnNcclCall *calls, **calls_end, *spare; /* under way, in order; to be used again */
     KnCommTicket started, completed;
     int closing;
@@ -72,6 +82,12 @@ int kn_nccl_retire(KnNcclJob *job);
 
 /* The thread of a KnNcclJob. */
 void *kn_nccl_watch(void *job);
+
+/* Whether memory is to be registered with a communicator of these ranks: alike on all of them. */
+int kn_nccl_can_register(const KnComm *host);
+/* Rows of the table, `allocate` and `release`. */
+int kn_nccl_allocate(KnComm *comm, void **memory, size_t bytes);
+int kn_nccl_release(KnComm *comm, void *memory);
 
 /* What the plugin is opened for (kn_comm_nccl_open of dist/comm.h, which says what it does). */
 int kn_nccl_open(KnComm *host, void *compute_stream, KnComm **comm);

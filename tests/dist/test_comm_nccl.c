@@ -354,6 +354,57 @@ static int scenario_hangs(KnComm *host)
     return planned(host, "hang:3");
 }
 
+static int sum_and_wait(KnComm *comm, float *values, int64_t count)
+{
+    KnCommTicket ticket;
+    KN_TRY(comm->table->all_reduce_start(comm, values, count, KN_F32, "gradients", &ticket));
+    KN_TRY(comm->table->wait(comm, ticket));
+    device.synchronize(device.compute);
+    return KN_OK;
+}
+
+/* Every communicator knows the memory that was given after it, also from its middle on. */
+static int scenario_registered(KnComm *host)
+{
+    enum { COUNT = 1000, FIRST = 300 };
+    KnComm *comm, *pair;
+    void *memory;
+    setenv("KINORA_EMULATED_REGISTERED", "1", 1);
+    KN_TRY(open_nccl(host, &comm));
+    KN_TRY(comm->table->split(comm, comm->rank / 2, "pair", &pair));
+    KN_TRY(comm->table->allocate(comm, &memory, COUNT * sizeof(float)));
+    float *values = memory;
+    for (int i = FIRST; i < COUNT; i++)
+        values[i] = 1;
+    KN_TRY(sum_and_wait(comm, values + FIRST, COUNT - FIRST));
+    KN_TRY(sum_and_wait(pair, values + FIRST, COUNT - FIRST));
+    KN_ASSERT(values[FIRST] == 8 && values[COUNT - 1] == 8);
+    KN_ASSERT(comm->table->release(comm, sums) == 0);
+    KN_ASSERT(comm->table->release(comm, memory) == 1 && comm->table->release(comm, memory) == 0);
+    pair->table->destroy(pair);
+    comm->table->destroy(comm);
+    return KN_OK;
+}
+
+static int scenario_half_registered(KnComm *host)
+{
+    KnComm *comm;
+    void *memory;
+    KN_TRY(open_nccl(host, &comm));
+    KN_TRY(comm->table->allocate(comm, &memory, sizeof sums));
+    return sum_and_wait(comm, host->rank == 0 ? memory : sums, 100);
+}
+
+static int scenario_cannot_register(KnComm *host)
+{
+    KnComm *comm;
+    void *memory;
+    if (host->rank == 1)
+        setenv("KINORA_EMULATED_CUDA", "ncclCommRegister:1", 1);
+    KN_TRY(open_nccl(host, &comm));
+    return kn_comm_error_agree(host, comm->table->allocate(comm, &memory, 100));
+}
+
 static int scenario_no_gpu(KnComm *host)
 {
     KnComm *comm;
@@ -384,6 +435,9 @@ static const Scenario scenarios[] = {
     {"refused", scenario_refused},
     {"fails", scenario_fails},
     {"hangs", scenario_hangs},
+    {"registered", scenario_registered},
+    {"half_registered", scenario_half_registered},
+    {"cannot_register", scenario_cannot_register},
     {"no_gpu", scenario_no_gpu},
     {"no_plugin", scenario_no_plugin},
 };
@@ -474,6 +528,16 @@ static void failures_of_nccl_are_named_and_end_the_job(void **state)
              1, WITHIN);
 }
 
+static void memory_is_registered_by_all_ranks_or_none(void **state)
+{
+    (void)state;
+    succeeds_on(4, "registered");
+    assert_int_equal(occurrences("emulated device:"), 0); /* no complaint of it */
+    fails_on(2, "half_registered", "invalid usage: registered memory meets memory that is not", 1, WITHIN);
+    fails_on(2, "cannot_register",
+             "rank 1: registering memory with the ranks of the job failed in NCCL: unhandled cuda error", 1, WITHIN);
+}
+
 static void a_plugin_that_cannot_work_says_why(void **state)
 {
     char *plugin = built_path("../kinora-cuda.so");
@@ -494,6 +558,7 @@ static int run_all(void)
         cmocka_unit_test(frozen_and_dead_ranks_end_the_job),
         cmocka_unit_test(a_rank_that_fails_by_itself_says_why),
         cmocka_unit_test(failures_of_nccl_are_named_and_end_the_job),
+        cmocka_unit_test(memory_is_registered_by_all_ranks_or_none),
         cmocka_unit_test(a_plugin_that_cannot_work_says_why),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,7 +2,7 @@
 # Labels: slow waits
 # Two hosts, each a network of its own with a link between them: training over both gives the bits of two ranks on one.
 # When the link is cut in the middle, all processes of both end by themselves, the lost rank is named, and with the
-# link back the run goes on from its checkpoint.
+# link back the run goes on from its checkpoint. Also on emulated GPUs.
 source "$(dirname "$0")/../machine.sh"
 command -v ip >/dev/null || cannot "there is no ip (\`./run test\` installs iproute2)"
 enter_machine "$@"
@@ -59,6 +59,17 @@ same_as_one() { # RUN
 launch host1:2 one
 launch host1,host2 two
 same_as_one two
+
+# Emulated GPUs, whose memory is registered over a network with a NCCL that can.
+if [ -e "$build/kinora-cuda-emulated.so" ]; then
+    on_gpus() { # RUN
+        KINORA_CUDA_PLUGIN=$build/kinora-cuda-emulated.so KINORA_EMULATED_REGISTERED=1 \
+            launch host1,host2 "$1" --set run.device=cuda --set train.steps=2
+    }
+    KINORA_EMULATED_NCCL_VERSION=23200 on_gpus gpus || fail "training on GPUs of two hosts: $(tail -n 3 gpus.log)"
+    KINORA_EMULATED_NCCL_VERSION=22809 on_gpus older && fail "an older NCCL registers memory over a network"
+    grep -q "failed in NCCL: invalid usage: its memory is not registered" older.log || fail "$(tail -n 3 older.log)"
+fi
 
 has_checkpoint() { [ -d cut/checkpoints/step-00000010 ]; }
 all_ended() { ! pgrep -x 'kinora|mpirun|orted'; }

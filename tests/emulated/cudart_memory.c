@@ -22,7 +22,7 @@
 
 enum { PAGE_BYTES = 4096, UNTOUCHED = 0xff };
 
-typedef enum Kind { DEVICE, PINNED, REGISTERED } Kind;
+typedef enum Kind { DEVICE, VIRTUAL, PINNED, REGISTERED } Kind; /* VIRTUAL: the device's, by its driver */
 
 typedef struct Block {
     struct Block *next;
@@ -35,6 +35,11 @@ typedef struct Block {
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static Block *blocks; /* freed ones too */
 static size_t used;
+
+static int is_device_kind(Kind kind)
+{
+    return kind == DEVICE || kind == VIRTUAL;
+}
 
 static size_t room_of(size_t bytes)
 {
@@ -151,10 +156,9 @@ cudaError_t cudaMemGetInfo(size_t *left, size_t *total)
     return cudaSuccess;
 }
 
-cudaError_t cudaMalloc(void **memory, size_t bytes)
+static cudaError_t allocate_device(void **memory, size_t bytes, Kind kind, const char *function)
 {
-    KN_FAIL_IF_PLANNED();
-    cudaError_t error = emulated_refuse_in_capture(NULL, __func__);
+    cudaError_t error = emulated_refuse_in_capture(NULL, function);
     *memory = NULL;
     if (error != cudaSuccess || bytes == 0)
         return error;
@@ -166,8 +170,19 @@ cudaError_t cudaMalloc(void **memory, size_t bytes)
         return emulated_error(cudaErrorMemoryAllocation);
     if (key >= 0)
         pkey_mprotect(*memory, room_of(bytes), PROT_READ | PROT_WRITE, key);
-    add_block(*memory, bytes, DEVICE);
+    add_block(*memory, bytes, kind);
     return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **memory, size_t bytes)
+{
+    KN_FAIL_IF_PLANNED();
+    return allocate_device(memory, bytes, DEVICE, __func__);
+}
+
+cudaError_t emulated_allocate_virtual(void **memory, size_t bytes)
+{
+    return allocate_device(memory, bytes, VIRTUAL, "ncclMemAlloc");
 }
 
 cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned flags)
@@ -235,7 +250,7 @@ static cudaError_t free_memory(void *memory, Kind kind, const char *function)
     if (!block)
         return emulated_refuse(cudaErrorInvalidValue, "%s of what it did not give", function);
     unmap(block);
-    if (kind == DEVICE) {
+    if (is_device_kind(kind)) {
         pthread_mutex_lock(&mutex);
         used -= room_of(block->bytes);
         pthread_mutex_unlock(&mutex);
@@ -247,6 +262,17 @@ cudaError_t cudaFree(void *memory)
 {
     KN_FAIL_IF_PLANNED();
     return free_memory(memory, DEVICE, __func__);
+}
+
+cudaError_t emulated_free_virtual(void *memory)
+{
+    return free_memory(memory, VIRTUAL, "ncclMemFree");
+}
+
+int emulated_is_virtual(const void *memory, size_t bytes)
+{
+    const Block *block = find(memory, bytes);
+    return block && block->kind == VIRTUAL && !block->is_freed;
 }
 
 cudaError_t cudaFreeHost(void *memory)
@@ -321,14 +347,14 @@ static const char *why_not(const void *start, size_t bytes, int on_device)
     if (touched && !block)
         return "ends before the copy does";
     if (on_device)
-        return (block && block->kind == DEVICE) || (!block && is_unified()) ? NULL : "is the host's";
-    return block && block->kind == DEVICE ? "is the device's" : NULL;
+        return (block && is_device_kind(block->kind)) || (!block && is_unified()) ? NULL : "is the host's";
+    return block && is_device_kind(block->kind) ? "is the device's" : NULL;
 }
 
 static int is_of_device(const void *pointer)
 {
     const Block *block = find(pointer, 0);
-    return block && block->kind == DEVICE;
+    return block && is_device_kind(block->kind);
 }
 
 static cudaError_t check_copy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind)

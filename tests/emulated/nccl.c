@@ -3,11 +3,14 @@
  * Ranks share a segment of memory with a mailbox for each ordered pair. Every collective is a set of messages through
  * the mailboxes, followed by sums in rank order, each rounded to its type as at NCCL's hops; queued on the stream, and
  * advanced as far as it can go whenever the device's thread comes by. A message of another call or size is never taken
- * out of its box, so that ranks which part ways hang, as with NCCL.
+ * out of its box, so that ranks which part ways hang, as with NCCL. Where some ranks bring registered memory to a call
+ * and others do not, which the manual leaves undefined, the call fails.
  *
  * KINORA_EMULATED_NCCL=refuse:N, fail:N, hang:N: this process's Nth call gives an error, meets one while it runs, or
- * never completes. */
+ * never completes. KINORA_EMULATED_REGISTERED=1: memory that is not registered is refused.
+ * KINORA_EMULATED_NCCL_VERSION=N: what ncclGetVersion says. */
 #include "core/cuda/emulator/runtime.h"
+#include "nccl_memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -26,7 +29,7 @@ enum { CHUNK_BYTES = 65536, WORDS_BYTES = 200 };
 typedef enum Kind { ALL_REDUCE, REDUCE, REDUCE_SCATTER, ALL_GATHER, BROADCAST, POINT } Kind;
 
 typedef struct Signature {
-    int32_t kind, type, root, unused; /* no gaps: it is compared as bytes */
+    int32_t kind, type, root, is_registered; /* no gaps: it is compared as bytes */
     int64_t count;
 } Signature;
 
@@ -72,9 +75,27 @@ static void send_chunk(Transfer *t, Mailbox *box)
     atomic_store(&box->full, 1);
 }
 
+static ncclResult_t fail(ncclComm_t comm, ncclResult_t error, const char *words)
+{
+    snprintf(comm->words, sizeof comm->words, "%s", words);
+    return error;
+}
+
+static void check_registrations(Transfer *t, Signature sent)
+{
+    if (sent.is_registered == t->signature.is_registered)
+        return;
+    sent.is_registered = t->signature.is_registered;
+    if (memcmp(&sent, &t->signature, sizeof sent) == 0)
+        t->comm->error = (int)fail(t->comm, ncclInvalidUsage, "registered memory meets memory that is not");
+}
+
 static void receive_chunk(Transfer *t, Mailbox *box)
 {
-    if (!atomic_load(&box->full) || memcmp(&box->signature, &t->signature, sizeof t->signature) != 0)
+    if (!atomic_load(&box->full))
+        return;
+    check_registrations(t, box->signature);
+    if (memcmp(&box->signature, &t->signature, sizeof t->signature) != 0)
         return;
     memcpy(t->bytes + t->done, box->chunk, (size_t)box->bytes);
     t->done += box->bytes;
@@ -177,10 +198,8 @@ static int run_work(void *argument)
 {
     Work *work = argument;
     int complete = !work->hangs;
-    if (work->fails) {
-        snprintf(work->fails->words, sizeof work->fails->words, "failed as planned");
-        work->fails->error = (int)ncclRemoteError;
-    }
+    if (work->fails)
+        work->fails->error = (int)fail(work->fails, ncclRemoteError, "failed as planned");
     for (int i = 0; i < work->transfer_count; i++) {
         Transfer *t = &work->transfers[i];
         if (t->done < t->count && !work->hangs && !stands_behind(work, i))
@@ -219,12 +238,18 @@ static ncclResult_t end(void)
     return ncclSuccess;
 }
 
-static void transfer(Work *work, Transfer t)
+/* `memory` is the caller's, which t.bytes are or come into. */
+static ncclResult_t transfer(Work *work, Transfer t, const void *memory)
 {
+    const char *strict = getenv("KINORA_EMULATED_REGISTERED");
+    t.signature.is_registered = emulated_is_registered(t.comm, memory, (size_t)t.count);
+    if (strict && strcmp(strict, "1") == 0 && !t.signature.is_registered)
+        return fail(t.comm, ncclInvalidUsage, "its memory is not registered");
     if (t.count == 0)
-        return;
+        return ncclSuccess;
     work->transfers = realloc(work->transfers, ((size_t)work->transfer_count + 1) * sizeof t);
     work->transfers[work->transfer_count++] = t;
+    return ncclSuccess;
 }
 
 /* What KINORA_EMULATED_NCCL asks for. */
@@ -233,10 +258,8 @@ static ncclResult_t planned_fault(ncclComm_t comm, Work *work)
     const char *plan = getenv("KINORA_EMULATED_NCCL"), *colon = plan ? strchr(plan, ':') : NULL;
     if (!colon || ++calls != atoi(colon + 1))
         return ncclSuccess;
-    if (plan[0] == 'r') {
-        snprintf(comm->words, sizeof comm->words, "refused as planned");
-        return ncclSystemError;
-    }
+    if (plan[0] == 'r')
+        return fail(comm, ncclSystemError, "refused as planned");
     work->hangs = 1;
     if (plan[0] == 'f')
         work->fails = comm;
@@ -268,12 +291,12 @@ static ncclResult_t queue_messages(const Call *call, const Sum *sum)
         if (call->send) {
             t.sends = 1;
             t.bytes = (unsigned char *)call->send + rank * call->send_stride;
-            transfer(work, t);
+            fault = transfer(work, t, t.bytes);
         }
-        if (call->receive) {
+        if (call->receive && fault == ncclSuccess) {
             t.sends = 0;
             t.bytes = call->receive + rank * call->receive_stride;
-            transfer(work, t);
+            fault = transfer(work, t, sum ? sum->result : t.bytes);
         }
     }
     if (sum && sum->count) {
@@ -437,6 +460,13 @@ ncclResult_t ncclRecv(void *receive, size_t count, ncclDataType_t type, int peer
 
 /* ---- communicators ---- */
 
+ncclResult_t ncclGetVersion(int *version)
+{
+    const char *said = getenv("KINORA_EMULATED_NCCL_VERSION");
+    *version = said ? atoi(said) : NCCL_VERSION_CODE;
+    return ncclSuccess;
+}
+
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
 {
     static int made;
@@ -479,6 +509,8 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
 ncclResult_t ncclCommDestroy(ncclComm_t comm)
 {
     meet(&comm->segment->leaving, comm->ranks);
+    if (emulated_registrations(comm))
+        emulated_refuse(cudaErrorInvalidValue, "ncclCommDestroy while memory is registered");
     munmap(comm->segment, comm->segment_bytes);
     free(comm);
     return ncclSuccess;

@@ -13,7 +13,7 @@ prepare 24
 sed -i 's/hidden: 64/hidden: 32/; s/optimizer: {/optimizer: {name: adamw, /; s/tokens: 512, clips: 8, validation_clips: 8/tokens: 256, clips: 4/
     s/precision: bf16/precision: f32/; s/steps: 12, packs: 2, checkpoint_every: 4/steps: 2, packs: 2, checkpoint_every: 2/
     s/, validate_every: 6//' small.yaml
-export KINORA_CUDA_PLUGIN=$plugin
+export KINORA_CUDA_PLUGIN=$plugin KINORA_EMULATED_REGISTERED=1
 
 run() { # RUN RANKS DEVICE [option ...]
     local run=$1 ranks=$2 device=$3

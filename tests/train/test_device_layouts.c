@@ -69,6 +69,7 @@ static int scenario_layouts(KnComm *comm)
     KnComm *alone, *pair;
     char *plugin = plugin_path("kinora-cuda-emulated.so");
     setenv("KINORA_CUDA_PLUGIN", plugin, 1);
+    setenv("KINORA_EMULATED_REGISTERED", "1", 1);
     world_create(&worlds.two, &(WorldOptions){"adamw", KN_PARALLEL_FAST, .packs = 2, .heads = 6});
     world_create(&worlds.four, &(WorldOptions){"adamw", KN_PARALLEL_FAST, .packs = 4, .heads = 6});
     KN_TRY(kn_cuda_backend_open(plugin, comm->local_rank, &backend));

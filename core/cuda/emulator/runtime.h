@@ -21,6 +21,11 @@ cudaError_t emulated_refuse(cudaError_t error, const char *format, ...) __attrib
  * is pinned. */
 const char *emulated_why_unreachable(const void *pointer);
 
+/* Memory of the device by the driver's virtual memory, as ncclMemAlloc gives it: cudaFree does not know it. */
+cudaError_t emulated_allocate_virtual(void **memory, size_t bytes);
+cudaError_t emulated_free_virtual(void *memory);
+int emulated_is_virtual(const void *memory, size_t bytes);
+
 /* The error that was planned for this call of `function` (KINORA_EMULATED_CUDA), or cudaSuccess. */
 cudaError_t emulated_planned_fault(const char *function);
 
