@@ -59,6 +59,7 @@ static const char h200_yaml[] =
     "- {kind: clear, points: [[1.0e9, 4380e9]]}\n"
     "- {kind: fill, points: [[1.0e6, 7.4e9]]}\n"
     "- {kind: inputs, points: [[1.0e6, 7.4e9]]}\n"
+    "- {kind: bus, points: [[1.0e9, 50e9]]}\n"
     "notes:\n"
     "- rates of products, attention, memory, AdamW and kernels of a captured graph as measured on H200s (docs/gpu.md), "
     "products of 8,192 and more tokens within training steps, input gradients of 4,096 by the ratio of the forward's\n"
@@ -67,8 +68,8 @@ static const char h200_yaml[] =
     "- memory answers within 0.7 microseconds; kernels of up to 1 MB take 2 microseconds (assumed)\n"
     "- shares refer to 790 TFLOP/s of bf16 products, 55 of f32 without tensor cores, and 4,290 GB/s\n"
     "- peak and links by NVIDIA's data sheet (989 TFLOP/s, NVLink 450 GB/s each way), 400 Gb/s of network a GPU\n"
-    "- links reach four fifths of that, latencies of 5 and 10 microseconds, 5 GiB for contexts and libraries "
-    "(assumed)\n";
+    "- links reach four fifths of that, latencies of 5 and 10 microseconds, 5 GiB for contexts and libraries, "
+    "50 GB/s to and from the host's memory (assumed)\n";
 
 static const char h100_yaml[] =
     "like: h200\n"
@@ -101,12 +102,13 @@ static const char a100_yaml[] =
     "- {kind: attention_backward, points: [[512, 73e12], [4096, 101e12], [8192, 116e12], [32760, 119e12]]}\n"
     "- {kind: memory, points: [[2.5e7, 867e9], [2.0e8, 1520e9], [4.3e9, 1820e9]]}\n"
     "- {kind: adamw, points: [[4.0e10, 1130e9]]}\n"
+    "- {kind: bus, points: [[1.0e9, 25e9]]}\n"
     "notes:\n"
     "- rates of an H200 (docs/gpu.md) times the data sheets' ratios, 312/989 of products and 2.04/4.8 of memory\n"
     "- attention by own kernels, as on an H200 times 312/641, of which the latter is what mma.sync reached there\n"
     "- peak and links by NVIDIA's data sheet (312 TFLOP/s, NVLink 300 GB/s each way), 200 Gb/s of network a GPU\n"
-    "- links reach four fifths of that, latencies of 5 and 10 microseconds, 5 GiB for contexts and libraries "
-    "(assumed)\n";
+    "- links reach four fifths of that, latencies of 5 and 10 microseconds, 5 GiB for contexts and libraries, "
+    "25 GB/s to and from the host's memory (assumed)\n";
 
 static const struct {
     const char *name, *yaml;

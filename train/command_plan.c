@@ -180,14 +180,29 @@ static int count_ranks(const KnConfig *c, const Options *o, const KnDevice *devi
 static const char *const kind_names[KN_TIME_KINDS] = {
     [KN_TIME_MATMUL] = "matmul", [KN_TIME_ATTENTION] = "attention", [KN_TIME_MEMORY] = "memory-bound"};
 
-static void print_memory(const KnStepPlan *plan, const KnDevice *device)
+/* Where a plan needs so many bytes too much. */
+static void print_advice(const KnStepPlan *plan, const KnStepPlanOptions *o, double excess)
 {
+    double state = plan->memory[KN_STEP_OPTIMIZER];
+    printf("  %.1f MiB too much: ", excess / 1048576.0);
+    if (strcmp(o->device->backend, "cpu") != 0 && state >= excess)
+        printf("train.offload=optimizer keeps %.1f in the host's memory, and fits\n", state / 1048576.0);
+    else
+        printf("try model.recompute=block, fewer data.tokens or more ranks; --search lists what fits\n");
+}
+
+static void print_memory(const KnStepPlan *plan, const KnStepPlanOptions *o)
+{
+    double room = o->device->memory - o->device->reserved, excess = plan->memory[KN_STEP_PEAK] - room;
     printf("memory of a rank, MiB\n");
     for (int row = 0; row < KN_STEP_MEMORY_ROWS; row++)
         if (plan->memory[row] > 0)
             printf("  %-22s %12.1f%s\n", kn_step_memory_name((KnStepMemory)row), plan->memory[row] / 1048576.0,
-                   row == KN_STEP_PEAK && plan->memory[row] > device->memory - device->reserved ? "  does not fit"
-                                                                                                : "");
+                   row == KN_STEP_PEAK && excess > 0 ? "  does not fit" : "");
+    if (plan->offloaded > 0)
+        printf("  %-22s %12.1f\n", "of the host, pinned", plan->offloaded / 1048576.0);
+    if (excess > 0)
+        print_advice(plan, o, excess);
 }
 
 static void print_time(const KnStepPlan *plan)
@@ -292,7 +307,7 @@ static void print_json_plan(const KnStepPlan *plan, const KnStepPlanOptions *o)
     printf("\"memory_bytes\": {");
     for (int row = 0; row < KN_STEP_MEMORY_ROWS; row++)
         printf("%s\"%s\": %.0f", row ? ", " : "", kn_step_memory_name((KnStepMemory)row), plan->memory[row]);
-    printf("}, \"seconds\": {");
+    printf("}, \"offloaded_bytes\": %.0f, \"seconds\": {", plan->offloaded);
     for (int i = 0; i < KN_TIME_KINDS; i++)
         printf("\"%s\": %.6g, ", kind_names[i], plan->time.by_kind[i]);
     printf("\"host\": %.6g, \"exposed\": %.6g, \"step\": %.6g}, \"exchanges\": [", plan->host, plan->time.exposed,
@@ -336,7 +351,7 @@ static int plan_one(const Options *options, const KnStepPlanOptions *o)
     } else {
         printf("%d x %s: %s, zero %lld, %d of %d blocks recomputed\n", o->ranks, o->device->name, layout,
                (long long)o->config->parallel.zero, plan.recomputed, plan.blocks);
-        print_memory(&plan, o->device);
+        print_memory(&plan, o);
         print_time(&plan);
         if (o->kernels)
             print_kernels(o->kernels, o->device, plan.seconds);

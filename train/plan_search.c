@@ -62,7 +62,7 @@ static double least_state(const Search *s)
 {
     const KnParallelConfig *p = &s->config.parallel;
     double part = 4 * s->parameters / (double)p->tensor, cut = (double)(p->shard * p->ring * p->ulysses);
-    int moments = s->config.optimizer.ema > 0 ? 3 : 2;
+    int moments = kn_step_plan_offloads(s->options) ? 0 : s->config.optimizer.ema > 0 ? 3 : 2;
     return part / (p->zero >= 3 ? cut : 1) + part / (p->zero >= 2 ? cut : 1) +
            moments * part / (p->zero >= 1 ? cut : 1);
 }

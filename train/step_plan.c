@@ -65,6 +65,11 @@ static double invariant_parts(const Planner *p)
     return (double)parts * (double)kn_parameter_values_bytes(&p->layout.part);
 }
 
+int kn_step_plan_offloads(const KnStepPlanOptions *options)
+{
+    return options->config->train.offload == KN_OFFLOAD_OPTIMIZER && strcmp(options->device->backend, "cpu") != 0;
+}
+
 static void count_state(Planner *p)
 {
     const KnZero *zero = &p->layout.zero;
@@ -72,8 +77,8 @@ static void count_state(Planner *p)
     int moments = p->config->optimizer.ema > 0 ? 3 : 2;
     memory[KN_STEP_PARAMETERS] = (double)kn_zero_bytes(zero, 3);
     memory[KN_STEP_GRADIENTS] = (double)kn_zero_bytes(zero, 2);
-    if (p->config->train.offload == KN_OFFLOAD_NONE || p->backend == p->options->cpu)
-        memory[KN_STEP_OPTIMIZER] = (double)kn_zero_bytes(zero, 1) * moments;
+    *(kn_step_plan_offloads(p->options) ? &p->plan->offloaded : &memory[KN_STEP_OPTIMIZER]) =
+        (double)kn_zero_bytes(zero, 1) * moments;
     if (p->layout.invariant)
         memory[KN_STEP_GRADIENTS] += invariant_parts(p);
 }
@@ -263,7 +268,7 @@ static int check_packs(const Planner *p, int64_t *packs)
 }
 
 /* What is done around the graphs, where the device has rates for it: packs are filled and their inputs copied to the
- * device, gradients are cleared where they are added to. */
+ * device, gradients are cleared where they are added to, offloaded state is read and written across the bus. */
 static double host_seconds(const Planner *p, int64_t packs)
 {
     KnSharding sharding = {.mesh = &p->layout.mesh, .shape = stream_shape(p->config), .invariant = p->layout.invariant};
@@ -274,7 +279,8 @@ static double host_seconds(const Planner *p, int64_t packs)
         double bytes, times;
     } works[] = {{"fill", pack, (double)packs},
                  {"inputs", p->plan->memory[KN_STEP_INPUTS], (double)packs},
-                 {"clear", p->plan->memory[KN_STEP_GRADIENTS], !overwrites(p)}};
+                 {"clear", p->plan->memory[KN_STEP_GRADIENTS], !overwrites(p)},
+                 {"bus", p->plan->offloaded, 2}};
     double seconds = 0;
     for (size_t i = 0; i < sizeof works / sizeof *works; i++) {
         double rate = kn_device_rate(p->options->device, works[i].kind, KN_F32, 0, works[i].bytes);
@@ -405,6 +411,7 @@ int kn_step_plan_estimate(KnStepPlan *plan, const KnStepPlanOptions *options)
     *plan = more;
     grow_memory(plan->memory, few.memory, more.memory, (double)layers);
     grow_time(&plan->time, &few.time, &more.time, (double)layers);
+    grow(&plan->offloaded, few.offloaded, more.offloaded, (double)layers);
     grow(&plan->host, few.host, more.host, (double)layers);
     grow(&plan->seconds, few.seconds, more.seconds, (double)layers);
     grow(&plan->flops, few.flops, more.flops, (double)layers);

@@ -31,10 +31,11 @@ const char *kn_step_memory_name(KnStepMemory row);
 
 typedef struct KnStepPlan {
     double memory[KN_STEP_MEMORY_ROWS];
+    double offloaded; /* bytes in the host's memory instead (train.offload) */
     KnTimeline time;
-    double host;          /* seconds of the step outside of graphs: filling packs, clearing gradients */
-    double seconds;       /* of the step */
-    double flops;         /* of products and attention, of all ranks, recomputation not counted */
+    double host;    /* seconds outside of graphs: filling packs, clearing gradients, the bus of what is offloaded */
+    double seconds; /* of the step */
+    double flops;   /* of products and attention, of all ranks, recomputation not counted */
     double forward_flops; /* of the forwards among them */
     double tokens;        /* of all ranks */
     int blocks, recomputed;
@@ -65,6 +66,9 @@ typedef struct KnStepPlanOptions {
     int sampling;           /* one forward of one pack, and what that needs, instead of a training step */
     KnKernelTimes *kernels; /* noted here; NULL: not at all */
 } KnStepPlanOptions;
+
+/* Whether moments and averaged weights are in the host's memory, not the device's. */
+int kn_step_plan_offloads(const KnStepPlanOptions *options);
 
 /* KN_EINPUT where the layout cannot run, with the sentence that `train` would end with. */
 int kn_step_plan(KnStepPlan *plan, const KnStepPlanOptions *options);

@@ -87,6 +87,19 @@ refuse "cannot write nowhere/cpu.yaml" timeout 5 "$kinora" bench calibrate --out
 "$kinora" plan "$plan" --device h200 --mesh shard=8 >all.txt
 "$kinora" plan "$plan" --device h200 --mesh shard=8 --set train.offload=optimizer >offload.txt
 grep -q "^  optimizer" all.txt && ! grep -q "^  optimizer" offload.txt || fail "what is offloaded takes memory of the GPU"
+full=(--device h100 --mesh shard=4 --set model.recompute=block)
+"$kinora" plan "$plan" "${full[@]}" >full.txt
+grep -q "MiB too much: train.offload=optimizer keeps .* in the host's memory, and fits" full.txt || fail "no advice: $(head -n 15 full.txt)"
+"$kinora" plan "$plan" "${full[@]}" --set train.offload=optimizer >fits.txt
+! grep -q "does not fit" fits.txt && grep -q "^  of the host, pinned" fits.txt || fail "$(head -n 15 fits.txt)"
+step_of() { awk '$1 == "step" {print $2}' "$1"; }
+awk -v a="$(step_of full.txt)" -v b="$(step_of fits.txt)" 'BEGIN {exit !(b > a + 900)}' || fail "the bus takes no time"
+"$kinora" plan "$plan" "${full[@]}" --set data.tokens=400000 >full.txt
+grep -q "MiB too much: try model.recompute=block, fewer data.tokens or more ranks" full.txt || fail "no advice: $(head -n 15 full.txt)"
+"$kinora" plan "$plan" --device h200 --nodes 1 --gpus-per-node 2 --search >kept.txt
+"$kinora" plan "$plan" --device h200 --nodes 1 --gpus-per-node 2 --search --set train.offload=optimizer >moved.txt
+fitting() { sed -n 's/^2 x h200, \([0-9]*\) layouts fit$/\1/p' "$1"; }
+[ "$(fitting moved.txt)" -gt "$(fitting kept.txt)" ] || fail "the search does not know of train.offload"
 refuse "leave --mesh out" "$kinora" plan "$plan" --device h200 --mesh data=2 --search
 refuse "train.packs is 256" "$kinora" plan "$plan" --device h200 --mesh data=3
 refuse "model.recompute allows 1048576B" "$kinora" plan "$plan" --device h200 --mesh shard=8 --set model.recompute=1MiB
