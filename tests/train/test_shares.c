@@ -1,3 +1,4 @@
+/* Labels: slow */
 /* What a layout saves of a rank's memory and work: a quarter of the state with ZeRO 3 on four ranks, a quarter of the
  * activations with the sequence on four, half of Muon's products with two tensor ranks. Layouts are planned, nothing
  * runs. */
