@@ -324,13 +324,19 @@ static void print_json_plan(const KnStepPlan *plan, const KnStepPlanOptions *o)
            plan->blocks);
 }
 
-static void print_rate(const KnStepPlan *plan, const KnStepPlanOptions *o)
+static void print_rate(double flops, const char *counted, double limit)
 {
-    double rate = kn_step_plan_rate(plan, o), limit = o->device->limit[compute_dtype(o->config)];
-    printf("%.4g TFLOP/s a rank, a training step counted as three forwards", 1e-12 * rate);
+    printf("%.4g TFLOP/s a rank%s", 1e-12 * flops, counted);
     if (limit > 0)
-        printf(": %.1f%% of %.0f", 100 * rate / limit, 1e-12 * limit);
+        printf(": %.1f%% of %.0f", 100 * flops / limit, 1e-12 * limit);
     printf("\n");
+}
+
+static void print_rates(const KnStepPlan *plan, const KnStepPlanOptions *o)
+{
+    double limit = o->device->limit[compute_dtype(o->config)];
+    print_rate(plan->flops / plan->seconds / o->ranks, "", limit);
+    print_rate(kn_step_plan_rate(plan, o), ", a training step counted as three forwards", limit);
 }
 
 static int plan_one(const Options *options, const KnStepPlanOptions *o)
@@ -357,7 +363,7 @@ static int plan_one(const Options *options, const KnStepPlanOptions *o)
             print_kernels(o->kernels, o->device, plan.seconds);
         printf("%.0f tokens/s, %.0f a rank, %.1f%% of peak\n", plan.tokens / plan.seconds,
                plan.tokens / plan.seconds / o->ranks, 100 * kn_step_plan_peak_share(&plan, o));
-        print_rate(&plan, o);
+        print_rates(&plan, o);
         print_assumptions(o);
     }
     free(layout);

@@ -87,6 +87,10 @@ refuse "cannot write nowhere/cpu.yaml" timeout 5 "$kinora" bench calibrate --out
 "$kinora" plan "$plan" --device h200 --mesh shard=8 >all.txt
 "$kinora" plan "$plan" --device h200 --mesh shard=8 --set train.offload=optimizer >offload.txt
 grep -q "^  optimizer" all.txt && ! grep -q "^  optimizer" offload.txt || fail "what is offloaded takes memory of the GPU"
+# Two shares of one rate: of the data sheet's 989 TFLOP/s, and of the 790 that products reach.
+awk '/% of peak$/ {peak = $(NF - 2)} /TFLOP.s a rank: / {limit = $5}
+    END {exit !(peak > 0 && limit * 790 > 0.99 * peak * 989 && limit * 790 < 1.01 * peak * 989)}' all.txt ||
+    fail "shares differ: $(grep -e 'of peak' -e 'a rank: ' all.txt)"
 full=(--device h100 --mesh shard=4 --set model.recompute=block)
 "$kinora" plan "$plan" "${full[@]}" >full.txt
 grep -q "MiB too much: train.offload=optimizer keeps .* in the host's memory, and fits" full.txt || fail "no advice: $(head -n 15 full.txt)"
